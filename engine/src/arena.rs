@@ -1,0 +1,520 @@
+//! The memory that payload lives in: 4 KiB slots, named by [`SlotId`], allocated once.
+//!
+//! [`Arena`] is one anonymous mapping per shard. The shard's ring owns it, so the memory outlives
+//! every operation that the kernel may still be working on, and the ring *pins* the slots of an
+//! operation until its completion:
+//!
+//! - a slot the kernel writes to can be neither looked at, changed nor freed;
+//! - a slot the kernel reads from can be looked at, but neither changed nor freed.
+//!
+//! A breach is a bug of the caller, not of its input, and panics with the name of the slot. That
+//! turns "the kernel owns what was submitted" from a convention into a rule that holds, and it is
+//! what makes the accessors here safe functions.
+//!
+//! [`VecArena`] is the same thing in plain memory, for simulation and tests.
+//!
+//! Not here: who refers to a slot and why (the overlay), registration with the kernel (`ring`).
+#![expect(
+    unsafe_code,
+    reason = "the arena maps memory that the kernel also reads and writes"
+)]
+
+use std::io;
+use std::ops::Range;
+use std::ptr::NonNull;
+
+/// Bytes in a slot: one block of the volume, and a page of the machine.
+pub const SLOT_BYTES: usize = 4096;
+
+/// Most slots in one arena: 1 TiB, far above what one shard is given, and small enough that no
+/// offset computed here can overflow.
+pub const SLOTS_MAX: u32 = 1 << 28;
+
+/// A slot of one arena, `0..capacity`. It is a name, not a right: whoever holds it must know that
+/// the slot is still allocated.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SlotId(pub u32);
+
+impl SlotId {
+    /// Position in tables indexed by slot.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What the overlay needs of the memory below it.
+///
+/// All methods that take a [`SlotId`] panic if the slot is not allocated: that is a bug in the
+/// bookkeeping above, and going on would hand one client's data to another.
+pub trait SlotMemory {
+    /// Takes a free slot; its content is whatever was left there. `None` when all are in use.
+    fn alloc(&mut self) -> Option<SlotId>;
+    /// Gives a slot back.
+    fn free(&mut self, slot: SlotId);
+    /// The slot's [`SLOT_BYTES`] bytes.
+    fn bytes(&self, slot: SlotId) -> &[u8];
+    /// The slot's [`SLOT_BYTES`] bytes, to change.
+    fn bytes_mut(&mut self, slot: SlotId) -> &mut [u8];
+    /// Copies `source_range` of one slot to `destination_offset` of another, or of the same.
+    fn copy(
+        &mut self,
+        source: SlotId,
+        source_range: Range<usize>,
+        destination: SlotId,
+        destination_offset: usize,
+    );
+    /// Slots that [`SlotMemory::alloc`] can still hand out.
+    fn free_slots(&self) -> usize;
+    /// All slots, free or not.
+    fn capacity(&self) -> usize;
+}
+
+/// Which slots are free. Always checks, in release builds too: one bit a slot is cheap, a slot with
+/// two owners is not.
+struct FreeList {
+    /// Stack of free slots; its storage never grows past the capacity it starts with.
+    free: Vec<SlotId>,
+    /// Bit set: allocated.
+    allocated: Box<[u64]>,
+    capacity: u32,
+}
+
+impl FreeList {
+    fn new(capacity: u32) -> Self {
+        let words = (capacity as usize).div_ceil(64);
+        Self {
+            // Lowest on top: a fresh arena hands out ascending slots, which merge into long runs.
+            free: (0..capacity).rev().map(SlotId).collect(),
+            allocated: vec![0; words].into_boxed_slice(),
+            capacity,
+        }
+    }
+
+    fn is_allocated(&self, slot: SlotId) -> bool {
+        slot.0 < self.capacity && self.allocated[slot.index() / 64] >> (slot.index() % 64) & 1 == 1
+    }
+
+    #[track_caller]
+    fn assert_allocated(&self, slot: SlotId) {
+        assert!(
+            self.is_allocated(slot),
+            "slot {} of {} is not allocated",
+            slot.0,
+            self.capacity
+        );
+    }
+
+    fn alloc(&mut self) -> Option<SlotId> {
+        let slot = self.free.pop()?;
+        assert!(
+            !self.is_allocated(slot),
+            "free slot {} is marked as allocated",
+            slot.0
+        );
+        self.allocated[slot.index() / 64] |= 1 << (slot.index() % 64);
+        Some(slot)
+    }
+
+    #[track_caller]
+    fn assert_freeable(&self, slot: SlotId) {
+        assert!(
+            self.is_allocated(slot),
+            "slot {} of {} freed twice or never allocated",
+            slot.0,
+            self.capacity
+        );
+    }
+
+    #[track_caller]
+    fn free(&mut self, slot: SlotId) {
+        self.assert_freeable(slot);
+        self.allocated[slot.index() / 64] &= !(1 << (slot.index() % 64));
+        self.free.push(slot);
+    }
+}
+
+/// How many operations in the kernel use a slot, by direction.
+#[derive(Clone, Copy, Default)]
+struct Pins {
+    /// Operations in which the kernel reads the slot (writes to a file, sends).
+    kernel_reads: u16,
+    /// Operations in which the kernel writes the slot (reads from a file, receives).
+    kernel_writes: u16,
+}
+
+impl Pins {
+    fn count(&mut self, access: Access) -> &mut u16 {
+        match access {
+            Access::KernelReads => &mut self.kernel_reads,
+            Access::KernelWrites => &mut self.kernel_writes,
+        }
+    }
+}
+
+/// Direction of an operation, seen from memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Access {
+    /// The kernel only reads the memory.
+    KernelReads,
+    /// The kernel changes the memory.
+    KernelWrites,
+}
+
+/// The slots of one shard in one anonymous mapping.
+pub struct Arena {
+    base: NonNull<u8>,
+    pins: Box<[Pins]>,
+    list: FreeList,
+}
+
+// SAFETY: the mapping is not tied to a thread, and an arena is the only owner of its mapping.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// Maps memory for `slots` slots, 1 to [`SLOTS_MAX`]. Pages are touched on first use.
+    ///
+    /// # Errors
+    /// What `mmap` says, most often out of memory; `InvalidInput` for a wrong number of slots.
+    pub fn new(slots: u32) -> io::Result<Self> {
+        Self::map(slots, false)
+    }
+
+    /// Like [`Arena::new`], with every page in memory at once, so that the first writes to a slot
+    /// are as fast as later ones.
+    ///
+    /// # Errors
+    /// As for [`Arena::new`].
+    pub fn new_populated(slots: u32) -> io::Result<Self> {
+        Self::map(slots, true)
+    }
+
+    fn map(slots: u32, populate: bool) -> io::Result<Self> {
+        if slots == 0 || slots > SLOTS_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("an arena holds 1 to {SLOTS_MAX} slots of {SLOT_BYTES} bytes, not {slots}"),
+            ));
+        }
+        let bytes = slots as usize * SLOT_BYTES;
+        let populate = if populate { libc::MAP_POPULATE } else { 0 };
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no memory
+        // that anybody uses; the result is checked before use.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | populate,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast::<u8>())
+            .ok_or_else(|| io::Error::other("the kernel mapped the arena at address zero"))?;
+        // Registered pages would have to be copied for every child process, and children do not
+        // need them. A refusal costs speed only.
+        // SAFETY: exactly the range that was mapped above.
+        let _ = unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_DONTFORK) };
+        let pins = vec![Pins::default(); slots as usize].into_boxed_slice();
+        Ok(Self {
+            base,
+            pins,
+            list: FreeList::new(slots),
+        })
+    }
+
+    /// Slots that can still be allocated.
+    #[must_use]
+    pub fn free_count(&self) -> usize {
+        self.list.free.len()
+    }
+
+    /// Length of the mapping in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.pins.len() * SLOT_BYTES
+    }
+
+    /// First byte of the mapping, for registration with the kernel.
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Address of bytes within an allocated slot.
+    ///
+    /// # Panics
+    /// If the bytes are not all within the slot, or the slot is not allocated.
+    #[track_caller]
+    pub(crate) fn address(&self, slot: SlotId, offset: usize, len: usize) -> *mut u8 {
+        self.list.assert_allocated(slot);
+        assert!(
+            offset <= SLOT_BYTES && len <= SLOT_BYTES - offset,
+            "bytes {offset}+{len} leave slot {}",
+            slot.0
+        );
+        // SAFETY: the slot was just checked to lie within the mapping, the offset within the slot.
+        unsafe { self.base.as_ptr().add(slot.index() * SLOT_BYTES + offset) }
+    }
+
+    /// Marks an allocated slot as used by an operation in the kernel.
+    ///
+    /// # Panics
+    /// If the slot is not allocated, or part of 65535 operations already.
+    #[track_caller]
+    pub(crate) fn pin(&mut self, slot: SlotId, access: Access) {
+        self.list.assert_allocated(slot);
+        let count = self.pins[slot.index()].count(access);
+        *count = count
+            .checked_add(1)
+            .expect("fewer operations in flight than 65536");
+    }
+
+    /// Undoes one [`Arena::pin`].
+    pub(crate) fn unpin(&mut self, slot: SlotId, access: Access) {
+        let count = self.pins[slot.index()].count(access);
+        *count = count
+            .checked_sub(1)
+            .expect("a slot is unpinned as often as it was pinned");
+    }
+
+    #[track_caller]
+    fn assert_readable(&self, slot: SlotId) {
+        assert!(
+            self.pins[slot.index()].kernel_writes == 0,
+            "slot {} is looked at while the kernel writes to it",
+            slot.0
+        );
+    }
+
+    #[track_caller]
+    fn assert_idle(&self, slot: SlotId, what: &str) {
+        let pins = self.pins[slot.index()];
+        assert!(
+            pins.kernel_writes == 0 && pins.kernel_reads == 0,
+            "slot {} is {what} while the kernel uses it",
+            slot.0
+        );
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map` and this is its only owner. No operation in the
+        // kernel can refer to it: the ring owns the arena, and drops it after it has reaped every
+        // operation. A failure could only leak, so the result is of no use.
+        let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len_bytes()) };
+    }
+}
+
+impl SlotMemory for Arena {
+    fn alloc(&mut self) -> Option<SlotId> {
+        self.list.alloc()
+    }
+
+    fn free(&mut self, slot: SlotId) {
+        self.list.assert_freeable(slot);
+        self.assert_idle(slot, "freed");
+        self.list.free(slot);
+    }
+
+    fn bytes(&self, slot: SlotId) -> &[u8] {
+        self.list.assert_allocated(slot);
+        self.assert_readable(slot);
+        let start = self.address(slot, 0, SLOT_BYTES);
+        // SAFETY: the slot lies in the mapping, which lives as long as `self`; anonymous memory is
+        // initialised. Nobody changes it during the borrow: the program would need `&mut self`, and
+        // so would the ring to pin the slot and let the kernel write to it.
+        unsafe { std::slice::from_raw_parts(start, SLOT_BYTES) }
+    }
+
+    fn bytes_mut(&mut self, slot: SlotId) -> &mut [u8] {
+        self.list.assert_allocated(slot);
+        self.assert_idle(slot, "changed");
+        let start = self.address(slot, 0, SLOT_BYTES);
+        // SAFETY: as for `bytes`; the exclusive borrow of `self` excludes other references, and the
+        // absence of pins excludes the kernel.
+        unsafe { std::slice::from_raw_parts_mut(start, SLOT_BYTES) }
+    }
+
+    fn copy(
+        &mut self,
+        source: SlotId,
+        source_range: Range<usize>,
+        destination: SlotId,
+        destination_offset: usize,
+    ) {
+        self.list.assert_allocated(source);
+        self.assert_readable(source);
+        let len = source_range.len();
+        let from = self.address(source, source_range.start, len);
+        let to = self.address(destination, destination_offset, len);
+        self.assert_idle(destination, "changed");
+        // SAFETY: both ranges were checked to lie within their slots, `copy` allows them to
+        // overlap, `&mut self` excludes references, and the pins exclude the kernel.
+        unsafe { std::ptr::copy(from, to, len) }
+    }
+
+    fn free_slots(&self) -> usize {
+        self.list.free.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.pins.len()
+    }
+}
+
+/// Slots in plain memory, with the same checks: for the simulator and for tests.
+pub struct VecArena {
+    memory: Vec<u8>,
+    list: FreeList,
+}
+
+impl VecArena {
+    /// `slots` slots of zeroes.
+    #[must_use]
+    pub fn new(slots: u32) -> Self {
+        Self {
+            memory: vec![0; slots as usize * SLOT_BYTES],
+            list: FreeList::new(slots),
+        }
+    }
+}
+
+impl SlotMemory for VecArena {
+    fn alloc(&mut self) -> Option<SlotId> {
+        self.list.alloc()
+    }
+
+    fn free(&mut self, slot: SlotId) {
+        self.list.free(slot);
+    }
+
+    fn bytes(&self, slot: SlotId) -> &[u8] {
+        self.list.assert_allocated(slot);
+        &self.memory[slot.index() * SLOT_BYTES..][..SLOT_BYTES]
+    }
+
+    fn bytes_mut(&mut self, slot: SlotId) -> &mut [u8] {
+        self.list.assert_allocated(slot);
+        &mut self.memory[slot.index() * SLOT_BYTES..][..SLOT_BYTES]
+    }
+
+    fn copy(
+        &mut self,
+        source: SlotId,
+        source_range: Range<usize>,
+        destination: SlotId,
+        destination_offset: usize,
+    ) {
+        self.list.assert_allocated(source);
+        self.list.assert_allocated(destination);
+        let len = source_range.len();
+        assert!(
+            source_range.end <= SLOT_BYTES,
+            "source range leaves slot {}",
+            source.0
+        );
+        assert!(
+            destination_offset <= SLOT_BYTES && len <= SLOT_BYTES - destination_offset,
+            "bytes {destination_offset}+{len} leave slot {}",
+            destination.0
+        );
+        let start = source.index() * SLOT_BYTES + source_range.start;
+        let to = destination.index() * SLOT_BYTES + destination_offset;
+        self.memory.copy_within(start..start + len, to);
+    }
+
+    fn free_slots(&self) -> usize {
+        self.list.free.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.list.capacity as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(check: impl Fn(&mut dyn SlotMemory)) {
+        check(&mut Arena::new(4).expect("four pages can be mapped"));
+        check(&mut VecArena::new(4));
+    }
+
+    #[test]
+    fn slots_are_handed_out_once_and_come_back() {
+        both(|memory| {
+            let slots: Vec<_> = std::iter::from_fn(|| memory.alloc()).collect();
+            assert_eq!(slots, [SlotId(0), SlotId(1), SlotId(2), SlotId(3)]);
+            assert_eq!(memory.free_slots(), 0);
+            memory.free(SlotId(2));
+            assert_eq!(memory.alloc(), Some(SlotId(2)));
+            assert_eq!((memory.alloc(), memory.capacity()), (None, 4));
+        });
+    }
+
+    #[test]
+    fn copies_move_exactly_the_named_bytes() {
+        both(|memory| {
+            let (one, two) = (memory.alloc().expect("free"), memory.alloc().expect("free"));
+            memory.bytes_mut(one).fill(7);
+            memory.bytes_mut(two).fill(1);
+            memory.copy(one, 0..512, two, 1024);
+            assert!(memory.bytes(two)[1024..1536].iter().all(|&byte| byte == 7));
+            assert_eq!((memory.bytes(two)[1023], memory.bytes(two)[1536]), (1, 1));
+            memory.copy(two, 1024..1536, two, 1280);
+            assert!(memory.bytes(two)[1024..1792].iter().all(|&byte| byte == 7));
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 0 of 4 freed twice")]
+    fn a_slot_freed_twice_is_named() {
+        let mut arena = Arena::new(4).expect("four pages can be mapped");
+        let slot = arena.alloc().expect("free");
+        arena.free(slot);
+        arena.free(slot);
+    }
+
+    #[test]
+    #[should_panic(expected = "leave slot 1")]
+    fn a_copy_cannot_leave_its_slot() {
+        let mut arena = Arena::new(4).expect("four pages can be mapped");
+        let (one, two) = (arena.alloc().expect("free"), arena.alloc().expect("free"));
+        arena.copy(one, 0..512, two, 3600);
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 0 is looked at while the kernel writes to it")]
+    fn a_slot_the_kernel_writes_to_cannot_be_looked_at() {
+        let mut arena = Arena::new(1).expect("a page can be mapped");
+        let slot = arena.alloc().expect("free");
+        arena.pin(slot, Access::KernelWrites);
+        let _ = arena.bytes(slot);
+    }
+
+    #[test]
+    fn a_slot_the_kernel_reads_can_be_looked_at_but_not_changed() {
+        let mut arena = Arena::new(1).expect("a page can be mapped");
+        let slot = arena.alloc().expect("free");
+        arena.pin(slot, Access::KernelReads);
+        assert_eq!(arena.bytes(slot).len(), SLOT_BYTES);
+        let change = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ = arena.bytes_mut(slot);
+        }));
+        assert!(change.is_err());
+        arena.unpin(slot, Access::KernelReads);
+        arena.bytes_mut(slot).fill(1);
+    }
+
+    #[test]
+    fn an_arena_of_no_slots_is_refused() {
+        assert!(Arena::new(0).is_err());
+        assert!(Arena::new(SLOTS_MAX + 1).is_err());
+    }
+}
