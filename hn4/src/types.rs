@@ -148,7 +148,9 @@ fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
 }
 
 fn write_uuid(f: &mut fmt::Formatter<'_>, id: &[u8; 16]) -> fmt::Result {
-    for (index, part) in [&id[..4], &id[4..6], &id[6..8], &id[8..10], &id[10..]].iter().enumerate()
+    for (index, part) in [&id[..4], &id[4..6], &id[6..8], &id[8..10], &id[10..]]
+        .iter()
+        .enumerate()
     {
         if index > 0 {
             f.write_str("-")?;
@@ -162,7 +164,10 @@ fn parse_uuid(text: &str) -> Result<[u8; 16], BadUuid> {
     let mut id = [0_u8; 16];
     let mut digits = 0;
     for character in text.chars().filter(|&character| character != '-') {
-        let value = character.to_digit(16).and_then(|value| u8::try_from(value).ok()).ok_or(BadUuid)?;
+        let value = character
+            .to_digit(16)
+            .and_then(|value| u8::try_from(value).ok())
+            .ok_or(BadUuid)?;
         let byte = id.get_mut(digits / 2).ok_or(BadUuid)?;
         *byte = (*byte << 4) | value;
         digits += 1;

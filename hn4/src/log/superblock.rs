@@ -1,0 +1,408 @@
+//! The log's superblock: where recovery begins, and what this node has promised.
+//!
+//! Two slots are written alternately, each after everything it speaks of is durable. All fields lie
+//! in the first 512 bytes of a slot, so that even a device that tears writes at sector grain leaves
+//! either the old or the new contents, and the checksum tells if it did not. Losing the newer slot
+//! is harmless: the older one names an older checkpoint, whose log is kept until the *next*
+//! superblock is durable.
+
+use thiserror::Error;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{FORMAT_VERSION, LogIdentity};
+use crate::types::{ChainHash, Epoch, Incarnation, LogOffset, NodeId, Term, VolumeId};
+
+const MAGIC: [u8; 8] = *b"HN4DLTSB";
+
+/// What this node does for the volume. Kept here, because a restart must not change it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Accepts client writes and appends to the log.
+    Primary,
+    /// Appends what a primary sends.
+    Replica,
+    /// Was primary and has seen a higher term: accepts nothing until it is made a replica.
+    Fenced,
+}
+
+/// How complete this copy is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyState {
+    /// Never seeded: the backing holds nothing of this volume yet.
+    Fresh,
+    /// A full copy is being filled in place, up to this byte offset; not usable.
+    Seeding {
+        /// Everything below this offset is durable on the backing.
+        cursor_bytes: u64,
+        /// The epochs after this one must be replayed over the copied bytes.
+        from: Epoch,
+        /// The copy is an exact state of the volume once this epoch has been applied. `None` until
+        /// the source has sent its last piece.
+        until: Option<Epoch>,
+    },
+    /// Backing plus log is an exact prefix of the volume's history.
+    Usable,
+}
+
+/// Contents of a superblock slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Superblock {
+    /// Raised by one with each write; the slot with the higher valid generation counts.
+    pub generation: u64,
+    /// The backing is exactly the state at this epoch.
+    pub checkpoint: Epoch,
+    /// Where the frame after the checkpoint starts.
+    pub checkpoint_offset: LogOffset,
+    /// Hash of the checkpoint epoch's frame header.
+    pub checkpoint_chain: ChainHash,
+    /// Oldest epoch whose frame is still kept for peers is the one after this.
+    pub retained: Epoch,
+    /// Where that oldest kept frame starts.
+    pub retained_offset: LogOffset,
+    /// Hash of the frame header of `retained`.
+    pub retained_chain: ChainHash,
+    /// Epochs up to this one were durable in this log when the superblock was written. Recovery that
+    /// ends before it has found corruption, not a torn tail.
+    pub durable: Epoch,
+    /// Raised with each opening and each truncation of the log; frames stamped with an earlier
+    /// session prove nothing about what was durable.
+    pub session: u64,
+    /// The highest term this node has seen and promised to obey.
+    pub term: Term,
+    /// Openings by a primary in this term.
+    pub incarnation: Incarnation,
+    /// The node this copy belongs to.
+    pub node: NodeId,
+    /// What the node does for the volume.
+    pub role: Role,
+    /// How complete the copy is.
+    pub copy: CopyState,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Wire {
+    magic: [u8; 8],
+    version: U16,
+    role: u8,
+    copy: u8,
+    incarnation: U32,
+    volume: [u8; 16],
+    birth_nonce: [u8; 16],
+    generation: U64,
+    checkpoint: U64,
+    checkpoint_offset: U64,
+    checkpoint_chain: [u8; 32],
+    retained: U64,
+    retained_offset: U64,
+    retained_chain: [u8; 32],
+    durable: U64,
+    session: U64,
+    term_counter: U64,
+    term_node: [u8; 16],
+    node: [u8; 16],
+    seed_cursor: U64,
+    seed_from: U64,
+    /// Epoch plus one; zero means that it is not known yet.
+    seed_until: U64,
+    reserved: [u8; 276],
+    crc32c: U32,
+}
+
+const WIRE_BYTES: usize = size_of::<Wire>();
+const _: () = assert!(WIRE_BYTES == 512, "a superblock must fit in one sector");
+
+const COPY_FRESH: u8 = 0;
+const COPY_SEEDING: u8 = 1;
+const COPY_USABLE: u8 = 2;
+
+/// Why a slot holds no usable superblock.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum SuperblockError {
+    /// The magic is missing: never written.
+    #[error("no superblock in this slot")]
+    Empty,
+    /// The checksum does not match: torn or rotten.
+    #[error("superblock is damaged: CRC-32C is {found:#010x}, expected {expected:#010x}")]
+    Checksum {
+        /// Stored value.
+        found: u32,
+        /// Computed value.
+        expected: u32,
+    },
+    /// Another format version.
+    #[error("superblock version {0} is not supported (this program reads {FORMAT_VERSION})")]
+    Version(u16),
+    /// It belongs to another volume than the header.
+    #[error("superblock is of volume {found}, the log header says {expected}")]
+    Foreign {
+        /// Volume in the superblock.
+        found: VolumeId,
+        /// Volume in the header.
+        expected: VolumeId,
+    },
+    /// A field has an impossible value.
+    #[error("superblock field `{field}` has the impossible value {value}")]
+    Field {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+}
+
+impl Superblock {
+    /// Writes the superblock into a block of at least 512 bytes and clears the rest of it.
+    pub fn encode(&self, identity: &LogIdentity, block: &mut [u8]) {
+        let (copy, seed_cursor, seed_from, seed_until) = match self.copy {
+            CopyState::Fresh => (COPY_FRESH, 0, 0, 0),
+            CopyState::Seeding {
+                cursor_bytes,
+                from,
+                until,
+            } => (
+                COPY_SEEDING,
+                cursor_bytes,
+                from.0,
+                until.map_or(0, |until| until.0 + 1),
+            ),
+            CopyState::Usable => (COPY_USABLE, 0, 0, 0),
+        };
+        let mut wire = Wire {
+            magic: MAGIC,
+            version: FORMAT_VERSION.into(),
+            role: match self.role {
+                Role::Primary => 0,
+                Role::Replica => 1,
+                Role::Fenced => 2,
+            },
+            copy,
+            incarnation: self.incarnation.0.into(),
+            volume: identity.volume.0,
+            birth_nonce: identity.birth_nonce,
+            generation: self.generation.into(),
+            checkpoint: self.checkpoint.0.into(),
+            checkpoint_offset: self.checkpoint_offset.0.into(),
+            checkpoint_chain: self.checkpoint_chain.0,
+            retained: self.retained.0.into(),
+            retained_offset: self.retained_offset.0.into(),
+            retained_chain: self.retained_chain.0,
+            durable: self.durable.0.into(),
+            session: self.session.into(),
+            term_counter: self.term.counter.into(),
+            term_node: self.term.node.0,
+            node: self.node.0,
+            seed_cursor: seed_cursor.into(),
+            seed_from: seed_from.into(),
+            seed_until: seed_until.into(),
+            reserved: [0; 276],
+            crc32c: U32::ZERO,
+        };
+        wire.crc32c = crc32c::crc32c(&wire.as_bytes()[..WIRE_BYTES - 4]).into();
+        block.fill(0);
+        block[..WIRE_BYTES].copy_from_slice(wire.as_bytes());
+    }
+
+    /// Reads and checks a slot.
+    ///
+    /// # Errors
+    /// [`SuperblockError`] says why the slot cannot be used.
+    pub fn decode(identity: &LogIdentity, block: &[u8]) -> Result<Self, SuperblockError> {
+        let (wire, _) = Wire::read_from_prefix(block).map_err(|_| SuperblockError::Empty)?;
+        if wire.magic != MAGIC {
+            return Err(SuperblockError::Empty);
+        }
+        let expected = crc32c::crc32c(&wire.as_bytes()[..WIRE_BYTES - 4]);
+        if wire.crc32c.get() != expected {
+            return Err(SuperblockError::Checksum {
+                found: wire.crc32c.get(),
+                expected,
+            });
+        }
+        if wire.version.get() != FORMAT_VERSION {
+            return Err(SuperblockError::Version(wire.version.get()));
+        }
+        if wire.volume != identity.volume.0 || wire.birth_nonce != identity.birth_nonce {
+            return Err(SuperblockError::Foreign {
+                found: VolumeId(wire.volume),
+                expected: identity.volume,
+            });
+        }
+        let superblock = Self {
+            generation: wire.generation.get(),
+            checkpoint: Epoch(wire.checkpoint.get()),
+            checkpoint_offset: LogOffset(wire.checkpoint_offset.get()),
+            checkpoint_chain: ChainHash(wire.checkpoint_chain),
+            retained: Epoch(wire.retained.get()),
+            retained_offset: LogOffset(wire.retained_offset.get()),
+            retained_chain: ChainHash(wire.retained_chain),
+            durable: Epoch(wire.durable.get()),
+            session: wire.session.get(),
+            term: Term {
+                counter: wire.term_counter.get(),
+                node: NodeId(wire.term_node),
+            },
+            incarnation: Incarnation(wire.incarnation.get()),
+            node: NodeId(wire.node),
+            role: match wire.role {
+                0 => Role::Primary,
+                1 => Role::Replica,
+                2 => Role::Fenced,
+                other => return impossible("role", other.into()),
+            },
+            copy: decode_copy(&wire)?,
+        };
+        superblock.check(identity)?;
+        Ok(superblock)
+    }
+
+    fn check(&self, identity: &LogIdentity) -> Result<(), SuperblockError> {
+        if self.retained > self.checkpoint {
+            return impossible("retained", self.retained.0);
+        }
+        if self.retained_offset > self.checkpoint_offset {
+            return impossible("retained_offset", self.retained_offset.0);
+        }
+        if self.durable < self.checkpoint {
+            return impossible("durable", self.durable.0);
+        }
+        if let CopyState::Seeding { cursor_bytes, .. } = self.copy
+            && cursor_bytes > identity.size_bytes
+        {
+            return impossible("seed_cursor", cursor_bytes);
+        }
+        Ok(())
+    }
+
+    /// The newer of two slots, if at least one is valid, with the index of its slot.
+    ///
+    /// # Errors
+    /// The error of the first slot, if neither can be used.
+    pub fn newest(
+        identity: &LogIdentity,
+        slots: [&[u8]; 2],
+    ) -> Result<(Self, usize), SuperblockError> {
+        let [first, second] = slots.map(|slot| Self::decode(identity, slot));
+        match (first, second) {
+            (Ok(a), Ok(b)) if b.generation > a.generation => Ok((b, 1)),
+            (Ok(a), _) => Ok((a, 0)),
+            (Err(_), Ok(b)) => Ok((b, 1)),
+            (Err(error), Err(_)) => Err(error),
+        }
+    }
+}
+
+fn decode_copy(wire: &Wire) -> Result<CopyState, SuperblockError> {
+    match wire.copy {
+        COPY_FRESH => Ok(CopyState::Fresh),
+        COPY_SEEDING => Ok(CopyState::Seeding {
+            cursor_bytes: wire.seed_cursor.get(),
+            from: Epoch(wire.seed_from.get()),
+            until: wire.seed_until.get().checked_sub(1).map(Epoch),
+        }),
+        COPY_USABLE => Ok(CopyState::Usable),
+        other => impossible("copy", other.into()),
+    }
+}
+
+fn impossible<T>(field: &'static str, value: u64) -> Result<T, SuperblockError> {
+    Err(SuperblockError::Field { field, value })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> LogIdentity {
+        LogIdentity {
+            volume: VolumeId([1; 16]),
+            birth_nonce: [2; 16],
+            size_bytes: 1 << 20,
+            sector_bytes: 512,
+        }
+    }
+
+    fn sample(generation: u64) -> Superblock {
+        Superblock {
+            generation,
+            checkpoint: Epoch(10),
+            checkpoint_offset: LogOffset(40960),
+            checkpoint_chain: ChainHash([3; 32]),
+            retained: Epoch(5),
+            retained_offset: LogOffset(4096),
+            retained_chain: ChainHash([4; 32]),
+            durable: Epoch(12),
+            session: 3,
+            term: Term {
+                counter: 2,
+                node: NodeId([5; 16]),
+            },
+            incarnation: Incarnation(1),
+            node: NodeId([6; 16]),
+            role: Role::Replica,
+            copy: CopyState::Seeding {
+                cursor_bytes: 65536,
+                from: Epoch(4),
+                until: Some(Epoch(0)),
+            },
+        }
+    }
+
+    fn encoded(superblock: &Superblock) -> [u8; 4096] {
+        let mut block = [0xEE; 4096];
+        superblock.encode(&identity(), &mut block);
+        block
+    }
+
+    #[test]
+    fn superblock_round_trips_in_every_copy_state() {
+        for copy in [CopyState::Fresh, CopyState::Usable, sample(1).copy] {
+            let superblock = Superblock { copy, ..sample(1) };
+            let block = encoded(&superblock);
+            assert_eq!(Superblock::decode(&identity(), &block), Ok(superblock));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_superblock_is_refused() {
+        let block = encoded(&sample(1));
+        for bit in 0..WIRE_BYTES * 8 {
+            let mut bad = block;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                Superblock::decode(&identity(), &bad).is_err(),
+                "bit {bit} went unnoticed"
+            );
+        }
+    }
+
+    #[test]
+    fn a_torn_newer_slot_leaves_the_older_one_in_force() {
+        let older = encoded(&sample(1));
+        let mut newer = encoded(&sample(2));
+        assert_eq!(
+            Superblock::newest(&identity(), [&older, &newer]),
+            Ok((sample(2), 1))
+        );
+        newer[100] ^= 1;
+        assert_eq!(
+            Superblock::newest(&identity(), [&older, &newer]),
+            Ok((sample(1), 0))
+        );
+        assert!(Superblock::newest(&identity(), [&newer, &newer]).is_err());
+    }
+
+    #[test]
+    fn a_superblock_of_another_volume_is_refused() {
+        let other = LogIdentity {
+            birth_nonce: [0; 16],
+            ..identity()
+        };
+        let block = encoded(&sample(1));
+        assert!(matches!(
+            Superblock::decode(&other, &block),
+            Err(SuperblockError::Foreign { .. })
+        ));
+    }
+}
