@@ -1,1 +1,30 @@
+//! Truth beside real time: everything that makes two copies of a volume *provably* equal.
+//!
+//! The crate is sans-IO. It never reads a clock, draws a random number (key generation excepted),
+//! opens a file or a socket, and nothing in it lies on the path of a write or a flush. Callers hand
+//! in bytes and times and carry out what comes back.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`hash`] | 32-byte digests, and every hash context in one list |
+//! | [`codec`] | bounded reading and writing of the compact encodings |
+//! | [`fold`] | order-sensitive Merkle folds, inclusion and consistency proofs |
+//! | [`leaf`] | records to lane roots to epoch roots |
+//! | [`batch`] | epoch roots to batch roots, and when a batch closes |
+//! | [`tree`] | the state tree over the volume, its sparse storage, and comparing two of them |
+//! | [`sign`] | keys, key ids, signatures, and which key may sign at which step |
+//! | [`anchor`] | what one batch commits to |
+//! | [`ledger`] | the append-only chain of anchors, its recovery, verification and XML export |
+//! | [`scxq2`] | dictionary compression of lane segments on the wire |
+//! | [`envelope`] | proofs as JSON documents, and their verification offline |
+//!
+//! Each hash is written down for another implementer in `docs/PROOF_FORMAT.md`.
+//!
+//! Every decoder here takes bytes that a disk or a stranger may have changed: it never panics, it
+//! reads only the canonical encoding, and what it allocates is bounded by a constant or by the
+//! length of its input.
 #![forbid(unsafe_code)]
+
+pub mod codec;
+pub mod fold;
+pub mod hash;
