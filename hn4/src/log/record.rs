@@ -3,13 +3,18 @@
 //! The table is the lane entries followed by the records, lane by lane. Within a lane records are
 //! sorted by LBA, and no two records of an epoch touch the same sector, so the order in which they
 //! are applied does not matter and an epoch can be applied in one sweep.
+//!
+//! Payload is packed canonically: one 4 KiB payload block for each volume block that is touched, in
+//! the order of the records, each sector at its own place within its block. So a payload block can
+//! be used as an overlay slot as it is, and equal epochs have equal bytes. A table that packs in any
+//! other way is refused.
 
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{LogIdentity, MAX_EPOCH_BYTES, MAX_EPOCH_RECORDS, MAX_LANES};
-use crate::types::{LaneId, Lba, SECTOR_BYTES};
+use crate::types::{BLOCK_BYTES, LaneId, Lba, SECTOR_BYTES, SECTORS_PER_BLOCK};
 
 /// Longest record with payload, in sectors (1 MiB). Bounds what one checksum covers.
 pub const MAX_DATA_SECTORS: u32 = 2048;
@@ -202,8 +207,10 @@ pub fn decode_table(
     let wire = <[WireRecord]>::ref_from_bytes(record_table).map_err(|_| size())?;
     let mut records = Vec::with_capacity(record_count);
     let mut index = 0;
+    let mut packing = Packing::default();
     for entry in &lanes {
         let mut previous_end = Lba(0);
+        packing.volume_block = None;
         for _ in 0..entry.records {
             // `decode_lanes` made sure that the entries add up to the records.
             let Some(wire) = wire.get(index) else {
@@ -216,12 +223,62 @@ pub fn decode_table(
                     lba: record.lba,
                 });
             }
+            if record.kind == RecordKind::Data && !packing.follows(&record) {
+                return Err(TableError::Payload {
+                    index,
+                    lba: record.lba,
+                });
+            }
             previous_end = record.end();
             records.push(record);
             index += 1;
         }
     }
+    if packing.next_block * BLOCK_BYTES != payload_bytes {
+        return Err(size());
+    }
+    if lanes.len() > 1 {
+        check_lanes_disjoint(&records)?;
+    }
     Ok((lanes, records))
+}
+
+/// Follows the canonical packing of payload through a table.
+#[derive(Default)]
+struct Packing {
+    /// The payload block that the next new volume block must use.
+    next_block: u64,
+    /// The last volume block of the record before, within the same lane.
+    volume_block: Option<u64>,
+}
+
+impl Packing {
+    fn follows(&mut self, record: &Record) -> bool {
+        let first = record.lba.0 / SECTORS_PER_BLOCK;
+        let last = (record.end().0 - 1) / SECTORS_PER_BLOCK;
+        let payload = u64::from(record.payload_sector);
+        let shares = self.volume_block == Some(first);
+        let expected = self.next_block - u64::from(shares);
+        self.volume_block = Some(last);
+        self.next_block = expected + (last - first) + 1;
+        payload == expected * SECTORS_PER_BLOCK + record.lba.0 % SECTORS_PER_BLOCK
+    }
+}
+
+/// Within a lane the order already proves it; across lanes only a sort does.
+fn check_lanes_disjoint(records: &[Record]) -> Result<(), TableError> {
+    let mut order: Vec<usize> = (0..records.len()).collect();
+    order.sort_unstable_by_key(|&index| records[index].lba);
+    let overlap = order
+        .windows(2)
+        .find(|pair| records[pair[1]].lba < records[pair[0]].end());
+    match overlap {
+        None => Ok(()),
+        Some(pair) => Err(TableError::Order {
+            index: pair[1],
+            lba: records[pair[1]].lba,
+        }),
+    }
 }
 
 fn decode_lanes(table: &[u8], record_count: usize) -> Result<Vec<LaneEntry>, TableError> {
@@ -327,7 +384,12 @@ mod tests {
         encode_table(lanes, records, &mut table);
         let lane_count = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
         let record_count = u32::try_from(records.len()).unwrap_or(u32::MAX);
-        decode_table(&identity(), lane_count, record_count, 64 * 1024, &table)
+        let blocks = records
+            .iter()
+            .filter(|record| record.kind == RecordKind::Data);
+        let end = blocks.map(|record| u64::from(record.payload_sector) + u64::from(record.sectors));
+        let payload = end.max().unwrap_or(0).next_multiple_of(8).min(2048) * 512;
+        decode_table(&identity(), lane_count, record_count, payload, &table)
             .map(|(_, records)| records)
     }
 
@@ -363,6 +425,20 @@ mod tests {
     }
 
     #[test]
+    fn lanes_that_claim_the_same_sector_are_refused() {
+        let lanes = [0, 1].map(|lane| LaneEntry {
+            lane: LaneId(lane),
+            records: 1,
+        });
+        let result = decode(&lanes, &[data(8, 8, 0), data(8, 8, 8)]);
+        assert!(
+            matches!(result, Err(TableError::Order { .. })),
+            "{result:?}"
+        );
+        assert!(decode(&lanes, &[data(8, 8, 0), data(0, 8, 8)]).is_ok());
+    }
+
+    #[test]
     fn records_outside_volume_or_payload_are_refused() {
         let volume_end = (1 << 20) / 512;
         for bad in [
@@ -375,7 +451,7 @@ mod tests {
                 Err(TableError::Range { .. })
             ));
         }
-        for bad in [data(0, 8, 121), data(0, 1, u32::MAX)] {
+        for bad in [data(0, 8, 8), data(0, 8, 1), data(0, 1, u32::MAX)] {
             assert!(matches!(
                 decode(&one_lane(1), &[bad]),
                 Err(TableError::Payload { .. })
