@@ -9,7 +9,8 @@ use thiserror::Error;
 pub enum NbdError {
     /// The client set handshake flags that the server did not offer.
     #[error(
-        "NBD client sent unknown handshake flags {flags:#x}; it is not an NBD client or newer than this server"
+        "NBD client sent unknown handshake flags {flags:#x}; it is not an NBD client, or newer \
+         than this server"
     )]
     UnknownClientFlags {
         /// The flags as sent.
@@ -55,7 +56,8 @@ pub enum NbdError {
     },
     /// The four bytes that begin every request are wrong.
     #[error(
-        "NBD request begins with {found:#010x} instead of the request magic; the stream is out of step"
+        "NBD request begins with {found:#010x} instead of the request magic; the stream is \
+         out of step"
     )]
     BadRequestMagic {
         /// What stood there.
