@@ -296,6 +296,18 @@ impl InclusionProof {
         builder.finish_inclusion().ok()
     }
 
+    /// What is folded.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Number of values in the fold.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Position of the value.
     #[must_use]
     pub fn index(&self) -> u64 {

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`hash`] | 32-byte digests, and every hash context in one list |
 //! | [`codec`] | bounded reading and writing of the compact encodings |
+//! | [`blocks`] | leaf hashes of 4 KiB blocks, many at a time |
 //! | [`fold`] | order-sensitive Merkle folds, inclusion and consistency proofs |
 //! | [`leaf`] | records to lane roots to epoch roots |
 //! | [`batch`] | epoch roots to batch roots, and when a batch closes |
@@ -25,6 +26,9 @@
 //! length of its input.
 #![forbid(unsafe_code)]
 
+pub mod batch;
+pub mod blocks;
 pub mod codec;
 pub mod fold;
 pub mod hash;
+pub mod leaf;
