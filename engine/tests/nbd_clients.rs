@@ -330,6 +330,8 @@ fn fio_verifies_what_it_wrote_at_depth() {
         ("mixed", &["--rw=randrw", "--bs=512", "--size=2M"]),
     ] {
         let mut fio = client("fio").expect("was there");
+        // It leaves its verify state where it runs.
+        fio.current_dir(server.directory());
         fio.arg(format!("--name={name}"))
             .args(["--ioengine=nbd", "--iodepth=32", "--size=16M"]);
         fio.args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1"])

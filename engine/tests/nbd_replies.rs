@@ -9,8 +9,16 @@ use hn4_engine::nbd::request::{ByteRange, Cookie, NbdErrno, Refusal};
 const COOKIE: Cookie = Cookie(0x0102_0304_0506_0708);
 
 fn replier(structured: bool) -> Replier {
+    let session = Session {
+        export: 0,
+        structured_replies: structured,
+        meta_contexts: MetaContexts {
+            base_allocation: structured,
+        },
+        no_zeroes: true,
+    };
     Replier::new(
-        &session(structured),
+        &session,
         &Limits {
             max_extents: 3,
             ..Limits::default()
