@@ -10,3 +10,4 @@
 pub mod arena;
 pub mod nbd;
 pub mod ring;
+pub mod device;
