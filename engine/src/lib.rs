@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 pub mod arena;
+pub mod core;
+pub mod device;
 pub mod nbd;
 pub mod ring;
-pub mod device;

@@ -1,0 +1,199 @@
+//! Destage as checkpoint, and the reuse of log space.
+//!
+//! **Invariant:** slots and log are freed by what the *persisted* superblock says, never by what is
+//! merely planned.
+
+use hn4::log::{CopyState, Role};
+use hn4::types::{Epoch, LogOffset};
+
+use super::event::{Action, Actions, Now, Time, Tip};
+use super::sweep::{Sweep, SweepStep};
+use super::volume::Volume;
+use crate::arena::SlotMemory;
+
+impl Volume {
+    /// The newest epoch that may go to the backing.
+    fn destageable(&self) -> Epoch {
+        let copy = self.superblock.persisted().copy;
+        if let CopyState::Seeding { until: None, .. } | CopyState::Fresh = copy {
+            // Pieces of the full copy are still to come and would overwrite newer data.
+            return Epoch(0);
+        }
+        self.journal.durable().min(self.anchored.epoch)
+    }
+
+    fn wants_sweep(&self, now: Now, mem: &dyn SlotMemory) -> bool {
+        let (used, ring) = self.log_usage();
+        let pressure = self.overlay.held() * 4 >= mem.capacity()
+            || used * 4 >= ring
+            || mem.free_slots() < 2 * self.config.reserve_slots
+            || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents;
+        let rested = self
+            .destage_deadline()
+            .is_some_and(|deadline| now.time >= deadline);
+        let seeding = self.superblock.persisted().copy != CopyState::Usable;
+        pressure || rested || seeding || self.stopping || !self.drains.is_empty()
+    }
+
+    pub(super) fn destage_deadline(&self) -> Option<Time> {
+        let idle =
+            self.sweep.is_none() && self.destageable() > self.superblock.persisted().checkpoint;
+        let since = self.dirty_since.filter(|_| idle)?;
+        Some(since.plus_ms(self.config.destage_delay_ms))
+    }
+
+    pub(super) fn checkpoint_progress(
+        &mut self,
+        now: Now,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        let newest = self.destageable();
+        if self.sweep.is_none()
+            && newest > self.superblock.persisted().checkpoint
+            && self.wants_sweep(now, mem)
+        {
+            self.sweep = Some(self.plan_sweep(newest));
+        }
+        if let Some(sweep) = &mut self.sweep
+            && sweep.advance(out) == SweepStep::WriteSuperblock
+        {
+            let cut = sweep.cut;
+            let info = *self
+                .journal
+                .info(cut)
+                .expect("a swept epoch is kept until it is recorded");
+            let next = &mut self.superblock.desired;
+            next.checkpoint = cut;
+            next.checkpoint_chain = info.chain;
+            next.checkpoint_offset = LogOffset(info.offset.0 + info.bytes);
+            if let CopyState::Seeding {
+                until: Some(until), ..
+            } = next.copy
+                && cut >= until
+            {
+                next.copy = CopyState::Usable;
+            }
+            self.superblock.dirty = true;
+        }
+        self.release_log();
+        self.finish_drains(out);
+    }
+
+    fn plan_sweep(&self, newest: Epoch) -> Sweep {
+        let mut blocks = 0;
+        let epochs = self
+            .journal
+            .sealed
+            .iter()
+            .take_while(|sealed| sealed.header.epoch <= newest)
+            .take_while(|sealed| {
+                let room = blocks < self.config.sweep_blocks;
+                blocks += sealed.blocks.len();
+                room
+            });
+        Sweep::plan(&self.overlay, epochs, self.config.sweep_depth)
+    }
+
+    /// Lets the log go that nobody needs any more, when it is worth a superblock.
+    fn release_log(&mut self) {
+        let (used, ring) = self.log_usage();
+        let pressed = used * 2 >= ring;
+        let target = self.retain_target(pressed);
+        let next = &mut self.superblock.desired;
+        if target <= next.retained {
+            return;
+        }
+        let base = if target == next.checkpoint {
+            Some((next.checkpoint_chain, next.checkpoint_offset))
+        } else {
+            let info = self.journal.info(target);
+            info.map(|info| (info.chain, LogOffset(info.offset.0 + info.bytes)))
+        };
+        if let Some((chain, offset)) = base {
+            next.retained = target;
+            next.retained_chain = chain;
+            next.retained_offset = offset;
+            // Otherwise it goes along with the next checkpoint.
+            self.superblock.dirty |= pressed;
+        }
+    }
+
+    /// The epoch after which the log is kept. Peers that are away lose their claim when the log gets
+    /// tight; peers that are here keep it, and writers are held back.
+    fn retain_target(&self, pressed: bool) -> Epoch {
+        let mut target = self.superblock.desired.checkpoint;
+        for peer in &self.peers {
+            if let Some(hold) = peer.hold().filter(|_| peer.connected || !pressed) {
+                target = target.min(hold);
+            }
+        }
+        target
+    }
+
+    pub(super) fn superblock_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        if self.superblock.dirty {
+            let durable = self.journal.durable();
+            let next = &mut self.superblock.desired;
+            next.durable = durable.max(next.checkpoint);
+            next.session = self.journal.session;
+            self.superblock.write(mem, out);
+        }
+    }
+
+    pub(super) fn superblock_done(
+        &mut self,
+        now: Now,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        self.superblock.done();
+        let persisted = *self.superblock.persisted();
+        if self
+            .sweep
+            .as_ref()
+            .is_some_and(|sweep| sweep.cut <= persisted.checkpoint)
+        {
+            self.sweep = None;
+            self.release_swept(persisted.checkpoint, mem);
+            let rest = !self.journal.sealed.is_empty();
+            self.dirty_since = rest.then_some(now.time);
+        }
+        self.journal.forget(Tip {
+            epoch: persisted.retained,
+            chain: persisted.retained_chain,
+        });
+        self.roles_persisted(out);
+        self.seed_persisted(out);
+    }
+
+    fn release_swept(&mut self, checkpoint: Epoch, mem: &mut dyn SlotMemory) {
+        while let Some(sealed) = self.journal.sealed.front()
+            && sealed.header.epoch <= checkpoint
+        {
+            for dirty in &sealed.blocks {
+                self.overlay.release(mem, dirty.block, checkpoint);
+            }
+            self.journal.sealed.pop_front();
+        }
+        self.overlay.release_zeros(checkpoint);
+    }
+
+    fn finish_drains(&mut self, out: &mut Actions) {
+        if self.drains.is_empty() || self.sweep.is_some() || self.superblock.is_busy() {
+            return;
+        }
+        let all = match self.role() {
+            Role::Primary => self.is_clean(),
+            // What is not anchored stays in the log.
+            Role::Replica | Role::Fenced => {
+                self.destageable() <= self.superblock.persisted().checkpoint
+            }
+        };
+        if all {
+            for id in self.drains.drain(..) {
+                out.push(Action::ControlDone { id, result: Ok(()) });
+            }
+        }
+    }
+}

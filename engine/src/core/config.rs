@@ -1,0 +1,107 @@
+//! Limits and policies of one volume. Everything that bounds memory, log, queues or time stands
+//! here.
+
+use hn4::log::{LogIdentity, MAX_EPOCH_BYTES};
+use hn4::types::{BLOCK_BYTES, NodeId};
+
+use super::seal::Lanes;
+
+/// What a write or a flush waits for on peers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AckMode {
+    /// Nothing.
+    #[default]
+    Async,
+    /// Peers have it in memory.
+    Received,
+    /// A write: peers have it in memory. A flush: peers have flushed it.
+    Durable,
+}
+
+/// What happens when fewer peers answer than [`VolumeConfig::ack_peers`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnDegraded {
+    /// Writes and flushes wait until enough peers are back.
+    #[default]
+    Block,
+    /// After [`VolumeConfig::peer_timeout_ms`] go on without them, and say so.
+    Degrade,
+}
+
+/// See the module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VolumeConfig {
+    /// The volume.
+    pub identity: LogIdentity,
+    /// This node.
+    pub node: NodeId,
+    /// How blocks are dealt out.
+    pub lanes: Lanes,
+    /// Most blocks of payload in an epoch.
+    pub max_epoch_blocks: usize,
+    /// Most zeroed extents in an epoch, and in the overlay.
+    pub max_zero_extents: usize,
+    /// An open epoch is sealed at the latest after this time.
+    pub log_age_ms: u64,
+    /// Durable data rests this long in the overlay, hoping to be overwritten, unless room is needed.
+    pub destage_delay_ms: u64,
+    /// A sweep takes epochs until it has so many blocks.
+    pub sweep_blocks: usize,
+    /// Operations of a sweep on their way at the same time.
+    pub sweep_depth: usize,
+    /// Slots that writes may not take: for reads, heads of frames and the superblock.
+    pub reserve_slots: usize,
+    /// Complete a write only when it is durable in the log.
+    pub write_ack_durable: bool,
+    /// What writes and flushes wait for on peers.
+    pub ack_mode: AckMode,
+    /// On how many peers.
+    pub ack_peers: usize,
+    /// If there are fewer.
+    pub on_degraded: OnDegraded,
+    /// How long to wait for peers that owe an acknowledgement.
+    pub peer_timeout_ms: u64,
+    /// Number of configured peers.
+    pub peers: usize,
+    /// Bytes of frames and pieces that a primary may have on the way to us.
+    pub replica_window_bytes: u64,
+    /// Bytes of one piece of a full copy.
+    pub seed_piece_bytes: u64,
+    /// A replica flushes and records its progress in a full copy after so many bytes.
+    pub seed_flush_bytes: u64,
+}
+
+impl VolumeConfig {
+    /// Sensible limits for a volume with a ring of so many bytes and an arena of so many slots.
+    #[must_use]
+    pub fn new(identity: LogIdentity, node: NodeId, ring_bytes: u64, slots: usize) -> Self {
+        let ring_blocks = usize::try_from(ring_bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
+        let most = usize::try_from(MAX_EPOCH_BYTES / BLOCK_BYTES).unwrap_or(usize::MAX);
+        let max_epoch_blocks = (ring_blocks / 8).min(slots / 8).min(most).min(4096).max(16);
+        Self {
+            identity,
+            node,
+            lanes: Lanes {
+                count: 1,
+                stripe_blocks: 256,
+            },
+            max_epoch_blocks,
+            max_zero_extents: 4096,
+            log_age_ms: 100,
+            destage_delay_ms: 1000,
+            sweep_blocks: (slots / 4).clamp(16, 16 * 1024),
+            sweep_depth: 16,
+            // The head of the largest epoch, twice, and some room for reads.
+            reserve_slots: (slots / 8).clamp(8, 4096),
+            write_ack_durable: false,
+            ack_mode: AckMode::Async,
+            ack_peers: 0,
+            on_degraded: OnDegraded::Block,
+            peer_timeout_ms: 3000,
+            peers: 0,
+            replica_window_bytes: (slots as u64 * BLOCK_BYTES / 4).clamp(1 << 20, 32 << 20),
+            seed_piece_bytes: 256 * 1024,
+            seed_flush_bytes: 64 << 20,
+        }
+    }
+}

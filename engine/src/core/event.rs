@@ -1,0 +1,478 @@
+//! What goes into the core and what comes out of it.
+//!
+//! The core is `step(now, event) -> actions`: it has no clock, no randomness, no threads, no
+//! sockets and no files. Production, simulation and fuzzing run the same code; only what carries
+//! out the actions differs.
+
+use hn4::log::Role;
+use hn4::types::{ChainHash, Epoch, Lba, LogOffset, Term};
+
+use crate::arena::SlotId;
+
+/// A reading of a monotonic clock, in nanoseconds since an arbitrary start.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// This time plus so many milliseconds.
+    #[must_use]
+    pub fn plus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms.saturating_mul(1_000_000)))
+    }
+}
+
+/// Both clocks at the moment of a step. The wall clock only ever labels epochs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Now {
+    /// Monotonic.
+    pub time: Time,
+    /// Milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// A name that the front end gave to a request; comes back with its completion.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RequestId(pub u64);
+
+/// Index of a peer in the volume's configuration.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PeerId(pub u8);
+
+/// What a client wants. The front end has checked ranges and alignment; slots hold one block of the
+/// volume each, in order, every sector at its own place in its block.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// Fill the slots. They stay with the front end.
+    Read {
+        /// First sector.
+        lba: Lba,
+        /// Number of sectors.
+        sectors: u32,
+        /// One for each block touched.
+        slots: Vec<SlotId>,
+    },
+    /// Take the slots' contents. The slots go to the core.
+    Write {
+        /// First sector.
+        lba: Lba,
+        /// Number of sectors.
+        sectors: u32,
+        /// Complete only when durable.
+        fua: bool,
+        /// One for each block touched.
+        slots: Vec<SlotId>,
+    },
+    /// Make sectors read as zeroes. If the range does not start or end on a block border, `edges`
+    /// holds a slot for each partly touched block (at most two), which goes to the core.
+    Zero {
+        /// First sector.
+        lba: Lba,
+        /// Number of sectors.
+        sectors: u64,
+        /// Complete only when durable.
+        fua: bool,
+        /// The space behind the sectors may be given back.
+        trim: bool,
+        /// Slots for the partly touched first and last block.
+        edges: Vec<SlotId>,
+    },
+    /// Complete when every write that completed before is durable.
+    Flush,
+}
+
+/// Why a request failed, as a client sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Failure {
+    /// The volume has failed closed, or the medium did not deliver.
+    Io,
+    /// This node may not write.
+    ReadOnly,
+    /// The volume is being stopped.
+    ShuttingDown,
+}
+
+/// One of the two devices below a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Disk {
+    /// The delta log.
+    Log,
+    /// The backing device.
+    Backing,
+}
+
+/// A part of a slot that an operation moves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seg {
+    /// The slot.
+    pub slot: SlotId,
+    /// First byte within the slot.
+    pub offset: u16,
+    /// Number of bytes, at most 4096.
+    pub bytes: u16,
+}
+
+/// What an operation is for; comes back with its completion.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum IoToken {
+    /// Part of a batch of frames.
+    LogWrite(u64),
+    /// The flush behind a batch that needed several writes.
+    LogFsync(u64),
+    /// A superblock and its flush.
+    Superblock,
+    /// A zeroed range of a sweep.
+    SweepZero,
+    /// A write of a sweep.
+    SweepWrite,
+    /// The flush of the backing after a sweep.
+    SweepFsync,
+    /// Part of a client's read.
+    Read(u32),
+    /// A piece of a full copy.
+    SeedWrite,
+    /// The flush of the backing behind pieces of a full copy.
+    SeedFsync,
+}
+
+/// An operation on a disk. Buffers are slots, named by a range of [`Actions::segs`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Io {
+    /// Fill the segments.
+    Read {
+        /// From where.
+        disk: Disk,
+        /// Byte offset.
+        offset: u64,
+        /// Range of [`Actions::segs`].
+        segs: std::ops::Range<usize>,
+    },
+    /// Write the segments, and flush the disk after it if asked to; one completion for both.
+    Write {
+        /// To where.
+        disk: Disk,
+        /// Byte offset.
+        offset: u64,
+        /// Range of [`Actions::segs`].
+        segs: std::ops::Range<usize>,
+        /// Flush after the write.
+        then_fsync: bool,
+    },
+    /// Make everything that was written durable.
+    Fsync {
+        /// Which disk.
+        disk: Disk,
+    },
+    /// Make a range read as zeroes.
+    Zero {
+        /// Byte offset on the backing.
+        offset: u64,
+        /// Bytes.
+        bytes: u64,
+        /// The space may be given back.
+        trim: bool,
+    },
+}
+
+/// Progress of a peer or of this copy: every epoch up to and including these.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// In memory.
+    pub received: Epoch,
+    /// Flushed into the log.
+    pub durable: Epoch,
+    /// Known to be anchored.
+    pub proven: Epoch,
+    /// Destaged to the backing.
+    pub applied: Epoch,
+}
+
+/// A place in the history: an epoch and the hash of its frame header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tip {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Hash of its frame header; all zero for epoch 0.
+    pub chain: ChainHash,
+}
+
+/// Why a feed was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FeedRefusal {
+    /// The peer's tail is not ours, but none of it was anchored: drop it back to here.
+    Truncate(Tip),
+    /// The peer's anchored history is not ours.
+    Diverged(Epoch),
+    /// Our log does not reach back that far.
+    TooOld {
+        /// The oldest epoch that can be sent.
+        oldest: Epoch,
+    },
+}
+
+/// Where a full copy starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SeedOrigin {
+    /// The epochs after this one are replayed over the copied bytes.
+    pub from: Tip,
+    /// Where the frame after it starts in the log.
+    pub log_offset: LogOffset,
+    /// Byte offset on the volume at which the pieces start.
+    pub cursor_bytes: u64,
+}
+
+/// A piece of a full copy that arrived at a replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SeedPiece {
+    /// Byte offset on the volume, a multiple of 4096.
+    pub offset: u64,
+    /// Bytes of the volume it describes, a multiple of 4096.
+    pub bytes: u64,
+    /// The contents; `None` means zeroes.
+    pub data: Option<Vec<u8>>,
+}
+
+/// What a session with a peer tells the core. All of it is a proposal (P6).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerEvent {
+    /// A session is open.
+    Connected,
+    /// It is gone.
+    Disconnected,
+    /// Replica to primary: send the log from after `tip`.
+    Subscribe {
+        /// End of the peer's log.
+        tip: Tip,
+        /// The last epoch that the peer cannot drop.
+        anchored: Tip,
+    },
+    /// Replica to primary: send a full copy from this byte on.
+    SeedRequest {
+        /// Bytes of the volume that are durable at the peer.
+        cursor_bytes: u64,
+    },
+    /// Replica to primary: so many more bytes may be sent.
+    Credit(u64),
+    /// Replica to primary: how far it is.
+    Ack(Progress),
+    /// Primary to replica: a frame as it lies in the peer's log.
+    Epoch(Vec<u8>),
+    /// Primary to replica: all up to here is anchored.
+    Anchored(Tip),
+    /// Primary to replica: drop the log after this place.
+    Truncate(Tip),
+    /// Primary to replica: our anchored history is not the primary's.
+    Diverged(Epoch),
+    /// Primary to replica: its log does not reach back to our tip.
+    TooOld {
+        /// The oldest epoch it can send.
+        oldest: Epoch,
+    },
+    /// Primary to replica: a full copy follows.
+    SeedStart(SeedOrigin),
+    /// Primary to replica: a part of it.
+    SeedPiece(SeedPiece),
+    /// Primary to replica: that was the last one.
+    SeedEnd {
+        /// The copy is exact once this epoch has been applied.
+        usable_after: Epoch,
+    },
+    /// A higher term exists.
+    HigherTerm(Term),
+    /// Frames that [`Action::FeedRead`] asked for are on their way (or could not be read).
+    FeedReadDone {
+        /// Whether they were read.
+        ok: bool,
+    },
+    /// A piece that [`Action::SeedRead`] asked for is on its way (or could not be read).
+    SeedReadDone {
+        /// Bytes that count against the peer's credit, or `None` if reading failed.
+        sent: Option<u64>,
+    },
+}
+
+/// What the core tells a session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerMessage {
+    /// Answer to a subscription: epochs follow from here.
+    FeedOpened(Epoch),
+    /// Answer to a subscription.
+    FeedRefused(FeedRefusal),
+    /// All up to here is durable on this primary.
+    Anchored(Tip),
+    /// A full copy follows.
+    SeedStart(SeedOrigin),
+    /// No more pieces.
+    SeedEnd {
+        /// The copy is exact once this epoch has been applied.
+        usable_after: Epoch,
+    },
+    /// How far this replica is.
+    Ack(Progress),
+    /// This replica has room for so many more bytes.
+    Credit(u64),
+    /// Pieces up to here are durable on this replica.
+    SeedAck(u64),
+    /// End the session; it starts anew with the present state.
+    Close,
+}
+
+/// What an operator or the daemon asks for; answered by [`Action::ControlDone`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Control {
+    /// Make everything durable (and acknowledged as the volume's policy asks).
+    Flush,
+    /// Destage everything that may be destaged.
+    Drain,
+    /// Become primary in this term, which must be higher than the present one.
+    Promote {
+        /// The new term.
+        term: Term,
+    },
+    /// Become a replica (from primary or fenced).
+    Demote,
+}
+
+/// What must be done. Carried out in order after the step returns.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// A client's request is done. Slots of a read are full if it succeeded.
+    Complete {
+        /// The request.
+        id: RequestId,
+        /// Its outcome.
+        result: Result<(), Failure>,
+    },
+    /// An operation on a disk.
+    Io {
+        /// Comes back with the completion.
+        token: IoToken,
+        /// The operation.
+        io: Io,
+    },
+    /// Send a frame to a peer from memory: [`super::Volume::frame_bytes`] has it until the next step.
+    Ship {
+        /// To whom.
+        peer: PeerId,
+        /// Which epoch.
+        epoch: Epoch,
+    },
+    /// Read frames from the log and send them to a peer, then tell
+    /// [`PeerEvent::FeedReadDone`].
+    FeedRead {
+        /// To whom.
+        peer: PeerId,
+        /// Where the first frame starts in the log.
+        offset: LogOffset,
+        /// The frames: epoch and length in bytes, one after the other.
+        frames: Vec<(Epoch, u64)>,
+    },
+    /// Read a piece of the backing and send it to a peer, then tell
+    /// [`PeerEvent::SeedReadDone`].
+    SeedRead {
+        /// To whom.
+        peer: PeerId,
+        /// Byte offset on the backing.
+        offset: u64,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Tell a peer something.
+    Peer {
+        /// Whom.
+        peer: PeerId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// A control request is done.
+    ControlDone {
+        /// The request.
+        id: RequestId,
+        /// Its outcome; the text says why not.
+        result: Result<(), String>,
+    },
+    /// Role, term, tip, progress or copy state changed: sessions must be told.
+    StateChanged,
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A client asks.
+    Request {
+        /// Its name.
+        id: RequestId,
+        /// What it wants.
+        request: Request,
+    },
+    /// An operation on a disk is done.
+    IoDone {
+        /// Which.
+        token: IoToken,
+        /// The error number, if it failed.
+        result: Result<(), i32>,
+    },
+    /// [`super::Volume::next_deadline`] has passed, or slots became free.
+    Timer,
+    /// A session has something.
+    Peer {
+        /// Which.
+        peer: PeerId,
+        /// What.
+        event: PeerEvent,
+    },
+    /// The operator asks.
+    Control {
+        /// Name of the request.
+        id: RequestId,
+        /// What.
+        control: Control,
+    },
+}
+
+/// The outcome of a step. Reused from step to step, so that nothing is allocated.
+#[derive(Debug, Default)]
+pub struct Actions {
+    /// In order.
+    pub list: Vec<Action>,
+    /// Buffers of the operations in `list`.
+    pub segs: Vec<Seg>,
+}
+
+impl Actions {
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.segs.clear();
+    }
+
+    pub(super) fn push(&mut self, action: Action) {
+        self.list.push(action);
+    }
+
+    pub(super) fn complete(&mut self, id: RequestId, result: Result<(), Failure>) {
+        self.push(Action::Complete { id, result });
+    }
+
+    pub(super) fn peer(&mut self, peer: PeerId, message: PeerMessage) {
+        self.push(Action::Peer { peer, message });
+    }
+}
+
+/// What a copy is at the moment; what a session's hello says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CopyStatus {
+    /// Role, persisted.
+    pub role: Role,
+    /// Term, persisted.
+    pub term: Term,
+    /// Incarnation of the primary that writes here, if it is us.
+    pub incarnation: hn4::types::Incarnation,
+    /// End of the log.
+    pub tip: Tip,
+    /// Last epoch that this copy may not drop.
+    pub anchored: Tip,
+    /// How far log and backing are.
+    pub progress: Progress,
+    /// How complete the copy is, persisted.
+    pub copy: hn4::log::CopyState,
+}

@@ -1,0 +1,418 @@
+//! A primary's side of its peers: what each has, and what it is to be sent.
+//!
+//! A feed sends sealed epochs in order: from memory while the head of the frame is there, else from
+//! the log. A seeding feed first sends the backing piece by piece. The pieces need not be of one
+//! epoch: every sector that changed after the copy began is in an epoch after `from`, and those are
+//! replayed over the pieces.
+//!
+//! All limits are the peer's credit; what it has not granted is not sent.
+
+use hn4::log::Role;
+use hn4::types::Epoch;
+
+use super::event::{
+    Action, Actions, FeedRefusal, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin, Tip,
+};
+use super::volume::Volume;
+
+/// Frames are read from the log in runs of at most so many bytes.
+const FEED_READ_BYTES: u64 = 1 << 20;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Feed {
+    #[default]
+    None,
+    /// Pieces from `cursor` on are to be sent.
+    Seeding {
+        from: Epoch,
+        cursor: u64,
+        reading: bool,
+    },
+    /// Epochs from `next` on are to be sent.
+    Live { next: Epoch, reading: bool },
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Peer {
+    /// A session is open.
+    pub connected: bool,
+    /// What the peer says it has; durable outlives the session.
+    pub progress: Progress,
+    /// All epochs up to this one were handed to the session.
+    pub sent: Epoch,
+    feed: Feed,
+    credit: i64,
+    /// The peer needs the log after this epoch.
+    hold: Option<Epoch>,
+    /// The seeding under way: the epoch it starts from, to resume it after a reconnect.
+    seed_from: Option<Epoch>,
+}
+
+impl Peer {
+    pub(super) fn hold(&self) -> Option<Epoch> {
+        self.hold
+    }
+
+    /// Until the peer says more, it may need all that is kept.
+    pub(super) fn set_hold(&mut self, hold: Epoch) {
+        self.hold = Some(hold);
+    }
+
+    /// Whether a full copy is being sent, and how far it is.
+    #[must_use]
+    pub fn seeding(&self) -> Option<u64> {
+        match self.feed {
+            Feed::Seeding { cursor, .. } => Some(cursor),
+            Feed::None | Feed::Live { .. } => None,
+        }
+    }
+
+    /// Whether epochs are being sent.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self.feed, Feed::Live { .. })
+    }
+
+    fn spend(&mut self, bytes: u64) {
+        self.credit = self
+            .credit
+            .saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+}
+
+impl Volume {
+    /// State of the peers, in the order of the configuration.
+    #[must_use]
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    pub(super) fn close_sessions(&mut self, out: &mut Actions) {
+        for index in 0..self.peers.len() {
+            if self.peers[index].connected {
+                out.peer(peer_id(index), PeerMessage::Close);
+            }
+        }
+    }
+
+    pub(super) fn feed_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
+        let Some(peer) = self.peers.get_mut(usize::from(id.0)) else {
+            return;
+        };
+        match event {
+            PeerEvent::Credit(bytes) => {
+                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                peer.credit = peer.credit.saturating_add(bytes);
+            }
+            PeerEvent::Ack(progress) => self.acknowledged(id, progress),
+            PeerEvent::Subscribe { tip, anchored } => self.subscribe(id, tip, anchored, out),
+            PeerEvent::SeedRequest { cursor_bytes } => self.seed_request(id, cursor_bytes, out),
+            PeerEvent::FeedReadDone { ok } => {
+                if let Feed::Live { reading, .. } = &mut peer.feed {
+                    *reading = false;
+                }
+                if !ok {
+                    peer.feed = Feed::None;
+                    out.peer(id, PeerMessage::Close);
+                }
+            }
+            PeerEvent::SeedReadDone { sent } => self.seed_read_done(id, sent, out),
+            _ => {}
+        }
+    }
+
+    pub(super) fn peer_connected(&mut self, id: PeerId, connected: bool) {
+        let Some(peer) = self.peers.get_mut(usize::from(id.0)) else {
+            return;
+        };
+        peer.connected = connected;
+        peer.feed = Feed::None;
+        peer.credit = 0;
+        peer.progress.received = peer.progress.durable;
+    }
+
+    /// A peer cannot have more than there is; whoever says so is not believed (P6).
+    fn acknowledged(&mut self, id: PeerId, progress: Progress) {
+        let tip = self.tip().epoch;
+        let peer = &mut self.peers[usize::from(id.0)];
+        let Feed::Live { next, .. } = peer.feed else {
+            return;
+        };
+        let sent = Epoch(next.0.saturating_sub(1)).min(tip);
+        if progress.received > sent || progress.durable > progress.received {
+            return;
+        }
+        peer.progress = progress;
+        peer.hold = Some(progress.durable.min(sent));
+    }
+
+    fn subscribe(&mut self, id: PeerId, tip: Tip, anchored: Tip, out: &mut Actions) {
+        if self.role() != Role::Primary {
+            return;
+        }
+        // A superblock that lets go of more log may be on its way.
+        let floor = self.superblock.desired.retained;
+        let too_old = FeedRefusal::TooOld {
+            oldest: floor.next(),
+        };
+        let refusal = match self.journal.chain(tip.epoch) {
+            _ if tip.epoch < floor => Some(too_old),
+            Some(chain) if chain == tip.chain => None,
+            _ => Some(match self.journal.chain(anchored.epoch) {
+                Some(chain) if chain == anchored.chain => FeedRefusal::Truncate(anchored),
+                None if anchored.epoch < floor => too_old,
+                _ => FeedRefusal::Diverged(anchored.epoch),
+            }),
+        };
+        if let Some(refusal) = refusal {
+            return out.peer(id, PeerMessage::FeedRefused(refusal));
+        }
+        let next = tip.epoch.next();
+        let peer = &mut self.peers[usize::from(id.0)];
+        peer.feed = Feed::Live {
+            next,
+            reading: false,
+        };
+        peer.sent = tip.epoch;
+        peer.hold = Some(tip.epoch);
+        out.peer(id, PeerMessage::FeedOpened(next));
+        out.peer(id, PeerMessage::Anchored(self.anchored));
+    }
+
+    fn seed_request(&mut self, id: PeerId, cursor_bytes: u64, out: &mut Actions) {
+        if self.role() != Role::Primary {
+            return;
+        }
+        // Both are flushed, even if the superblock that says so is still on its way.
+        let (floor, checkpoint) = (
+            self.superblock.desired.retained,
+            self.superblock.desired.checkpoint,
+        );
+        let peer = &mut self.peers[usize::from(id.0)];
+        // A copy that was begun goes on if the log still reaches back to its beginning.
+        let resumed = peer
+            .seed_from
+            .filter(|&from| from >= floor && cursor_bytes > 0);
+        let cursor = if resumed.is_some() { cursor_bytes } else { 0 };
+        let from = resumed.unwrap_or(checkpoint);
+        let Some(chain) = self.journal.chain(from) else {
+            return;
+        };
+        let log_offset = self.journal.info(from.next()).map(|info| info.offset);
+        let log_offset = log_offset.unwrap_or(self.journal.tail());
+        let peer = &mut self.peers[usize::from(id.0)];
+        peer.seed_from = Some(from);
+        peer.hold = Some(from);
+        peer.feed = Feed::Seeding {
+            from,
+            cursor,
+            reading: false,
+        };
+        let from = Tip { epoch: from, chain };
+        let origin = SeedOrigin {
+            from,
+            log_offset,
+            cursor_bytes: cursor,
+        };
+        out.peer(id, PeerMessage::SeedStart(origin));
+    }
+
+    fn seed_read_done(&mut self, id: PeerId, sent: Option<u64>, out: &mut Actions) {
+        let piece = self.config.seed_piece_bytes;
+        let size = self.config.identity.size_bytes;
+        let peer = &mut self.peers[usize::from(id.0)];
+        let Feed::Seeding { from, cursor, .. } = peer.feed else {
+            return;
+        };
+        match sent {
+            Some(bytes) => {
+                peer.spend(bytes);
+                let cursor = (cursor + piece).min(size);
+                peer.feed = Feed::Seeding {
+                    from,
+                    cursor,
+                    reading: false,
+                };
+            }
+            None => {
+                peer.feed = Feed::None;
+                out.peer(id, PeerMessage::Close);
+            }
+        }
+    }
+
+    /// An epoch was just sealed: whoever is up to date gets it from memory.
+    pub(super) fn ship_sealed(&mut self, epoch: Epoch, out: &mut Actions) {
+        let Some(bytes) = self
+            .journal
+            .sealed(epoch)
+            .map(|sealed| sealed.header.frame_bytes)
+        else {
+            return;
+        };
+        for (index, peer) in self.peers.iter_mut().enumerate() {
+            if peer.feed
+                == (Feed::Live {
+                    next: epoch,
+                    reading: false,
+                })
+                && peer.credit > 0
+            {
+                peer.feed = Feed::Live {
+                    next: epoch.next(),
+                    reading: false,
+                };
+                peer.sent = epoch;
+                peer.spend(bytes);
+                out.push(Action::Ship {
+                    peer: peer_id(index),
+                    epoch,
+                });
+            }
+        }
+    }
+
+    pub(super) fn feed_progress(&mut self, out: &mut Actions) {
+        if self.role() != Role::Primary {
+            return;
+        }
+        for index in 0..self.peers.len() {
+            let peer = &self.peers[index];
+            if !peer.connected || peer.credit <= 0 {
+                continue;
+            }
+            match peer.feed {
+                Feed::Seeding {
+                    from,
+                    cursor,
+                    reading: false,
+                } => {
+                    self.seed_progress(index, from, cursor, out);
+                }
+                Feed::Live {
+                    next,
+                    reading: false,
+                } if next <= self.tip().epoch => {
+                    self.send_epochs(index, next, out);
+                }
+                Feed::None | Feed::Seeding { .. } | Feed::Live { .. } => {}
+            }
+        }
+    }
+
+    fn seed_progress(&mut self, index: usize, from: Epoch, cursor: u64, out: &mut Actions) {
+        let id = peer_id(index);
+        let tip = self.tip().epoch;
+        let size = self.config.identity.size_bytes;
+        let bytes = self.config.seed_piece_bytes.min(size - cursor);
+        let peer = &mut self.peers[index];
+        if cursor < size {
+            peer.feed = Feed::Seeding {
+                from,
+                cursor,
+                reading: true,
+            };
+            out.push(Action::SeedRead {
+                peer: id,
+                offset: cursor,
+                bytes,
+            });
+            return;
+        }
+        // Whatever the pieces hold of sweeps that ran meanwhile belongs to epochs up to the tip.
+        peer.seed_from = None;
+        peer.sent = from;
+        peer.feed = Feed::Live {
+            next: from.next(),
+            reading: false,
+        };
+        out.peer(id, PeerMessage::SeedEnd { usable_after: tip });
+        out.peer(id, PeerMessage::Anchored(self.anchored));
+        if from < tip {
+            self.send_epochs(index, from.next(), out);
+        }
+    }
+
+    fn send_epochs(&mut self, index: usize, next: Epoch, out: &mut Actions) {
+        let id = peer_id(index);
+        let mut next = next;
+        while self.peers[index].credit > 0
+            && let Some(sealed) = self.journal.sealed(next)
+            && !sealed.head.is_empty()
+        {
+            let bytes = sealed.header.frame_bytes;
+            out.push(Action::Ship {
+                peer: id,
+                epoch: next,
+            });
+            self.peers[index].spend(bytes);
+            self.peers[index].sent = next;
+            next = next.next();
+        }
+        self.peers[index].feed = Feed::Live {
+            next,
+            reading: false,
+        };
+        if next > self.journal.durable() || self.peers[index].credit <= 0 {
+            return;
+        }
+        let mut frames = Vec::new();
+        let mut bytes = 0;
+        let mut offset = None;
+        while next <= self.journal.durable()
+            && let Some(info) = self.journal.info(next)
+            && (frames.is_empty() || bytes + info.bytes <= FEED_READ_BYTES)
+        {
+            offset.get_or_insert(info.offset);
+            frames.push((next, info.bytes));
+            bytes += info.bytes;
+            next = next.next();
+        }
+        let peer = &mut self.peers[index];
+        let Some(offset) = offset else {
+            // The log no longer has it: the peer must ask again, and will be told.
+            peer.feed = Feed::None;
+            return out.peer(id, PeerMessage::Close);
+        };
+        peer.spend(bytes);
+        peer.sent = Epoch(next.0 - 1);
+        peer.feed = Feed::Live {
+            next,
+            reading: true,
+        };
+        out.push(Action::FeedRead {
+            peer: id,
+            offset,
+            frames,
+        });
+    }
+
+    pub(super) fn announce_anchored(&self, out: &mut Actions) {
+        for (index, peer) in self.peers.iter().enumerate() {
+            if peer.connected && peer.is_live() {
+                out.peer(peer_id(index), PeerMessage::Anchored(self.anchored));
+            }
+        }
+    }
+
+    /// The bytes of a frame that [`Action::Ship`] named, without stamp, as peers get it.
+    #[must_use]
+    pub fn frame_bytes(&self, epoch: Epoch, mem: &dyn crate::arena::SlotMemory) -> Option<Vec<u8>> {
+        let sealed = self
+            .journal
+            .sealed(epoch)
+            .filter(|sealed| !sealed.head.is_empty())?;
+        let mut bytes = Vec::with_capacity(usize::try_from(sealed.header.frame_bytes).ok()?);
+        let payload = sealed.blocks.iter().map(|dirty| dirty.slot);
+        for slot in sealed.head.iter().copied().chain(payload) {
+            bytes.extend_from_slice(mem.bytes(slot));
+        }
+        hn4::log::Stamp::clear(&mut bytes);
+        Some(bytes)
+    }
+}
+
+fn peer_id(index: usize) -> PeerId {
+    PeerId(u8::try_from(index).expect("volumes have few peers"))
+}

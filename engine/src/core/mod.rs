@@ -1,0 +1,35 @@
+//! The core of a volume: pure logic between a client's request and operations on two disks.
+//!
+//! ```text
+//! request ─▶ overlay (open epoch) ─▶ seal ─▶ journal ─▶ sweep ─▶ superblock
+//!                                      │         │
+//!                                      └─ feed ──┘─▶ peers        replica ◀─ peers
+//! ```
+//!
+//! **Architecture invariant:** nothing here knows a clock, a file, a socket or a thread. Memory is a
+//! [`crate::arena::SlotMemory`]; what is to be done comes out as [`Action`]s.
+
+pub mod config;
+pub mod event;
+pub mod extents;
+pub mod overlay;
+pub mod recovery;
+
+mod checkpoint;
+mod feed;
+mod journal;
+mod reads;
+mod replica;
+mod roles;
+mod seal;
+mod superblock;
+mod sweep;
+mod volume;
+mod waiters;
+
+pub use config::{AckMode, OnDegraded, VolumeConfig};
+pub use event::{Action, Actions, Event};
+pub use feed::Peer;
+pub use replica::Obstacle;
+pub use seal::Lanes;
+pub use volume::{FailedClosed, Volume};

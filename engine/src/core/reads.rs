@@ -1,0 +1,143 @@
+//! Reads: from the overlay where it is newer, else from the backing, per sector.
+//!
+//! What the overlay has is copied when the read arrives, not when the backing answers: by then the
+//! slots may have been destaged and freed. A sector that was not dirty at that moment comes from the
+//! backing; if it is written meanwhile, the read overlaps the write, and either contents are right.
+
+use hn4::types::{Lba, SECTORS_PER_BLOCK};
+
+use super::event::{Action, Actions, Disk, Failure, Io, IoToken, RequestId, Seg};
+use super::journal::WRITE_SLOTS;
+use super::overlay::{Piece, mask, runs};
+use super::volume::Volume;
+use crate::arena::{SlotId, SlotMemory};
+
+#[derive(Clone, Copy, Debug)]
+struct Op {
+    id: RequestId,
+    left: u32,
+    failed: bool,
+}
+
+/// Reads that wait for the backing.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    ops: Vec<Option<Op>>,
+    free: Vec<u32>,
+}
+
+impl Reads {
+    fn start(&mut self, id: RequestId, left: u32) -> u32 {
+        let op = Some(Op {
+            id,
+            left,
+            failed: false,
+        });
+        if let Some(index) = self.free.pop() {
+            self.ops[index as usize] = op;
+            return index;
+        }
+        self.ops.push(op);
+        u32::try_from(self.ops.len() - 1).expect("front ends bound their requests")
+    }
+}
+
+impl Volume {
+    pub(super) fn read(
+        &mut self,
+        id: RequestId,
+        lba: Lba,
+        sectors: u32,
+        slots: &[SlotId],
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        let first_action = out.list.len();
+        let index = self.reads.start(id, 0);
+        let end = lba.0 + u64::from(sectors);
+        let mut at = lba.0;
+        // The run that is being collected: byte offset on the backing, first segment, next byte.
+        let mut run: Option<(u64, usize, u64)> = None;
+        for &slot in slots {
+            let block = Lba(at).block();
+            let from = Lba(at).sector_in_block();
+            let to =
+                u32::try_from((end - block.lba().0).min(SECTORS_PER_BLOCK)).expect("at most 8");
+            let missing = self
+                .overlay
+                .resolve(block, mask(from, to), |piece| match piece {
+                    Piece::Slot(source, mask) => {
+                        for run in runs(mask) {
+                            let start = run.start;
+                            mem.copy(source, run, slot, start);
+                        }
+                    }
+                    Piece::Zero(mask) => {
+                        for run in runs(mask) {
+                            mem.bytes_mut(slot)[run].fill(0);
+                        }
+                    }
+                });
+            for missing in runs(missing) {
+                let offset = block.lba().byte_offset() + missing.start as u64;
+                let full = run.is_some_and(|(_, first, _)| out.segs.len() - first >= WRITE_SLOTS);
+                if let Some((start, first, next)) = run
+                    && (next != offset || full)
+                {
+                    push_read(out, index, start, first);
+                    run = None;
+                }
+                let (start, first, _) = run.unwrap_or((offset, out.segs.len(), offset));
+                let bytes = u16::try_from(missing.len()).expect("a slot has 4096 bytes");
+                let seg_start = u16::try_from(missing.start).expect("a slot has 4096 bytes");
+                out.segs.push(Seg {
+                    slot,
+                    offset: seg_start,
+                    bytes,
+                });
+                run = Some((start, first, offset + missing.len() as u64));
+            }
+            at = block.lba().0 + SECTORS_PER_BLOCK;
+        }
+        if let Some((start, first, _)) = run {
+            push_read(out, index, start, first);
+        }
+        let started = u32::try_from(out.list.len() - first_action).expect("bounded by the request");
+        if started == 0 {
+            self.reads.ops[index as usize] = None;
+            self.reads.free.push(index);
+            return out.complete(id, Ok(()));
+        }
+        if let Some(op) = &mut self.reads.ops[index as usize] {
+            op.left = started;
+        }
+    }
+
+    pub(super) fn read_done(&mut self, index: u32, result: Result<(), i32>, out: &mut Actions) {
+        let slot = &mut self.reads.ops[index as usize];
+        let op = slot
+            .as_mut()
+            .expect("completions name reads that are on their way");
+        op.failed |= result.is_err();
+        op.left -= 1;
+        if op.left == 0 {
+            let result = if op.failed { Err(Failure::Io) } else { Ok(()) };
+            out.complete(op.id, result);
+            *slot = None;
+            self.reads.free.push(index);
+        }
+    }
+}
+
+fn push_read(out: &mut Actions, index: u32, offset: u64, first_seg: usize) {
+    let segs = first_seg..out.segs.len();
+    let io = Io::Read {
+        disk: Disk::Backing,
+        offset,
+        segs,
+    };
+    out.push(Action::Io {
+        token: IoToken::Read(index),
+        io,
+    });
+}

@@ -1,0 +1,581 @@
+//! Creating, inspecting and opening a log.
+//!
+//! Opening scans the ring forward from the oldest kept frame, refills the overlay with every epoch
+//! after the checkpoint, and stops at the first frame that is not valid. What lies there is a torn
+//! tail, unless something proves that the frame had been durable: then it is corruption, and the
+//! volume does not open (P4). Proofs are the superblock's `durable`, and the local stamp of any later
+//! valid frame that was written in the same session of this log.
+//!
+//! **Invariant:** before a volume is used, everything it was recovered from is durable, and the
+//! superblock says so under a new session; so a later recovery never finds less.
+
+use std::io;
+
+use hn4::log::frame::MAX_HEAD_BYTES;
+use hn4::log::{
+    CopyState, FrameError, FrameHead, FrameHeader, HEADER_A, HEADER_B, HeaderError, LogHeader,
+    LogIdentity, RING_START, Role, SUPERBLOCK_0, SUPERBLOCK_1, Stamp, Superblock, SuperblockError,
+};
+use hn4::types::{BLOCK_BYTES, ChainHash, Epoch, Incarnation, LogOffset, NodeId, Term, VolumeId};
+use thiserror::Error;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::config::VolumeConfig;
+use super::event::Tip;
+use super::journal::{FrameInfo, Journal, Sealed};
+use super::overlay::Overlay;
+use super::seal::{Lanes, bytes_to_slots, frame_changes};
+use super::superblock::SuperblockWriter;
+use super::volume::Volume;
+use crate::arena::SlotMemory;
+
+/// How far behind an invalid frame later frames are looked for: four times the largest epoch that
+/// [`VolumeConfig`] allows, so that the successor of a damaged frame is found.
+const LOOK_AHEAD_BYTES: u64 = 64 << 20;
+/// Reads of the scan.
+const CHUNK_BLOCKS: usize = 256;
+
+/// A block of memory that devices opened with O_DIRECT accept.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4096))]
+pub struct AlignedBlock(pub [u8; 4096]);
+
+/// A device, read and written synchronously while nothing else uses it.
+pub trait Medium {
+    /// Fills the blocks from a byte offset, which is a multiple of 4096.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> io::Result<()>;
+    /// Writes the blocks.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> io::Result<()>;
+    /// Makes all writes durable.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    fn flush(&mut self) -> io::Result<()>;
+    /// Size in bytes.
+    fn size_bytes(&self) -> u64;
+}
+
+/// Why a log could not be created or opened.
+#[derive(Debug, Error)]
+pub enum RecoveryError {
+    /// The device did not deliver.
+    #[error("{doing} the log at byte {offset}: {source}")]
+    Io {
+        /// Reading, writing or flushing.
+        doing: &'static str,
+        /// Where.
+        offset: u64,
+        /// The device's error.
+        source: io::Error,
+    },
+    /// Neither copy of the header can be used.
+    #[error("{0}")]
+    Header(HeaderError),
+    /// Neither superblock can be used.
+    #[error("no usable superblock: {0}. The log is damaged; re-create this copy from a peer")]
+    Superblock(SuperblockError),
+    /// The log is of another volume than asked for.
+    #[error(
+        "this log belongs to volume {found} of {found_bytes} bytes, not to {expected} of \
+         {expected_bytes} bytes; a log can never be attached to another backing"
+    )]
+    OtherVolume {
+        /// Volume in the log.
+        found: VolumeId,
+        /// Its size.
+        found_bytes: u64,
+        /// Volume asked for.
+        expected: VolumeId,
+        /// Its size.
+        expected_bytes: u64,
+    },
+    /// The device is smaller than the header says.
+    #[error("the log device has {found} bytes but its header speaks of {expected}")]
+    TooSmall {
+        /// Size of the device.
+        found: u64,
+        /// Size needed.
+        expected: u64,
+    },
+    /// Something is there already.
+    #[error("refused: {0}. To use the device anyway, wipe its first 128 KiB yourself")]
+    InUse(String),
+    /// A frame that was durable is damaged.
+    #[error(
+        "epoch {epoch} at log offset {offset} is damaged although {proof} proves that it was \
+         durable: {source}. Nothing was changed. Fetch this copy from a peer"
+    )]
+    Corrupt {
+        /// The damaged epoch.
+        epoch: Epoch,
+        /// Where its frame should be.
+        offset: u64,
+        /// What proves it.
+        proof: String,
+        /// What is wrong with the frame.
+        source: FrameError,
+    },
+    /// The overlay was made smaller than what is to be recovered.
+    #[error(
+        "the overlay has no room for what is in the log and not yet in the backing; start with a \
+         larger overlay ({needed} bytes or more), let it drain, then make it smaller"
+    )]
+    OverlayTooSmall {
+        /// Bytes needed.
+        needed: u64,
+    },
+}
+
+/// What recovery found, for status and logs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecoveryReport {
+    /// The backing is the state at this epoch.
+    pub checkpoint: Epoch,
+    /// The log reaches to this one.
+    pub tip: Epoch,
+    /// Epochs that were read back into the overlay.
+    pub replayed: u64,
+    /// Bytes of those frames.
+    pub replayed_bytes: u64,
+    /// A frame after the tip was incomplete and was dropped: it had not been acknowledged as
+    /// durable.
+    pub torn_tail: bool,
+}
+
+/// What a new log is for.
+#[derive(Clone, Copy, Debug)]
+pub struct NewLog {
+    /// The volume.
+    pub identity: LogIdentity,
+    /// The node it is on.
+    pub node: NodeId,
+    /// How blocks are dealt out.
+    pub lanes: Lanes,
+    /// Primary (the backing's contents are the volume) or replica (they are nothing yet).
+    pub role: Role,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+fn read_blocks(
+    medium: &mut dyn Medium,
+    offset: u64,
+    blocks: &mut [AlignedBlock],
+) -> Result<(), RecoveryError> {
+    let result = medium.read(offset, blocks);
+    result.map_err(|source| RecoveryError::Io {
+        doing: "reading",
+        offset,
+        source,
+    })
+}
+
+fn write_blocks(
+    medium: &mut dyn Medium,
+    offset: u64,
+    blocks: &[AlignedBlock],
+) -> Result<(), RecoveryError> {
+    let result = medium.write(offset, blocks);
+    result.map_err(|source| RecoveryError::Io {
+        doing: "writing",
+        offset,
+        source,
+    })
+}
+
+fn flush(medium: &mut dyn Medium) -> Result<(), RecoveryError> {
+    let result = medium.flush();
+    result.map_err(|source| RecoveryError::Io {
+        doing: "flushing",
+        offset: 0,
+        source,
+    })
+}
+
+fn block_at(medium: &mut dyn Medium, offset: u64) -> Result<AlignedBlock, RecoveryError> {
+    let mut block = [AlignedBlock([0; 4096])];
+    read_blocks(medium, offset, &mut block)?;
+    Ok(block[0])
+}
+
+/// Writes header and superblock of a new log. The ring must be allocated already.
+///
+/// # Errors
+/// If there is anything at the start of the device, or it is too small, or it fails.
+pub fn create(medium: &mut dyn Medium, new: &NewLog) -> Result<LogHeader, RecoveryError> {
+    for offset in [HEADER_A, HEADER_B, SUPERBLOCK_0, SUPERBLOCK_1] {
+        let block = block_at(medium, offset)?;
+        if let Ok(header) = LogHeader::decode(&block.0) {
+            let volume = header.identity.volume;
+            return Err(RecoveryError::InUse(format!(
+                "this is the log of volume {volume}"
+            )));
+        }
+        if block.0.iter().any(|&byte| byte != 0) {
+            let why = format!("the device holds data at byte {offset}");
+            return Err(RecoveryError::InUse(why));
+        }
+    }
+    let ring_bytes = medium.size_bytes().saturating_sub(RING_START) / BLOCK_BYTES * BLOCK_BYTES;
+    let header = LogHeader {
+        identity: new.identity,
+        ring_bytes,
+        lanes: new.lanes.count,
+        stripe_blocks: new.lanes.stripe_blocks,
+        created_ms: new.created_ms,
+    };
+    let mut block = AlignedBlock([0; 4096]);
+    header.encode(&mut block.0);
+    LogHeader::decode(&block.0).map_err(RecoveryError::Header)?;
+    let primary = new.role == Role::Primary;
+    let superblock = Superblock {
+        generation: 1,
+        checkpoint: Epoch(0),
+        checkpoint_offset: LogOffset(0),
+        checkpoint_chain: ChainHash::default(),
+        retained: Epoch(0),
+        retained_offset: LogOffset(0),
+        retained_chain: ChainHash::default(),
+        durable: Epoch(0),
+        session: 1,
+        term: if primary {
+            Term {
+                counter: 1,
+                node: new.node,
+            }
+        } else {
+            Term::default()
+        },
+        incarnation: Incarnation(0),
+        node: new.node,
+        role: new.role,
+        copy: if primary {
+            CopyState::Usable
+        } else {
+            CopyState::Fresh
+        },
+    };
+    let mut superblock_block = AlignedBlock([0; 4096]);
+    superblock.encode(&new.identity, &mut superblock_block.0);
+    write_blocks(medium, SUPERBLOCK_0, &[superblock_block])?;
+    flush(medium)?;
+    // The headers come last: a creation that was cut off leaves no log behind.
+    write_blocks(medium, HEADER_B, &[block])?;
+    write_blocks(medium, HEADER_A, &[block])?;
+    flush(medium)?;
+    Ok(header)
+}
+
+/// Reads header and superblock without changing anything. The index is the slot that the superblock
+/// was found in.
+///
+/// # Errors
+/// If there is no log, or it is damaged.
+pub fn inspect(medium: &mut dyn Medium) -> Result<(LogHeader, Superblock, usize), RecoveryError> {
+    let first = block_at(medium, HEADER_A)?;
+    let header = match LogHeader::decode(&first.0) {
+        Ok(header) => header,
+        Err(error) => {
+            let second = block_at(medium, HEADER_B)?;
+            LogHeader::decode(&second.0).map_err(|_| RecoveryError::Header(error))?
+        }
+    };
+    let needed = RING_START + header.ring_bytes;
+    if medium.size_bytes() < needed {
+        return Err(RecoveryError::TooSmall {
+            found: medium.size_bytes(),
+            expected: needed,
+        });
+    }
+    let slots = [
+        block_at(medium, SUPERBLOCK_0)?,
+        block_at(medium, SUPERBLOCK_1)?,
+    ];
+    let newest = Superblock::newest(&header.identity, [&slots[0].0, &slots[1].0]);
+    let (superblock, slot) = newest.map_err(RecoveryError::Superblock)?;
+    Ok((header, superblock, slot))
+}
+
+/// Opens a log and brings the volume back to where it was.
+///
+/// `configure` gets the header and decides limits and policies.
+///
+/// # Errors
+/// If the log is damaged in a way that could hide lost data, or the device fails.
+pub fn open(
+    medium: &mut dyn Medium,
+    mem: &mut dyn SlotMemory,
+    configure: impl FnOnce(&LogHeader) -> VolumeConfig,
+) -> Result<(Volume, RecoveryReport), RecoveryError> {
+    let (header, superblock, slot) = inspect(medium)?;
+    let config = configure(&header);
+    let mut scan = Scan::new(medium, mem, &header, &superblock);
+    let torn_tail = scan.run()?;
+    let Scan {
+        journal,
+        overlay,
+        anchored,
+        replayed,
+        replayed_bytes,
+        ..
+    } = scan;
+    let tip = journal.tip();
+    // What survived a crash of the process may still be in the device's cache only.
+    flush(medium)?;
+    let mut next = superblock;
+    next.generation += 1;
+    next.session += 1;
+    next.durable = tip.epoch;
+    if next.role == Role::Primary {
+        next.incarnation = Incarnation(next.incarnation.0.saturating_add(1));
+    }
+    let mut block = AlignedBlock([0; 4096]);
+    next.encode(&header.identity, &mut block.0);
+    write_blocks(medium, [SUPERBLOCK_0, SUPERBLOCK_1][1 - slot], &[block])?;
+    flush(medium)?;
+    let too_small = RecoveryError::OverlayTooSmall {
+        needed: replayed_bytes * 2,
+    };
+    let buffer = mem.alloc().ok_or(too_small)?;
+    let writer = SuperblockWriter::new(header.identity, next, 1 - slot, buffer);
+    let anchored = if next.role == Role::Primary {
+        tip
+    } else {
+        anchored
+    };
+    let mut journal = journal;
+    journal.session = next.session;
+    let checkpoint = next.checkpoint;
+    let volume = Volume::new(config, journal, overlay, writer, anchored);
+    let report = RecoveryReport {
+        checkpoint,
+        tip: tip.epoch,
+        replayed,
+        replayed_bytes,
+        torn_tail,
+    };
+    Ok((volume, report))
+}
+
+struct Scan<'a> {
+    medium: &'a mut dyn Medium,
+    mem: &'a mut dyn SlotMemory,
+    identity: LogIdentity,
+    superblock: Superblock,
+    ring_bytes: u64,
+    journal: Journal,
+    overlay: Overlay,
+    anchored: Tip,
+    replayed: u64,
+    replayed_bytes: u64,
+}
+
+impl<'a> Scan<'a> {
+    fn new(
+        medium: &'a mut dyn Medium,
+        mem: &'a mut dyn SlotMemory,
+        header: &LogHeader,
+        superblock: &Superblock,
+    ) -> Self {
+        let base = Tip {
+            epoch: superblock.retained,
+            chain: superblock.retained_chain,
+        };
+        let base = (base, superblock.retained_offset);
+        Self {
+            overlay: Overlay::new(mem.capacity()),
+            medium,
+            mem,
+            identity: header.identity,
+            superblock: *superblock,
+            ring_bytes: header.ring_bytes,
+            journal: Journal::new(header.ring_bytes, superblock.session, base),
+            anchored: Tip {
+                epoch: superblock.checkpoint,
+                chain: superblock.checkpoint_chain,
+            },
+            replayed: 0,
+            replayed_bytes: 0,
+        }
+    }
+
+    /// Returns whether a torn frame was dropped at the end.
+    fn run(&mut self) -> Result<bool, RecoveryError> {
+        let mut buffer = Vec::new();
+        loop {
+            let used = self.journal.tail().0 - self.superblock.retained_offset.0;
+            if self.ring_bytes - used < BLOCK_BYTES {
+                return Ok(false);
+            }
+            match self.frame(&mut buffer)? {
+                Ok(()) => {}
+                Err(error) => return self.end(error),
+            }
+        }
+    }
+
+    /// Takes the next frame; the inner error says why it is none.
+    fn frame(&mut self, buffer: &mut Vec<u8>) -> Result<Result<(), FrameError>, RecoveryError> {
+        let at = self.journal.tail();
+        buffer.clear();
+        self.read_ring(at, BLOCK_BYTES, buffer)?;
+        let header = match FrameHeader::decode(&self.identity, buffer) {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error)),
+        };
+        let tip = self.journal.tip();
+        if header.offset != at || header.epoch != tip.epoch.next() || header.previous != tip.chain {
+            // A frame of an earlier lap, or of a tail that was replaced.
+            return Ok(Err(FrameError::NoMagic));
+        }
+        let used = at.0 - self.superblock.retained_offset.0;
+        if header.frame_bytes > self.ring_bytes - used {
+            let value = header.frame_bytes;
+            return Ok(Err(FrameError::Field {
+                field: "frame_bytes",
+                value,
+            }));
+        }
+        let replay = header.epoch > self.superblock.checkpoint;
+        let wanted = if replay {
+            header.frame_bytes
+        } else {
+            header.head_bytes
+        };
+        let rest = LogOffset(at.0 + BLOCK_BYTES);
+        self.read_ring(rest, wanted - BLOCK_BYTES, buffer)?;
+        let decode = if replay {
+            FrameHead::decode_frame
+        } else {
+            FrameHead::decode
+        };
+        let head = match decode(&self.identity, buffer) {
+            Ok(head) => head,
+            Err(error) => return Ok(Err(error)),
+        };
+        if replay {
+            self.replay(&head, buffer)?;
+        } else {
+            self.journal.recovered(info(&head));
+        }
+        if let Some(chain) = self.journal.chain(head.header.durable_through)
+            && head.header.durable_through > self.anchored.epoch
+        {
+            self.anchored = Tip {
+                epoch: head.header.durable_through,
+                chain,
+            };
+        }
+        Ok(Ok(()))
+    }
+
+    fn replay(&mut self, head: &FrameHead, frame: &[u8]) -> Result<(), RecoveryError> {
+        let header = head.header;
+        self.replayed += 1;
+        self.replayed_bytes += header.frame_bytes;
+        let payload_at = usize::try_from(header.head_bytes).unwrap_or(usize::MAX);
+        let payload = frame.get(payload_at..).unwrap_or_default();
+        let needed = self.replayed_bytes * 2;
+        let slots = bytes_to_slots(self.mem, payload);
+        let slots = slots.ok_or(RecoveryError::OverlayTooSmall { needed })?;
+        let (blocks, zeros) = frame_changes(head, &slots);
+        self.overlay.adopt(header.epoch, &blocks, &zeros);
+        self.journal.recovered(info(head));
+        let sealed = Sealed {
+            header,
+            chain: head.chain,
+            blocks,
+            zeros,
+            head: Vec::new(),
+        };
+        self.journal.sealed.push_back(sealed);
+        Ok(())
+    }
+
+    /// The frame after the tip is not valid: torn tail or corruption?
+    fn end(&mut self, source: FrameError) -> Result<bool, RecoveryError> {
+        let epoch = self.journal.tip().epoch.next();
+        let offset = self.journal.tail();
+        let durable = self.superblock.durable;
+        let mut proof = None;
+        if epoch <= durable {
+            proof = Some(format!("the superblock (durable through epoch {durable})"));
+        }
+        let mut found_later = false;
+        let used = offset.0 - self.superblock.retained_offset.0;
+        let end = offset.0 + (self.ring_bytes - used).min(LOOK_AHEAD_BYTES);
+        let mut at = offset.0;
+        let mut buffer = Vec::new();
+        while at < end && proof.is_none() {
+            let bytes = (end - at).min(CHUNK_BLOCKS as u64 * BLOCK_BYTES);
+            buffer.clear();
+            self.read_ring(LogOffset(at), bytes, &mut buffer)?;
+            for (index, block) in buffer.chunks_exact(4096).enumerate() {
+                let here = LogOffset(at + index as u64 * BLOCK_BYTES);
+                let Ok(header) = FrameHeader::decode(&self.identity, block) else {
+                    continue;
+                };
+                if header.offset != here || header.epoch < epoch {
+                    continue;
+                }
+                found_later = true;
+                let stamp = Stamp::decode(block).filter(|s| s.session == self.superblock.session);
+                if stamp.is_some_and(|stamp| stamp.durable_through >= epoch) {
+                    proof = Some(format!("the frame of epoch {}", header.epoch));
+                    break;
+                }
+            }
+            at += bytes;
+        }
+        match proof {
+            Some(proof) => Err(RecoveryError::Corrupt {
+                epoch,
+                offset: offset.0,
+                proof,
+                source,
+            }),
+            None => Ok(found_later),
+        }
+    }
+
+    fn read_ring(
+        &mut self,
+        from: LogOffset,
+        bytes: u64,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), RecoveryError> {
+        debug_assert!(bytes <= MAX_HEAD_BYTES + hn4::log::MAX_EPOCH_BYTES);
+        let mut blocks = [AlignedBlock([0; 4096]); 1]
+            .repeat(CHUNK_BLOCKS.min(usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX)));
+        let mut at = from.0;
+        let end = from.0 + bytes;
+        while at < end {
+            let in_ring = at % self.ring_bytes;
+            let chunk = (end - at).min(self.ring_bytes - in_ring);
+            let count = usize::try_from(chunk / BLOCK_BYTES).unwrap_or(usize::MAX);
+            let count = count.min(blocks.len());
+            let part = &mut blocks[..count];
+            read_blocks(self.medium, RING_START + in_ring, part)?;
+            buffer.extend_from_slice(part.as_bytes());
+            at += count as u64 * BLOCK_BYTES;
+        }
+        Ok(())
+    }
+}
+
+fn info(head: &FrameHead) -> FrameInfo {
+    let header = head.header;
+    FrameInfo {
+        epoch: header.epoch,
+        chain: head.chain,
+        offset: header.offset,
+        bytes: header.frame_bytes,
+        sealed_ms: header.sealed_ms,
+    }
+}

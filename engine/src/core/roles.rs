@@ -1,0 +1,152 @@
+//! Changes of role: promotion, demotion, and giving way to a higher term.
+//!
+//! **Invariant:** a node writes in a term only after the term is durable in its superblock, and stops
+//! the moment it hears of a higher one.
+
+use hn4::log::{CopyState, Role};
+use hn4::types::{Incarnation, Term};
+
+use super::event::{Action, Actions, Failure, RequestId};
+use super::volume::Volume;
+
+/// A change of role on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transition {
+    /// The request that is answered at the end.
+    pub id: RequestId,
+    /// The role to reach.
+    to: Role,
+    /// The term it is taken in.
+    term: Term,
+    /// The superblock was asked to say so.
+    written: bool,
+}
+
+impl Volume {
+    pub(super) fn promote(&mut self, id: RequestId, term: Term, out: &mut Actions) {
+        let persisted = self.superblock.persisted();
+        let refusal = if self.transition.is_some() {
+            Some("another change of role is under way; try again".to_owned())
+        } else if persisted.role == Role::Primary {
+            Some("this node is primary already".to_owned())
+        } else if persisted.role == Role::Fenced {
+            Some(format!(
+                "this node was primary and is fenced by term {}; its history may have been left \
+                 behind. Make it a replica first",
+                persisted.term
+            ))
+        } else if persisted.copy != CopyState::Usable {
+            Some(format!(
+                "this copy is not usable ({:?}): a full copy has not been completed. Let it finish, \
+                 or promote another node",
+                persisted.copy
+            ))
+        } else if term.counter <= persisted.term.counter {
+            Some(format!(
+                "term {term} is not higher than the present term {}",
+                persisted.term
+            ))
+        } else {
+            None
+        };
+        match refusal {
+            Some(why) => out.push(Action::ControlDone {
+                id,
+                result: Err(why),
+            }),
+            None => {
+                self.transition = Some(Transition {
+                    id,
+                    to: Role::Primary,
+                    term,
+                    written: false,
+                });
+            }
+        }
+    }
+
+    pub(super) fn demote(&mut self, id: RequestId, out: &mut Actions) {
+        let refusal = match self.superblock.persisted().role {
+            _ if self.transition.is_some() => "another change of role is under way; try again",
+            Role::Replica => "this node is a replica already",
+            Role::Fenced => {
+                "this node was superseded by a higher term and may hold epochs that exist nowhere \
+                 else; save its log and backing, then create it anew as a replica"
+            }
+            Role::Primary => {
+                let term = self.superblock.persisted().term;
+                self.transition = Some(Transition {
+                    id,
+                    to: Role::Replica,
+                    term,
+                    written: false,
+                });
+                return;
+            }
+        };
+        out.push(Action::ControlDone {
+            id,
+            result: Err(refusal.to_owned()),
+        });
+    }
+
+    /// Writes the new role once everything that must be durable before it is.
+    pub(super) fn transition_progress(&mut self, out: &mut Actions) {
+        let settled = self.journal.durable() == self.tip().epoch
+            && self.overlay.open_is_empty()
+            && self.waiters.is_empty()
+            && self.replica.is_settled();
+        let Some(transition) = self.transition.as_mut().filter(|t| !t.written && settled) else {
+            return;
+        };
+        transition.written = true;
+        let next = &mut self.superblock.desired;
+        next.role = transition.to;
+        if transition.to == Role::Primary {
+            next.term = transition.term;
+            next.incarnation = Incarnation(1);
+        }
+        self.superblock.dirty = true;
+        // Sessions speak for a role; they start again with the new one.
+        self.close_sessions(out);
+    }
+
+    pub(super) fn roles_persisted(&mut self, out: &mut Actions) {
+        let persisted = *self.superblock.persisted();
+        let Some(transition) = self.transition else {
+            return;
+        };
+        if !transition.written || persisted.role != transition.to {
+            return;
+        }
+        self.transition = None;
+        if persisted.role == Role::Primary {
+            // The whole tail is adopted: it is the history of the new term.
+            self.anchored = self.tip();
+        }
+        out.push(Action::ControlDone {
+            id: transition.id,
+            result: Ok(()),
+        });
+    }
+
+    /// Someone was promoted in a higher term.
+    pub(super) fn higher_term(&mut self, term: Term, out: &mut Actions) {
+        if term.counter <= self.superblock.desired.term.counter {
+            return;
+        }
+        self.superblock.desired.term = term;
+        if self.superblock.persisted().role == Role::Primary {
+            self.superblock.desired.role = Role::Fenced;
+            self.waiters.fail_all(|id, control| {
+                if control {
+                    let result = Err(format!("fenced by term {term}"));
+                    out.push(Action::ControlDone { id, result });
+                } else {
+                    out.complete(id, Err(Failure::Io));
+                }
+            });
+        }
+        self.superblock.dirty = true;
+    }
+}

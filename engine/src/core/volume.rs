@@ -1,0 +1,607 @@
+//! One volume on one node: the owner of all its state.
+//!
+//! [`Volume::step`] takes an event and says what to do. After every event the volume looks at all
+//! its parts in a fixed order (seal, log, acknowledgements, peers, destage, superblock) and starts
+//! what has become possible; so there is no hidden order of events that matters, and nothing gets
+//! stuck because the event that would have started it came too early.
+//!
+//! **Invariants**, checked in every build:
+//! - epochs in the journal are gapless; frames are contiguous in log offsets;
+//! - a slot of a sealed epoch is never changed, and freed only after a superblock that names a later
+//!   checkpoint is durable;
+//! - log space is reused only after a superblock that no longer needs it is durable;
+//! - checkpoint <= anchored <= tip, checkpoint <= durable <= tip;
+//! - after a failed write or flush of log or backing nothing is written any more (P5).
+//!
+//! Not here: who the clients and peers are, and how bytes move.
+
+use std::collections::VecDeque;
+
+use hn4::log::{CopyState, Role, Superblock};
+use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK};
+
+use super::config::VolumeConfig;
+use super::event::{
+    Action, Actions, Control, CopyStatus, Disk, Event, Failure, IoToken, Now, Progress, Request,
+    RequestId, Time, Tip,
+};
+use super::feed::Peer;
+use super::journal::{Journal, Sealed};
+use super::overlay::{Overlay, mask};
+use super::reads::Reads;
+use super::replica::ReplicaState;
+use super::roles::Transition;
+use super::seal::{build_records, encode_to_slots};
+use super::superblock::SuperblockWriter;
+use super::sweep::Sweep;
+use super::waiters::Waiters;
+use crate::arena::{SlotId, SlotMemory};
+
+/// Why a volume stopped accepting writes (P5). Reads go on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FailedClosed {
+    /// The device that failed.
+    pub disk: Disk,
+    /// What was being done.
+    pub doing: &'static str,
+    /// The error number of the operating system.
+    pub errno: i32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Volume {
+    pub(super) config: VolumeConfig,
+    pub(super) overlay: Overlay,
+    pub(super) journal: Journal,
+    pub(super) superblock: SuperblockWriter,
+    pub(super) sweep: Option<Sweep>,
+    pub(super) waiters: Waiters,
+    pub(super) reads: Reads,
+    pub(super) peers: Vec<Peer>,
+    pub(super) replica: ReplicaState,
+    pub(super) failed: Option<FailedClosed>,
+    pub(super) stopping: bool,
+    /// When the open epoch got its first record.
+    open_since: Option<Time>,
+    /// When the oldest durable epoch that is not destaged yet was sealed.
+    pub(super) dirty_since: Option<Time>,
+    /// Epochs up to this one are durable on the primary: on a primary, here.
+    pub(super) anchored: Tip,
+    pub(super) drains: VecDeque<RequestId>,
+    pub(super) transition: Option<Transition>,
+    pub(super) degraded: bool,
+    scratch: Vec<u8>,
+    last_status: Option<CopyStatus>,
+}
+
+impl Volume {
+    /// A volume as recovery found it. `slots` is the size of the arena.
+    #[must_use]
+    pub fn new(
+        config: VolumeConfig,
+        journal: Journal,
+        overlay: Overlay,
+        superblock: SuperblockWriter,
+        anchored: Tip,
+    ) -> Self {
+        let mut volume = Self {
+            overlay,
+            journal,
+            sweep: None,
+            waiters: Waiters::default(),
+            reads: Reads::default(),
+            peers: (0..config.peers).map(|_| Peer::default()).collect(),
+            replica: ReplicaState::default(),
+            failed: None,
+            stopping: false,
+            open_since: None,
+            dirty_since: None,
+            anchored,
+            drains: VecDeque::new(),
+            transition: None,
+            degraded: false,
+            scratch: Vec::new(),
+            last_status: None,
+            superblock,
+            config,
+        };
+        if !volume.journal.sealed.is_empty() {
+            volume.dirty_since = Some(Time(0));
+        }
+        // Until a peer says what it has, it may need everything that is kept.
+        let retained = volume.superblock.persisted().retained;
+        volume
+            .peers
+            .iter_mut()
+            .for_each(|peer| peer.set_hold(retained));
+        volume
+    }
+
+    /// Takes an event. Actions are to be carried out in order before the next step.
+    pub fn step(&mut self, now: Now, event: Event, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        match event {
+            Event::Request { id, request } => self.request(now, id, request, mem, out),
+            Event::IoDone { token, result } => self.io_done(now, token, result, mem, out),
+            Event::Timer => {}
+            Event::Peer { peer, event } => self.peer_event(now, peer, event, mem, out),
+            Event::Control { id, control } => self.control(id, control, out),
+        }
+        self.progress(now, mem, out);
+        if cfg!(debug_assertions) {
+            self.check();
+        }
+    }
+
+    /// Starts everything that is possible now.
+    fn progress(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        self.replica_progress(mem, out);
+        self.transition_progress(out);
+        if self.failed.is_none() {
+            self.try_seal(now, mem, out);
+            self.journal.submit(mem, out);
+        }
+        self.wake_waiters(now, out);
+        self.feed_progress(out);
+        if self.failed.is_none() {
+            self.checkpoint_progress(now, mem, out);
+            self.superblock_progress(mem, out);
+        }
+        let status = self.copy_status();
+        if self.last_status != Some(status) {
+            self.last_status = Some(status);
+            out.push(Action::StateChanged);
+        }
+    }
+
+    fn check(&self) {
+        let checkpoint = self.superblock.persisted().checkpoint;
+        assert!(checkpoint <= self.journal.durable() && self.journal.durable() <= self.tip().epoch);
+        assert!(checkpoint <= self.anchored.epoch && self.anchored.epoch <= self.tip().epoch);
+        assert!(self.journal.tail() >= self.superblock.persisted().retained_offset);
+        assert!(
+            self.journal.tail().0 - self.superblock.persisted().retained_offset.0
+                <= self.journal.ring_bytes()
+        );
+        let first = self
+            .journal
+            .sealed
+            .front()
+            .map(|sealed| sealed.header.epoch);
+        assert!(first.is_none_or(|first| first == checkpoint.next()));
+    }
+
+    /// The last sealed epoch.
+    #[must_use]
+    pub fn tip(&self) -> Tip {
+        self.journal.tip()
+    }
+
+    /// The number that the open epoch will have.
+    #[must_use]
+    pub fn open_epoch(&self) -> Epoch {
+        self.journal.tip().epoch.next()
+    }
+
+    /// What the node does for the volume. A role is taken up when it is durable, and given up at
+    /// once.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        if self.superblock.desired.role == Role::Fenced {
+            return Role::Fenced;
+        }
+        self.superblock.persisted().role
+    }
+
+    /// Why the volume fails closed, if it does.
+    #[must_use]
+    pub fn failed(&self) -> Option<&FailedClosed> {
+        self.failed.as_ref()
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &VolumeConfig {
+        &self.config
+    }
+
+    /// What sessions and status say about this copy.
+    #[must_use]
+    pub fn copy_status(&self) -> CopyStatus {
+        let persisted = self.superblock.persisted();
+        CopyStatus {
+            role: persisted.role,
+            term: persisted.term,
+            incarnation: persisted.incarnation,
+            tip: self.tip(),
+            anchored: self.anchored,
+            progress: Progress {
+                received: self.tip().epoch,
+                durable: self.journal.durable(),
+                proven: self.anchored.epoch,
+                applied: persisted.checkpoint,
+            },
+            copy: persisted.copy,
+        }
+    }
+
+    /// The last superblock that is durable.
+    #[must_use]
+    pub fn superblock(&self) -> &Superblock {
+        self.superblock.persisted()
+    }
+
+    /// Whether clients may write here.
+    #[must_use]
+    pub fn accepts_writes(&self) -> Result<(), Failure> {
+        if self.failed.is_some() {
+            return Err(Failure::Io);
+        }
+        if self.stopping {
+            return Err(Failure::ShuttingDown);
+        }
+        let primary = self.role() == Role::Primary && self.transition.is_none();
+        let usable = self.superblock.persisted().copy == CopyState::Usable;
+        if primary && usable {
+            Ok(())
+        } else {
+            Err(Failure::ReadOnly)
+        }
+    }
+
+    /// Whether a write of so many blocks has room now. If not, the front end holds it back (P8) and
+    /// asks again after the next step.
+    #[must_use]
+    pub fn admits(&self, mem: &dyn SlotMemory, blocks: usize) -> bool {
+        if self.accepts_writes().is_err() {
+            return true; // It will be refused at once, which is better than waiting.
+        }
+        mem.free_slots() >= blocks + self.config.reserve_slots
+            && self.overlay.open_held() + blocks <= self.config.max_epoch_blocks
+            && self.overlay.zero_extents() + 2 <= self.config.max_zero_extents
+    }
+
+    /// When the next [`Event::Timer`] is needed, if at all: an idle volume needs none (P9).
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let seal = self
+            .open_since
+            .map(|since| since.plus_ms(self.config.log_age_ms));
+        let destage = self.destage_deadline();
+        let waiting = self.waiters.oldest().filter(|_| self.may_degrade());
+        let degrade = waiting.map(|since| since.plus_ms(self.config.peer_timeout_ms));
+        [seal, destage, degrade].into_iter().flatten().min()
+    }
+
+    /// From now on nothing new is accepted.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Whether all that was accepted is in the backing.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.overlay.open_is_empty()
+            && self.journal.sealed.is_empty()
+            && self.sweep.is_none()
+            && !self.superblock.is_busy()
+    }
+
+    /// Slots of the overlay in use.
+    #[must_use]
+    pub fn dirty_slots(&self) -> usize {
+        self.overlay.held()
+    }
+
+    /// Log bytes in use and in all.
+    #[must_use]
+    pub fn log_usage(&self) -> (u64, u64) {
+        let retained = self.superblock.persisted().retained_offset;
+        let ring = self.journal.ring_bytes();
+        (ring - self.journal.free_bytes(retained), ring)
+    }
+
+    fn request(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        request: Request,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        match request {
+            Request::Read {
+                lba,
+                sectors,
+                slots,
+            } => self.read(id, lba, sectors, &slots, mem, out),
+            Request::Write {
+                lba,
+                sectors,
+                fua,
+                slots,
+            } => {
+                if let Err(failure) = self.accepts_writes() {
+                    free_all(mem, &slots);
+                    return out.complete(id, Err(failure));
+                }
+                self.insert(lba, u64::from(sectors), &slots, mem);
+                self.written(now, id, fua, out);
+            }
+            Request::Zero {
+                lba,
+                sectors,
+                fua,
+                trim,
+                edges,
+            } => {
+                if let Err(failure) = self.accepts_writes() {
+                    free_all(mem, &edges);
+                    return out.complete(id, Err(failure));
+                }
+                self.zero(lba, sectors, trim, &edges, mem);
+                self.written(now, id, fua, out);
+            }
+            Request::Flush => match self.accepts_writes() {
+                Err(Failure::ReadOnly) => out.complete(id, Ok(())),
+                Err(failure) => out.complete(id, Err(failure)),
+                Ok(()) => {
+                    let epoch = self.last_change();
+                    self.waiters.flush(now.time, epoch, id);
+                }
+            },
+        }
+    }
+
+    /// The epoch that holds the last change that was accepted.
+    fn last_change(&self) -> Epoch {
+        if self.overlay.open_is_empty() {
+            self.tip().epoch
+        } else {
+            self.open_epoch()
+        }
+    }
+
+    fn insert(&mut self, lba: Lba, sectors: u64, slots: &[SlotId], mem: &mut dyn SlotMemory) {
+        let open = self.open_epoch();
+        let mut at = lba.0;
+        let end = lba.0 + sectors;
+        for &slot in slots {
+            let block = Lba(at).block();
+            let from = Lba(at).sector_in_block();
+            let to = (end - block.lba().0).min(SECTORS_PER_BLOCK);
+            let to = u32::try_from(to).expect("at most eight");
+            self.overlay.insert(mem, open, block, slot, mask(from, to));
+            at = block.lba().0 + SECTORS_PER_BLOCK;
+        }
+        assert!(at >= end, "the front end brings a slot for each block");
+    }
+
+    fn zero(
+        &mut self,
+        lba: Lba,
+        sectors: u64,
+        trim: bool,
+        edges: &[SlotId],
+        mem: &mut dyn SlotMemory,
+    ) {
+        let open = self.open_epoch();
+        let end = lba.0 + sectors;
+        let first_whole = lba.0.div_ceil(SECTORS_PER_BLOCK);
+        let end_whole = end / SECTORS_PER_BLOCK;
+        for &slot in edges {
+            mem.bytes_mut(slot).fill(0);
+        }
+        if first_whole > end_whole {
+            // Within one block.
+            return self.insert(lba, sectors, edges, mem);
+        }
+        let mut edges = edges.iter().copied();
+        if !lba.0.is_multiple_of(SECTORS_PER_BLOCK)
+            && let Some(slot) = edges.next()
+        {
+            let sectors = first_whole * SECTORS_PER_BLOCK - lba.0;
+            self.insert(lba, sectors, &[slot], mem);
+        }
+        if !end.is_multiple_of(SECTORS_PER_BLOCK)
+            && let Some(slot) = edges.next()
+        {
+            let start = Lba(end_whole * SECTORS_PER_BLOCK);
+            self.insert(start, end - start.0, &[slot], mem);
+        }
+        self.overlay.zero(
+            mem,
+            open,
+            BlockIndex(first_whole)..BlockIndex(end_whole),
+            trim,
+        );
+    }
+
+    fn written(&mut self, now: Now, id: RequestId, fua: bool, out: &mut Actions) {
+        self.open_since.get_or_insert(now.time);
+        let epoch = self.open_epoch();
+        if fua {
+            self.waiters.flush(now.time, epoch, id);
+        } else if self.writes_wait() {
+            self.waiters.write(now.time, epoch, id);
+        } else {
+            out.complete(id, Ok(()));
+        }
+    }
+
+    /// Closes the open epoch if someone waits for it and the log is free (group commit), or by size
+    /// or age. If log or slots are short it stays open, and writers are held back.
+    fn try_seal(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        if self.overlay.open_is_empty() || self.role() != Role::Primary {
+            return;
+        }
+        let aged = self
+            .open_since
+            .is_some_and(|since| now.time >= since.plus_ms(self.config.log_age_ms));
+        let wanted = self
+            .waiters
+            .last_epoch()
+            .is_some_and(|epoch| epoch >= self.open_epoch());
+        let full = self.overlay.open_held() * 2 >= self.config.max_epoch_blocks
+            || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents
+            || mem.free_slots() < 2 * self.config.reserve_slots;
+        let group = wanted && !self.journal.is_writing();
+        if !(full || aged || group || self.seal_now()) {
+            return;
+        }
+        self.seal(now, mem, out);
+    }
+
+    /// Whether there is no point in letting the open epoch grow.
+    fn seal_now(&self) -> bool {
+        !self.drains.is_empty() || self.stopping || self.transition.is_some()
+    }
+
+    fn seal(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        let worst = super::seal::max_records(self.overlay.open_held(), self.overlay.zero_extents());
+        let worst = u32::try_from(worst).unwrap_or(u32::MAX);
+        let head = hn4::log::frame::head_bytes(usize::from(self.config.lanes.count), worst);
+        let payload_bytes = self.overlay.open_held() as u64 * BLOCK_BYTES;
+        let retained = self.superblock.persisted().retained_offset;
+        if self.journal.free_bytes(retained) < head + payload_bytes
+            || (mem.free_slots() as u64) < head / BLOCK_BYTES
+        {
+            return;
+        }
+        let epoch = self.open_epoch();
+        let (mut blocks, zeros) = self.overlay.seal(epoch);
+        let (lanes, records) = build_records(mem, self.config.lanes, &mut blocks, &zeros);
+        let persisted = self.superblock.persisted();
+        let params = hn4::log::frame::FrameParams {
+            identity: &self.config.identity,
+            epoch,
+            offset: self.journal.tail(),
+            term: persisted.term,
+            incarnation: persisted.incarnation,
+            durable_through: self.journal.durable(),
+            previous: self.tip().chain,
+            sealed_ms: now.wall_ms,
+            checkpoint_mark: false,
+            lanes: &lanes,
+            records: &records,
+            payload_bytes,
+        };
+        let encoded = encode_to_slots(mem, &params, &mut self.scratch);
+        let (header, chain, head) = encoded.expect("room was checked above");
+        self.journal.append(Sealed {
+            header,
+            chain,
+            blocks,
+            zeros,
+            head,
+        });
+        self.open_since = None;
+        self.ship_sealed(epoch, out);
+    }
+
+    fn io_done(
+        &mut self,
+        now: Now,
+        token: IoToken,
+        result: Result<(), i32>,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        if let IoToken::Read(op) = token {
+            return self.read_done(op, result, out);
+        }
+        if let Err(errno) = result {
+            return self.fail(token, errno, out);
+        }
+        match token {
+            IoToken::LogWrite(batch) | IoToken::LogFsync(batch) => {
+                let before = self.journal.durable();
+                let flushed = matches!(token, IoToken::LogFsync(_));
+                if self.journal.io_done(batch, flushed, out) {
+                    self.journal.free_heads(mem, before);
+                    self.became_durable(now, out);
+                }
+            }
+            IoToken::Superblock => self.superblock_done(now, mem, out),
+            IoToken::SweepZero | IoToken::SweepWrite | IoToken::SweepFsync => {
+                if let Some(sweep) = &mut self.sweep {
+                    sweep.io_done();
+                }
+            }
+            IoToken::SeedWrite | IoToken::SeedFsync => self.seed_io_done(token, mem, out),
+            IoToken::Read(_) => {}
+        }
+    }
+
+    fn became_durable(&mut self, now: Now, out: &mut Actions) {
+        self.dirty_since.get_or_insert(now.time);
+        if self.role() == Role::Primary {
+            let durable = self.journal.durable();
+            // The chain of a kept epoch is known; durable ones after the checkpoint are all kept.
+            if let Some(chain) = self.journal.chain(durable) {
+                self.anchored = Tip {
+                    epoch: durable,
+                    chain,
+                };
+                self.announce_anchored(out);
+            }
+        }
+    }
+
+    /// P5: stop, say why, and never try again.
+    fn fail(&mut self, token: IoToken, errno: i32, out: &mut Actions) {
+        let (disk, doing) = match token {
+            IoToken::LogWrite(_) | IoToken::LogFsync(_) => (Disk::Log, "writing an epoch"),
+            IoToken::Superblock => (Disk::Log, "writing the superblock"),
+            IoToken::SweepZero | IoToken::SweepWrite => (Disk::Backing, "destaging"),
+            IoToken::SweepFsync => (Disk::Backing, "flushing"),
+            IoToken::SeedWrite | IoToken::SeedFsync => (Disk::Backing, "writing a full copy"),
+            IoToken::Read(_) => (Disk::Backing, "reading"),
+        };
+        self.failed
+            .get_or_insert(FailedClosed { disk, doing, errno });
+        self.waiters.fail_all(|id, control| {
+            if control {
+                let result = Err("the volume has failed closed".to_owned());
+                out.push(Action::ControlDone { id, result });
+            } else {
+                out.complete(id, Err(Failure::Io));
+            }
+        });
+        let transition = self.transition.take().map(|transition| transition.id);
+        for id in self.drains.drain(..).chain(transition) {
+            let result = Err("the volume has failed closed".to_owned());
+            out.push(Action::ControlDone { id, result });
+        }
+    }
+
+    fn control(&mut self, id: RequestId, control: Control, out: &mut Actions) {
+        if let Some(failed) = &self.failed {
+            let FailedClosed { disk, doing, errno } = failed;
+            let why = format!("the volume failed closed: {disk:?} error {errno} while {doing}");
+            return out.push(Action::ControlDone {
+                id,
+                result: Err(why),
+            });
+        }
+        match control {
+            Control::Flush => {
+                let epoch = self.last_change();
+                self.waiters.control(Time::default(), epoch, id);
+            }
+            Control::Drain => self.drains.push_back(id),
+            Control::Promote { term } => self.promote(id, term, out),
+            Control::Demote => self.demote(id, out),
+        }
+    }
+}
+
+/// Gives slots back that the core does not keep.
+pub(super) fn free_all(mem: &mut dyn SlotMemory, slots: &[SlotId]) {
+    for &slot in slots {
+        mem.free(slot);
+    }
+}

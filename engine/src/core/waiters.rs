@@ -1,0 +1,198 @@
+//! Requests that wait until an epoch is safe enough.
+//!
+//! A write may wait until its epoch was received by peers, a flush until it is durable here and by
+//! policy on peers. Epochs only grow, so both are queues.
+
+use std::collections::VecDeque;
+
+use hn4::types::Epoch;
+
+use super::config::{AckMode, OnDegraded};
+use super::event::{Action, Actions, Now, RequestId, Time};
+use super::volume::Volume;
+
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    epoch: Epoch,
+    id: RequestId,
+    since: Time,
+    control: bool,
+}
+
+/// See the module. Bounded by the front end, which bounds its requests.
+#[derive(Debug, Default)]
+pub(super) struct Waiters {
+    writes: VecDeque<Wait>,
+    flushes: VecDeque<Wait>,
+}
+
+impl Waiters {
+    pub(super) fn write(&mut self, since: Time, epoch: Epoch, id: RequestId) {
+        self.writes.push_back(Wait {
+            epoch,
+            id,
+            since,
+            control: false,
+        });
+    }
+
+    pub(super) fn flush(&mut self, since: Time, epoch: Epoch, id: RequestId) {
+        self.flushes.push_back(Wait {
+            epoch,
+            id,
+            since,
+            control: false,
+        });
+    }
+
+    pub(super) fn control(&mut self, since: Time, epoch: Epoch, id: RequestId) {
+        self.flushes.push_back(Wait {
+            epoch,
+            id,
+            since,
+            control: true,
+        });
+    }
+
+    /// The newest epoch that someone waits for.
+    pub(super) fn last_epoch(&self) -> Option<Epoch> {
+        let last = |queue: &VecDeque<Wait>| queue.back().map(|wait| wait.epoch);
+        last(&self.writes).max(last(&self.flushes))
+    }
+
+    /// Since when the one who has waited longest does.
+    pub(super) fn oldest(&self) -> Option<Time> {
+        let first = |queue: &VecDeque<Wait>| queue.front().map(|wait| wait.since);
+        [first(&self.writes), first(&self.flushes)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.writes.len() + self.flushes.len()
+    }
+
+    /// Whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Everyone who waits is told to give up.
+    pub(super) fn fail_all(&mut self, mut fail: impl FnMut(RequestId, bool)) {
+        for wait in self.writes.drain(..).chain(self.flushes.drain(..)) {
+            fail(wait.id, wait.control);
+        }
+    }
+}
+
+impl Volume {
+    /// Whether a plain write must wait for its epoch.
+    pub(super) fn writes_wait(&self) -> bool {
+        self.config.write_ack_durable || (self.peers_count() && !self.degraded)
+    }
+
+    fn peers_count(&self) -> bool {
+        self.config.ack_mode != AckMode::Async && self.config.ack_peers > 0
+    }
+
+    /// The newest epoch that enough peers have received, and have durably.
+    fn peers_have(&self) -> (Epoch, Epoch) {
+        let everything = Epoch(u64::MAX);
+        if !self.peers_count() || self.degraded {
+            return (everything, everything);
+        }
+        let kth = |mut epochs: Vec<Epoch>| {
+            epochs.sort_unstable_by(|a, b| b.cmp(a));
+            epochs
+                .get(self.config.ack_peers - 1)
+                .copied()
+                .unwrap_or_default()
+        };
+        // What a peer holds only in memory counts while it is there; what it flushed, always.
+        let received = self.peers.iter().map(|peer| {
+            if peer.connected {
+                peer.progress.received
+            } else {
+                peer.progress.durable
+            }
+        });
+        let durable = self.peers.iter().map(|peer| peer.progress.durable);
+        let received = kth(received.collect());
+        match self.config.ack_mode {
+            AckMode::Durable => (received, kth(durable.collect())),
+            AckMode::Received | AckMode::Async => (received, received),
+        }
+    }
+
+    pub(super) fn wake_waiters(&mut self, now: Now, out: &mut Actions) {
+        if self.waiters.is_empty() && !self.degraded {
+            return;
+        }
+        self.update_degraded(now);
+        let (received, peers_durable) = self.peers_have();
+        let durable = self.journal.durable();
+        let write_ready = if self.config.write_ack_durable {
+            received.min(durable)
+        } else {
+            received
+        };
+        let flush_ready = peers_durable.min(durable);
+        let ready = [
+            (&mut self.waiters.writes, write_ready),
+            (&mut self.waiters.flushes, flush_ready),
+        ];
+        for (queue, ready) in ready {
+            while let Some(wait) = queue.front().filter(|wait| wait.epoch <= ready).copied() {
+                queue.pop_front();
+                if wait.control {
+                    out.push(Action::ControlDone {
+                        id: wait.id,
+                        result: Ok(()),
+                    });
+                } else {
+                    out.complete(wait.id, Ok(()));
+                }
+            }
+        }
+    }
+
+    /// Whether waiting for peers may end with going on without them.
+    pub(super) fn may_degrade(&self) -> bool {
+        self.config.on_degraded == OnDegraded::Degrade && self.peers_count() && !self.degraded
+    }
+
+    fn update_degraded(&mut self, now: Now) {
+        if self.degraded {
+            // Peers count again as soon as enough of them have what we have.
+            let durable = self.journal.durable();
+            let caught_up =
+                |peer: &&super::feed::Peer| peer.connected && peer.progress.durable >= durable;
+            if self.peers.iter().filter(caught_up).count() >= self.config.ack_peers {
+                self.degraded = false;
+            }
+        } else if self.may_degrade() {
+            let timeout = self.config.peer_timeout_ms;
+            let overdue = self
+                .waiters
+                .oldest()
+                .is_some_and(|since| now.time >= since.plus_ms(timeout));
+            self.degraded = overdue;
+        }
+    }
+
+    /// Whether the volume goes on without the peers that its policy asks for.
+    #[must_use]
+    pub fn is_degraded(&self) -> bool {
+        self.degraded
+    }
+
+    /// Requests that wait for an epoch to be safe.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiters.len()
+    }
+}
