@@ -32,3 +32,4 @@ pub mod codec;
 pub mod fold;
 pub mod hash;
 pub mod leaf;
+pub mod tree;
