@@ -20,6 +20,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use hn4::status::Code;
 
@@ -33,6 +34,9 @@ use self::strict::{Verdict, judge};
 /// Alignment that suits every disk, for those that do not say.
 const SAFE_ALIGN: u32 = 4096;
 
+/// Pause between two attempts to lock a device.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
 /// How to open a device.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceOptions {
@@ -44,6 +48,9 @@ pub struct DeviceOptions {
     pub read_only: bool,
     /// Bypass the page cache. Off only for tools that read images.
     pub direct: bool,
+    /// How long to wait for another user to let go. The kernel closes the files of a killed
+    /// process's ring a little after the process is gone; a restart should not fail on that.
+    pub lock_patience: Duration,
 }
 
 impl Default for DeviceOptions {
@@ -53,6 +60,7 @@ impl Default for DeviceOptions {
             assume_strict_flush: false,
             read_only: false,
             direct: true,
+            lock_patience: Duration::from_secs(2),
         }
     }
 }
@@ -179,7 +187,16 @@ impl Device {
             });
         }
         let flush = believe(&host, &path, options.assume_strict_flush)?;
-        let file = open_locked(&path, &looked, options)?;
+        let give_up = Instant::now() + options.lock_patience;
+        let file = loop {
+            match open_locked(&path, &looked, options) {
+                Err(DeviceError::InUse { .. }) if Instant::now() < give_up => {
+                    // Nothing announces that a lock of this kind becomes free.
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                result => break result?,
+            }
+        };
         let opened = file
             .metadata()
             .map_err(DeviceError::os(&path, "looking at it"))?;

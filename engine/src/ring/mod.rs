@@ -369,6 +369,10 @@ impl Ring {
             self.reap(&mut out);
             out.clear();
             if self.state.is_drained() {
+                // The kernel tears an instance down in its own time. What it held is let go now,
+                // so that whoever drops a ring can open its files again. Failure only delays that.
+                let _ = self.io.submitter().unregister_files();
+                let _ = self.io.submitter().unregister_buffers();
                 return true;
             }
             if let Err(error) = self.enter(true, Some(Duration::from_secs(1))) {
