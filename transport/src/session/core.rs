@@ -9,7 +9,10 @@ use bytes::Bytes;
 use hn4::types::Epoch;
 
 use super::Config;
-use super::api::{CloseReason, CopyState, FeedRefusal, Input, LocalState, Output, PieceKind, Role};
+use super::api::{
+    CloseReason, CopyState, FeedRefusal, Field, FoundBy, Input, LocalState, Output, PieceKind,
+    Refusal, Role,
+};
 use super::asking::{Ask, Asked};
 use super::control_lane::ControlLane;
 use super::data_lane::DataLane;
@@ -44,6 +47,8 @@ pub enum Event {
         /// In the words of the channel.
         why: String,
     },
+    /// The other node does not share this volume with us.
+    NotShared,
     /// The daemon wants something.
     Daemon(Input),
 }
@@ -145,6 +150,7 @@ impl Session {
             Event::Connected { keys } => self.connected(now, &keys),
             Event::Received { stream, bytes } => self.received(now, stream, &bytes),
             Event::Disconnected { why } => self.close(CloseReason::Disconnected(why), None),
+            Event::NotShared => self.not_shared(),
             Event::Daemon(input) => self.daemon(input),
         }
     }
@@ -283,6 +289,17 @@ impl Session {
         (self.liveness.started, self.liveness.last_heard) = (now, now);
         let hello = self.our_hello();
         self.control.hello(ControlMessage::Hello(Box::new(hello)));
+    }
+
+    fn not_shared(&mut self) {
+        let reason = Refusal {
+            found_by: FoundBy::Peer,
+            field: Field::NotShared,
+            ours: self.local.volume.to_string(),
+            theirs: "a list without it".to_owned(),
+        };
+        self.output(None, Output::Refused { reason });
+        self.close(CloseReason::Refused, None);
     }
 
     pub(super) fn our_hello(&self) -> Hello {

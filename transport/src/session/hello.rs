@@ -108,6 +108,8 @@ mod tests {
     use super::*;
     use crate::session::testing;
 
+    type Change = fn(&mut Hello);
+
     fn hello(node: u8) -> Hello {
         Hello {
             protocol: (1, 1),
@@ -127,7 +129,7 @@ mod tests {
     fn each_difference_is_refused_by_its_name() {
         let ours = hello(1);
         assert_eq!(field(&ours, &hello(2)), None);
-        let cases: [(Field, fn(&mut Hello)); 9] = [
+        let cases: [(Field, Change); 9] = [
             (Field::Protocol, |hello| hello.protocol = (2, 3)),
             (Field::Capabilities, |hello| {
                 hello.capabilities[0].values.clear()

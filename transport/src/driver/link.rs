@@ -1,0 +1,102 @@
+//! A link: one session's two streams over some connection, whatever kind it is.
+//!
+//! A transport (QUIC, WebSocket) makes links and moves bytes in tasks of its own; the session's task
+//! sees four bounded queues. Dropping a link stops its readers; its writers end when they have
+//! written what was queued, so that the reason for the end still reaches the peer.
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::wire::{SessionKeys, WireFrame};
+
+/// Frames on their way to the socket, per stream.
+pub(crate) const CONTROL_OUT_FRAMES: usize = 16;
+/// Few, because they are large, and priorities hold only before this queue.
+pub(crate) const DATA_OUT_FRAMES: usize = 4;
+/// Reads on their way to the session, per stream.
+pub(crate) const READS_IN: usize = 8;
+
+/// Why a link has no more bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LinkEnd {
+    /// The other node does not share this volume with us.
+    NotShared,
+    /// Anything else.
+    Lost(String),
+}
+
+/// What came in one read.
+pub(crate) type Reads = Result<Vec<Bytes>, LinkEnd>;
+
+/// How a session ended, told to whoever made the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SessionEnd {
+    /// Hello was accepted.
+    pub(crate) was_established: bool,
+    /// Both sides disagree on something that will not change by itself.
+    pub(crate) was_refused: bool,
+    /// The peer fell silent: the connection is probably gone.
+    pub(crate) was_silent: bool,
+}
+
+/// See the [module](self).
+pub(crate) struct Link {
+    pub(crate) keys: SessionKeys,
+    pub(crate) control_out: mpsc::Sender<WireFrame>,
+    pub(crate) data_out: mpsc::Sender<WireFrame>,
+    pub(crate) control_in: mpsc::Receiver<Reads>,
+    pub(crate) data_in: mpsc::Receiver<Reads>,
+    pub(crate) _readers: AbortOnDrop,
+    pub(crate) ended: oneshot::Sender<SessionEnd>,
+}
+
+/// Tasks that have no purpose without their owner.
+pub(crate) struct AbortOnDrop(pub(crate) Vec<AbortHandle>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// The transport's ends of a link's queues.
+pub(crate) struct LinkEnds {
+    pub(crate) control_out: mpsc::Receiver<WireFrame>,
+    pub(crate) data_out: mpsc::Receiver<WireFrame>,
+    pub(crate) control_in: mpsc::Sender<Reads>,
+    pub(crate) data_in: mpsc::Sender<Reads>,
+}
+
+/// Makes a link's queues; `start` gets the transport's ends and spawns the tasks, and gives the
+/// handles of the readers.
+pub(crate) fn link(
+    keys: SessionKeys,
+    start: impl FnOnce(LinkEnds) -> Vec<AbortHandle>,
+) -> (Link, oneshot::Receiver<SessionEnd>) {
+    let (control_out, control_out_end) = mpsc::channel(CONTROL_OUT_FRAMES);
+    let (data_out, data_out_end) = mpsc::channel(DATA_OUT_FRAMES);
+    let (control_in_end, control_in) = mpsc::channel(READS_IN);
+    let (data_in_end, data_in) = mpsc::channel(READS_IN);
+    let (ended, ended_end) = oneshot::channel();
+    let readers = AbortOnDrop(start(LinkEnds {
+        control_out: control_out_end,
+        data_out: data_out_end,
+        control_in: control_in_end,
+        data_in: data_in_end,
+    }));
+    (
+        Link {
+            keys,
+            control_out,
+            data_out,
+            control_in,
+            data_in,
+            _readers: readers,
+            ended,
+        },
+        ended_end,
+    )
+}

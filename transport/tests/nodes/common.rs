@@ -1,0 +1,245 @@
+//! Nodes for tests: a transport with real sockets, and daemons so small that they fit in a test. The
+//! log of a daemon is a list of byte strings; a frame's chain hash is a running digest.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Term, VolumeId};
+use hn4_transport::driver::{
+    Environment, PeerConfig, PeerHandle, Timings, Transport, TransportConfig, TransportKind,
+};
+use hn4_transport::pki::{self, Issued};
+use hn4_transport::session::{
+    AckState, Config, CopyState, FromSession, Input, LocalState, Output, Role, SessionId, ToSession,
+};
+use hn4_transport::tls::Identity;
+use tokio::sync::watch;
+
+/// No event of a test may take longer.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) const VOLUME: VolumeId = VolumeId([0xAA; 16]);
+
+/// An authority and a key for each of some nodes.
+pub(crate) struct Cluster {
+    authority: Issued,
+    nodes: HashMap<String, Issued>,
+}
+
+impl Cluster {
+    pub(crate) fn new(names: &[&str]) -> Self {
+        let authority = pki::init_authority().expect("an authority");
+        let issue = |name: &&str| {
+            let issued = pki::issue_node(&authority.key_pem, name).expect("a node");
+            ((*name).to_owned(), issued)
+        };
+        let nodes = names.iter().map(issue).collect();
+        Self { authority, nodes }
+    }
+
+    pub(crate) fn node(&self, name: &str) -> &Issued {
+        &self.nodes[name]
+    }
+
+    pub(crate) fn identity(&self, name: &str) -> Identity {
+        let node = self.node(name);
+        Identity::from_pem(
+            node.certificate_pem.as_bytes(),
+            node.key_pem.as_bytes(),
+            self.authority.certificate_pem.as_bytes(),
+        )
+        .expect("an identity")
+    }
+
+    pub(crate) fn peer(&self, name: &str, address: SocketAddr, kind: TransportKind) -> PeerConfig {
+        PeerConfig {
+            name: name.to_owned(),
+            address: Some(address.to_string()),
+            key_pin: self.node(name).pin,
+            volumes: vec![VOLUME],
+            transport: kind,
+        }
+    }
+}
+
+pub(crate) fn config(name: &str, identity: Identity, listen: SocketAddr) -> TransportConfig {
+    TransportConfig {
+        listen,
+        node_name: name.to_owned(),
+        identity,
+        session: Config {
+            heartbeat_interval: Duration::from_millis(200),
+            heartbeat_timeout: Duration::from_millis(800),
+            ..Config::default()
+        },
+        timings: Timings {
+            first_backoff: Duration::from_millis(10),
+            longest_backoff: Duration::from_millis(100),
+            idle_timeout: Duration::from_secs(3),
+            ..Timings::default()
+        },
+    }
+}
+
+pub(crate) fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+pub(crate) fn state(node: u8, role: Role) -> LocalState {
+    LocalState {
+        node: NodeId([node; 16]),
+        volume: VOLUME,
+        birth_nonce: [0xBB; 16],
+        size_bytes: 64 << 20,
+        sector_bytes: 512,
+        format_version: 1,
+        max_epoch_bytes: 4 << 20,
+        role,
+        term: Term {
+            counter: 1,
+            node: NodeId([1; 16]),
+        },
+        incarnation: Incarnation(1),
+        tip: (Epoch(0), ChainHash::default()),
+        anchored: (Epoch(0), ChainHash::default()),
+        durable: Epoch(0),
+        applied: Epoch(0),
+        copy: CopyState::Usable,
+    }
+}
+
+/// A node: its transport, and what it says about its one volume.
+pub(crate) struct Node {
+    pub(crate) transport: Transport,
+    pub(crate) state: watch::Sender<LocalState>,
+}
+
+impl Node {
+    pub(crate) async fn start(config: TransportConfig, state: LocalState) -> Self {
+        let (sender, receiver) = watch::channel(state);
+        let volumes = HashMap::from([(VOLUME, receiver)]);
+        let transport = Transport::start(config, volumes, Environment::system(7))
+            .await
+            .expect("a transport");
+        Self {
+            transport,
+            state: sender,
+        }
+    }
+
+    pub(crate) fn add_peer(&self, peer: PeerConfig) -> PeerHandle {
+        self.transport.add_peer(peer).expect("a new peer").remove(0)
+    }
+}
+
+pub(crate) async fn next(handle: &mut PeerHandle) -> FromSession {
+    tokio::time::timeout(LIMIT, handle.from.recv())
+        .await
+        .expect("an output in time")
+        .expect("a running transport")
+}
+
+/// Takes outputs until one is what `pick` looks for.
+pub(crate) async fn wait_for<T>(
+    handle: &mut PeerHandle,
+    mut pick: impl FnMut(&Output) -> Option<T>,
+) -> (SessionId, T) {
+    loop {
+        let FromSession { session, output } = next(handle).await;
+        if let Some(found) = pick(&output) {
+            return (session, found);
+        }
+    }
+}
+
+pub(crate) async fn send(handle: &PeerHandle, session: SessionId, input: Input) {
+    handle
+        .to
+        .send(ToSession { session, input })
+        .await
+        .expect("a running transport");
+}
+
+/// The frame of an epoch, always the same for the same number.
+pub(crate) fn frame(epoch: u64) -> Bytes {
+    let length = 1 + (epoch * 7919 % 9000) + if epoch % 50 == 0 { 700_000 } else { 0 };
+    (0..length)
+        .map(|index| (index ^ epoch).to_le_bytes()[0])
+        .collect::<Vec<_>>()
+        .into()
+}
+
+/// A primary with epochs 1 to `last` in its log: serves whoever subscribes until a replica has
+/// acknowledged them all as durable. Gives the number of sessions it took.
+pub(crate) async fn serve_log(handle: &mut PeerHandle, last: u64) -> u64 {
+    let (mut session, mut next_epoch, mut credit) = (SessionId::default(), None, 0_i64);
+    let mut sessions = 0;
+    loop {
+        let from = next(handle).await;
+        if from.session != session {
+            (session, next_epoch, credit) = (from.session, None, 0);
+        }
+        match from.output {
+            Output::PeerState(_) => sessions += 1,
+            Output::Subscribe { tip, .. } => {
+                let first = tip.0.next();
+                send(handle, session, Input::FeedOpened { from: first }).await;
+                next_epoch = Some(first.0);
+            }
+            Output::PeerCredit { bytes } => credit += i64::try_from(bytes).expect("small"),
+            Output::PeerAck(ack) if ack.durable.0 == last => return sessions,
+            _ => {}
+        }
+        // A queue that is full is served again at the next output, of which acks see to.
+        while let Some(epoch) = next_epoch.filter(|&epoch| credit > 0 && epoch <= last) {
+            let frame = frame(epoch);
+            credit -= i64::try_from(frame.len()).expect("small");
+            let input = Input::SendEpoch {
+                epoch: Epoch(epoch),
+                frame,
+            };
+            if handle.to.try_send(ToSession { session, input }).is_err() {
+                credit += i64::try_from(self::frame(epoch).len()).expect("small");
+                break;
+            }
+            next_epoch = Some(epoch + 1);
+        }
+    }
+}
+
+/// A replica that takes epochs up to `last`, checks each, and keeps its state true.
+pub(crate) async fn take_log(
+    handle: &mut PeerHandle,
+    state: &watch::Sender<LocalState>,
+    last: u64,
+) {
+    const GRANT: u64 = 4 << 20;
+    while state.borrow().tip.0.0 < last {
+        let FromSession { session, output } = next(handle).await;
+        match output {
+            Output::PeerState(_) => send(handle, session, Input::Credit { bytes: GRANT }).await,
+            Output::EpochReceived {
+                epoch,
+                frame: received,
+            } => {
+                let tip = state.borrow().tip.0;
+                assert_eq!(epoch, tip.next(), "an epoch was lost or came twice");
+                assert_eq!(received, frame(epoch.0), "epoch {epoch} was changed");
+                state.send_modify(|state| {
+                    (state.tip.0, state.durable) = (epoch, epoch);
+                });
+                let bytes = received.len() as u64;
+                send(handle, session, Input::Credit { bytes }).await;
+                let ack = AckState {
+                    received: epoch,
+                    durable: epoch,
+                    ..AckState::default()
+                };
+                send(handle, session, Input::Ack(ack)).await;
+            }
+            _ => {}
+        }
+    }
+}
