@@ -12,3 +12,4 @@ pub mod core;
 pub mod device;
 pub mod nbd;
 pub mod ring;
+pub mod shard;

@@ -186,6 +186,17 @@ pub struct Progress {
     pub applied: Epoch,
 }
 
+/// A distance in the history.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lag {
+    /// Epochs.
+    pub epochs: u64,
+    /// Bytes of log.
+    pub bytes: u64,
+    /// Milliseconds since the oldest missing epoch was sealed.
+    pub ms: u64,
+}
+
 /// A place in the history: an epoch and the hash of its frame header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tip {

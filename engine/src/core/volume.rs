@@ -22,8 +22,8 @@ use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK};
 
 use super::config::VolumeConfig;
 use super::event::{
-    Action, Actions, Control, CopyStatus, Disk, Event, Failure, IoToken, Now, Progress, Request,
-    RequestId, Time, Tip,
+    Action, Actions, Control, CopyStatus, Disk, Event, Failure, IoToken, Lag, Now, Progress,
+    Request, RequestId, Time, Tip,
 };
 use super::feed::Peer;
 use super::journal::{Journal, Sealed};
@@ -225,6 +225,20 @@ impl Volume {
         }
     }
 
+    /// How far behind a copy is that has everything up to an epoch.
+    #[must_use]
+    pub fn lag_of(&self, epoch: Epoch, wall_ms: u64) -> Lag {
+        let tip = self.tip().epoch;
+        let next = self.journal.info(epoch.next());
+        let bytes = next.map_or(0, |info| self.journal.tail().0 - info.offset.0);
+        let ms = next.map_or(0, |info| wall_ms.saturating_sub(info.sealed_ms));
+        Lag {
+            epochs: tip.0.saturating_sub(epoch.0),
+            bytes,
+            ms,
+        }
+    }
+
     /// The last superblock that is durable.
     #[must_use]
     pub fn superblock(&self) -> &Superblock {
@@ -256,9 +270,21 @@ impl Volume {
         if self.accepts_writes().is_err() {
             return true; // It will be refused at once, which is better than waiting.
         }
+        self.has_room(mem, blocks) && self.admits_now(blocks)
+    }
+
+    /// Whether slots for a write of so many blocks may be taken now.
+    #[must_use]
+    pub fn has_room(&self, mem: &dyn SlotMemory, blocks: usize) -> bool {
         mem.free_slots() >= blocks + self.config.reserve_slots
-            && self.overlay.open_held() + blocks <= self.config.max_epoch_blocks
-            && self.overlay.zero_extents() + 2 <= self.config.max_zero_extents
+    }
+
+    /// Whether the open epoch takes a write of so many blocks, whose slots are filled already.
+    #[must_use]
+    pub fn admits_now(&self, blocks: usize) -> bool {
+        self.accepts_writes().is_err()
+            || (self.overlay.open_held() + blocks <= self.config.max_epoch_blocks
+                && self.overlay.zero_extents() + 2 <= self.config.max_zero_extents)
     }
 
     /// When the next [`Event::Timer`] is needed, if at all: an idle volume needs none (P9).
@@ -357,7 +383,8 @@ impl Volume {
     }
 
     /// The epoch that holds the last change that was accepted.
-    fn last_change(&self) -> Epoch {
+    #[must_use]
+    pub fn last_change(&self) -> Epoch {
         if self.overlay.open_is_empty() {
             self.tip().epoch
         } else {

@@ -1,0 +1,756 @@
+//! One NBD client: the codec on one side, the ring and the core on the other.
+//!
+//! Bytes of a client are received into the connection's buffer, many requests at a time. What is
+//! left of a write's payload when the buffer is used up is received straight into the overlay slots
+//! it will live in, with the buffer behind it for the requests that follow. Replies that are ready
+//! in one turn of the shard go out in one send; data of reads is sent from the slots.
+//!
+//! Back-pressure (P8): a request for which there is no room stalls its connection, nothing else: the
+//! client's bytes stay in its socket.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hn4::types::{BLOCK_BYTES, Lba, SECTOR_BYTES};
+
+use super::engine::Engine;
+use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
+use crate::core::event::{Failure, Request};
+use crate::nbd::Limits;
+use crate::nbd::connection::{Decoded, Decoder};
+use crate::nbd::export::{ExportDirectory, ExportList};
+use crate::nbd::handshake::{BASE_ALLOCATION_ID, Handshake, Status, greeting};
+use crate::nbd::reply::{Extent, HeaderBytes, Replier};
+use crate::nbd::request::{ByteRange, Command, Cookie, NbdErrno, Operation, Refusal};
+use crate::ring::{FileId, Memory, Op, OwnedBuf, Seg};
+
+/// Received at once. Sixty-odd requests with 4 KiB of payload.
+const RECEIVE_BYTES: usize = 256 * 1024;
+/// Headers of replies in one send.
+const SEND_BYTES: usize = 16 * 1024;
+/// Segments in one transfer; the ring is made for a few more.
+const SEGMENTS: usize = 256;
+/// Requests of one connection in the core at the same time.
+const REQUESTS: usize = 1024;
+/// Payload that is left when the buffer is used up is copied through it, if it is shorter.
+const DIRECT_BYTES: u32 = 8 * 1024;
+
+/// What a request to the core was, to be answered.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) client: u32,
+    pub(super) generation: u32,
+    cookie: Cookie,
+    /// A read, and the slots it fills.
+    read: Option<(ByteRange, bool, Vec<SlotId>)>,
+}
+
+enum Phase {
+    Handshake(Box<Handshake<Arc<ExportList>>>, Arc<ExportList>),
+    Transmission(Box<Transmission>),
+}
+
+struct Transmission {
+    decoder: Decoder,
+    replier: Replier,
+    write: Option<Write>,
+    stalled: Option<Command>,
+}
+
+/// A write whose payload is arriving, or has arrived and waits for room in the open epoch.
+struct Write {
+    cookie: Cookie,
+    range: ByteRange,
+    fua: bool,
+    slots: Vec<SlotId>,
+    arrived: bool,
+}
+
+enum Reply {
+    Bytes(Vec<u8>),
+    Header(HeaderBytes),
+    Read {
+        header: HeaderBytes,
+        range: ByteRange,
+        slots: Vec<SlotId>,
+        sent: usize,
+    },
+}
+
+/// See the module.
+pub(super) struct Client {
+    pub(super) file: FileId,
+    pub(super) generation: u32,
+    phase: Phase,
+    buf: Option<OwnedBuf>,
+    start: usize,
+    end: usize,
+    /// Bytes of payload that the receive in flight may fill before the buffer.
+    direct: u32,
+    send_buf: Option<OwnedBuf>,
+    sending: Vec<SlotId>,
+    replies: VecDeque<Reply>,
+    in_core: usize,
+    /// No more requests will be taken; close when everything is answered.
+    finishing: bool,
+    /// The connection is broken: close now.
+    broken: bool,
+    closing: bool,
+}
+
+/// Counters that status shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) requests: u64,
+    pub(super) written_bytes: u64,
+    pub(super) read_bytes: u64,
+}
+
+impl Client {
+    pub(super) fn new(file: FileId, generation: u32, exports: Arc<ExportList>) -> Self {
+        let handshake = Handshake::new(Arc::clone(&exports), Limits::default());
+        Self {
+            file,
+            generation,
+            phase: Phase::Handshake(Box::new(handshake), exports),
+            buf: Some(OwnedBuf::zeroed(RECEIVE_BYTES)),
+            start: 0,
+            end: 0,
+            direct: 0,
+            send_buf: Some(OwnedBuf::zeroed(SEND_BYTES)),
+            sending: Vec::new(),
+            replies: VecDeque::from([Reply::Bytes(greeting().to_vec())]),
+            in_core: 0,
+            finishing: false,
+            broken: false,
+            closing: false,
+        }
+    }
+
+    /// Whether a request waits for room.
+    pub(super) fn is_stalled(&self) -> bool {
+        match &self.phase {
+            Phase::Handshake(..) => false,
+            Phase::Transmission(t) => {
+                t.stalled.is_some() || t.write.as_ref().is_some_and(|write| write.arrived)
+            }
+        }
+    }
+
+    /// Takes a received buffer: so many bytes, or an end of the connection.
+    pub(super) fn received(&mut self, buf: Option<OwnedBuf>, result: Result<u32, ()>) {
+        self.buf = buf;
+        let Ok(bytes @ 1..) = result else {
+            self.broken = true;
+            return;
+        };
+        let direct = bytes.min(self.direct);
+        self.direct = 0;
+        self.start = 0;
+        self.end = (bytes - direct) as usize;
+        if direct > 0
+            && let Phase::Transmission(t) = &mut self.phase
+        {
+            match t.decoder.payload_received(direct) {
+                Ok(true) => self.payload_complete(),
+                Ok(false) => {}
+                Err(_) => self.broken = true,
+            }
+        }
+    }
+
+    /// Takes the completion of a send.
+    pub(super) fn sent(&mut self, buf: Option<OwnedBuf>, failed: bool, engine: &mut Engine) {
+        self.send_buf = buf;
+        for slot in self.sending.drain(..) {
+            engine.mem().free(slot);
+        }
+        self.broken |= failed;
+    }
+
+    /// Takes the core's answer to a request.
+    pub(super) fn answered(
+        &mut self,
+        asked: Asked,
+        result: Result<(), Failure>,
+        engine: &mut Engine,
+    ) {
+        self.in_core -= 1;
+        let Phase::Transmission(t) = &mut self.phase else {
+            return;
+        };
+        let Asked { cookie, read, .. } = asked;
+        match (result, read) {
+            (Ok(()), None) => self
+                .replies
+                .push_back(Reply::Header(t.replier.done(cookie))),
+            (Ok(()), Some((range, df, slots))) => {
+                engine.traffic.read_bytes += u64::from(range.length);
+                match t.replier.read(cookie, range, df).rest() {
+                    Some(header) => {
+                        self.replies.push_back(Reply::Read {
+                            header,
+                            range,
+                            slots,
+                            sent: 0,
+                        });
+                    }
+                    None => engine.free_slots(&slots),
+                }
+            }
+            (Err(failure), read) => {
+                if let Some((.., slots)) = read {
+                    engine.free_slots(&slots);
+                }
+                let refusal = refusal_of(failure);
+                self.refuse(cookie, refusal);
+            }
+        }
+    }
+
+    fn refuse(&mut self, cookie: Cookie, refusal: Refusal) {
+        if let Phase::Transmission(t) = &self.phase {
+            let mut bytes = Vec::new();
+            t.replier.error(cookie, refusal, &mut bytes);
+            self.replies.push_back(Reply::Bytes(bytes));
+        }
+    }
+
+    /// Does everything that can be done now: decode, send, receive, close. Returns false if the ring
+    /// was full and this must be called again.
+    pub(super) fn pump(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
+        if self.closing {
+            return true;
+        }
+        if !self.broken {
+            self.work(index, engine);
+        }
+        let quiet = self.in_core == 0 && self.replies.is_empty() && self.send_buf.is_some();
+        if self.broken || (self.finishing && quiet) {
+            let op = Op::Close { file: self.file };
+            self.closing = engine
+                .ring
+                .submit(op, tokens.close(index, self.generation))
+                .is_ok();
+            return self.closing;
+        }
+        self.send(index, engine, tokens) && self.receive(index, engine, tokens)
+    }
+
+    fn work(&mut self, index: u32, engine: &mut Engine) {
+        if self.is_stalled() {
+            self.retry_stalled(index, engine);
+        }
+        let Some(buf) = self.buf.take() else { return };
+        while self.start < self.end
+            && !self.finishing
+            && !self.broken
+            && !self.is_stalled()
+            && self.in_core < REQUESTS
+        {
+            let input = &buf.bytes()[self.start..self.end];
+            match &mut self.phase {
+                Phase::Handshake(..) => self.shake_hands(&buf),
+                Phase::Transmission(t) => match t.decoder.decode(input) {
+                    Ok(step) => {
+                        let taken = &input[..step.consumed];
+                        self.start += step.consumed;
+                        self.decoded(index, step.decoded, taken, engine);
+                    }
+                    Err(_) => self.broken = true,
+                },
+            }
+        }
+        self.buf = Some(buf);
+    }
+
+    fn shake_hands(&mut self, buf: &OwnedBuf) {
+        let Phase::Handshake(handshake, exports) = &mut self.phase else {
+            return;
+        };
+        let mut out = Vec::new();
+        let progress = handshake.advance(&buf.bytes()[self.start..self.end], &mut out);
+        if !out.is_empty() {
+            self.replies.push_back(Reply::Bytes(out));
+        }
+        let Ok(progress) = progress else {
+            self.finishing = true;
+            return;
+        };
+        self.start += progress.consumed;
+        match progress.status {
+            Status::NeedMore | Status::SendReplies => {}
+            Status::Close => self.finishing = true,
+            Status::Transmission(session) => match exports.export(session.export) {
+                None => self.broken = true,
+                Some(export) => {
+                    let limits = Limits::default();
+                    let transmission = Transmission {
+                        decoder: Decoder::new(export, &session, &limits),
+                        replier: Replier::new(&session, &limits),
+                        write: None,
+                        stalled: None,
+                    };
+                    self.phase = Phase::Transmission(Box::new(transmission));
+                }
+            },
+        }
+    }
+
+    fn decoded(&mut self, index: u32, decoded: Decoded, taken: &[u8], engine: &mut Engine) {
+        match decoded {
+            Decoded::NeedMore | Decoded::Skip { .. } => {}
+            Decoded::Request(command) => self.command(index, command, engine),
+            Decoded::Refused { cookie, refusal } => self.refuse(cookie, refusal),
+            Decoded::Disconnect => self.finishing = true,
+            Decoded::Payload { at, last, .. } => {
+                let Phase::Transmission(t) = &mut self.phase else {
+                    return;
+                };
+                let Some(write) = &mut t.write else { return };
+                write.copy_payload(at, taken, engine.mem());
+                if last {
+                    write.arrived = true;
+                    self.insert(index, engine);
+                }
+            }
+        }
+    }
+
+    fn payload_complete(&mut self) {
+        if let Phase::Transmission(t) = &mut self.phase
+            && let Some(write) = &mut t.write
+        {
+            write.arrived = true;
+        }
+    }
+
+    fn retry_stalled(&mut self, index: u32, engine: &mut Engine) {
+        let Phase::Transmission(t) = &mut self.phase else {
+            return;
+        };
+        if t.write.as_ref().is_some_and(|write| write.arrived) {
+            return self.insert(index, engine);
+        }
+        if let Some(command) = t.stalled.take() {
+            self.command(index, command, engine);
+        }
+    }
+
+    fn command(&mut self, index: u32, command: Command, engine: &mut Engine) {
+        let Phase::Transmission(t) = &mut self.phase else {
+            return;
+        };
+        let cookie = command.cookie;
+        if let Err(failure) = engine.volume.accepts_writes()
+            && changes(command.operation)
+        {
+            // The payload, if there is any, is drained first: clients do not listen before.
+            if !t.decoder.refuse_payload(refusal_of(failure)) {
+                self.refuse(cookie, refusal_of(failure));
+            }
+            return;
+        }
+        match command.operation {
+            Operation::Read { range, df } => {
+                let Some(slots) = engine.alloc_for_read(blocks_of(range)) else {
+                    t.stalled = Some(command);
+                    return;
+                };
+                let (lba, sectors) = sectors_of(range);
+                let request = Request::Read {
+                    lba,
+                    sectors,
+                    slots: slots.clone(),
+                };
+                self.ask(index, cookie, Some((range, df, slots)), request, engine);
+            }
+            Operation::Write { range, fua } => match engine.alloc_for_write(blocks_of(range)) {
+                None => t.stalled = Some(command),
+                Some(slots) => {
+                    t.write = Some(Write {
+                        cookie,
+                        range,
+                        fua,
+                        slots,
+                        arrived: false,
+                    });
+                }
+            },
+            Operation::Flush => self.ask(index, cookie, None, Request::Flush, engine),
+            Operation::Trim { range, fua } => self.zero(index, command, range, fua, true, engine),
+            Operation::WriteZeroes {
+                range,
+                fua,
+                no_hole,
+                ..
+            } => {
+                self.zero(index, command, range, fua, !no_hole, engine);
+            }
+            Operation::BlockStatus { range, req_one } => {
+                // Everything may hold data. Saying so is always allowed.
+                let extent = Extent {
+                    length: range.length.into(),
+                    flags: 0,
+                };
+                let mut out = Vec::new();
+                let id = BASE_ALLOCATION_ID;
+                t.replier
+                    .block_status(cookie, range, req_one, id, [extent].into_iter(), &mut out);
+                self.replies.push_back(Reply::Bytes(out));
+            }
+            Operation::Cache { .. } => {
+                self.replies
+                    .push_back(Reply::Header(t.replier.done(cookie)));
+            }
+            Operation::Disconnect => self.finishing = true,
+        }
+    }
+
+    fn zero(
+        &mut self,
+        index: u32,
+        command: Command,
+        range: ByteRange,
+        fua: bool,
+        trim: bool,
+        engine: &mut Engine,
+    ) {
+        let first_edge = !range.offset.is_multiple_of(BLOCK_BYTES);
+        let last_edge = !range.end().is_multiple_of(BLOCK_BYTES);
+        let within = range.offset / BLOCK_BYTES == range.end() / BLOCK_BYTES;
+        let edges = usize::from(first_edge || within) + usize::from(last_edge && !within);
+        let slots = if engine.volume.admits_now(edges) {
+            engine.alloc_for_write(edges)
+        } else {
+            None
+        };
+        let Some(edges) = slots else {
+            if let Phase::Transmission(t) = &mut self.phase {
+                t.stalled = Some(command);
+            }
+            return;
+        };
+        let (lba, sectors) = sectors_of(range);
+        let request = Request::Zero {
+            lba,
+            sectors: sectors.into(),
+            fua,
+            trim,
+            edges,
+        };
+        self.ask(index, command.cookie, None, request, engine);
+    }
+
+    /// Hands a write whose payload is complete to the core, if the open epoch takes it.
+    fn insert(&mut self, index: u32, engine: &mut Engine) {
+        let Phase::Transmission(t) = &mut self.phase else {
+            return;
+        };
+        let Some(write) = t.write.take() else { return };
+        if !engine.volume.admits_now(write.slots.len()) {
+            t.write = Some(write);
+            return;
+        }
+        let (lba, sectors) = sectors_of(write.range);
+        engine.traffic.written_bytes += u64::from(write.range.length);
+        let request = Request::Write {
+            lba,
+            sectors,
+            fua: write.fua,
+            slots: write.slots,
+        };
+        self.ask(index, write.cookie, None, request, engine);
+    }
+
+    fn ask(
+        &mut self,
+        index: u32,
+        cookie: Cookie,
+        read: Option<(ByteRange, bool, Vec<SlotId>)>,
+        request: Request,
+        engine: &mut Engine,
+    ) {
+        self.in_core += 1;
+        engine.traffic.requests += 1;
+        let asked = Asked {
+            client: index,
+            generation: self.generation,
+            cookie,
+            read,
+        };
+        engine.request(asked, request);
+    }
+
+    fn receive(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
+        let ready = self.buf.is_some()
+            && self.start == self.end
+            && !self.finishing
+            && !self.is_stalled()
+            && self.in_core < REQUESTS;
+        if !ready {
+            return true;
+        }
+        let Some(buf) = self.buf.take() else {
+            return true;
+        };
+        engine.segs.clear();
+        self.direct = 0;
+        let mut with_buffer = true;
+        if let Phase::Transmission(t) = &self.phase
+            && let Some(write) = &t.write
+            && t.decoder.payload_left() >= DIRECT_BYTES
+        {
+            let left = t.decoder.payload_left();
+            self.direct = write.push_rest(left, SEGMENTS - 1, &mut engine.segs);
+            with_buffer = self.direct == left;
+        }
+        if with_buffer {
+            let length = u32::try_from(buf.len()).expect("a small constant");
+            engine.segs.push(Seg::buf(0, length));
+        }
+        let memory = Memory::with_buf(&engine.segs, buf);
+        let op = Op::Recv {
+            file: self.file,
+            memory,
+        };
+        match engine
+            .ring
+            .submit(op, tokens.receive(index, self.generation))
+        {
+            Ok(_) => true,
+            Err(refused) => {
+                self.direct = 0;
+                if let Op::Recv { memory, .. } = refused.op {
+                    self.buf = memory.buf;
+                }
+                (self.start, self.end) = (0, 0);
+                false
+            }
+        }
+    }
+
+    fn send(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
+        if self.replies.is_empty() {
+            return true;
+        }
+        if engine.ring.room() == 0 {
+            return false;
+        }
+        let Some(mut buf) = self.send_buf.take() else {
+            return true;
+        };
+        engine.segs.clear();
+        let mut packer = Packer {
+            segs: &mut engine.segs,
+            used: 0,
+            done: &mut self.sending,
+        };
+        while let Some(reply) = self.replies.front_mut() {
+            if !packer.add(reply, buf.bytes_mut()) {
+                break;
+            }
+            self.replies.pop_front();
+        }
+        let memory = Memory::with_buf(&engine.segs, buf);
+        let op = Op::Send {
+            file: self.file,
+            memory,
+        };
+        // There is room: only a socket that is closed already can be refused.
+        self.broken |= engine
+            .ring
+            .submit(op, tokens.send(index, self.generation))
+            .is_err();
+        !self.broken
+    }
+
+    /// Gives back everything that the connection holds; nothing of it is in the kernel any more.
+    pub(super) fn release(mut self, engine: &mut Engine) {
+        let sending = std::mem::take(&mut self.sending);
+        engine.free_slots(&sending);
+        for reply in self.replies.drain(..) {
+            if let Reply::Read { slots, sent, .. } = reply {
+                engine.free_slots(&slots[sent..]);
+            }
+        }
+        if let Phase::Transmission(t) = &mut self.phase
+            && let Some(write) = t.write.take()
+        {
+            engine.free_slots(&write.slots);
+        }
+    }
+}
+
+impl Asked {
+    /// The client is gone: gives the slots back.
+    pub(super) fn release(self, engine: &mut Engine) {
+        if let Some((.., slots)) = self.read {
+            engine.free_slots(&slots);
+        }
+    }
+}
+
+impl Write {
+    fn first_offset(&self) -> usize {
+        usize::try_from(self.range.offset % BLOCK_BYTES).expect("less than 4096")
+    }
+
+    /// Copies payload that came through the buffer to its slots.
+    fn copy_payload(&self, at: u32, mut bytes: &[u8], mem: &mut dyn SlotMemory) {
+        let mut position = self.first_offset() + at as usize;
+        while !bytes.is_empty() {
+            let offset = position % SLOT_BYTES;
+            let count = bytes.len().min(SLOT_BYTES - offset);
+            let (now, later) = bytes.split_at(count);
+            let slot = self.slots[position / SLOT_BYTES];
+            mem.bytes_mut(slot)[offset..offset + count].copy_from_slice(now);
+            position += count;
+            bytes = later;
+        }
+    }
+
+    /// Appends segments for the last `left` bytes of payload, at most so many, and returns how many
+    /// bytes they take.
+    fn push_rest(&self, left: u32, segments: usize, segs: &mut Vec<Seg>) -> u32 {
+        let mut position = self.first_offset() + (self.range.length - left) as usize;
+        let end = self.first_offset() + self.range.length as usize;
+        let mut taken = 0;
+        while position < end && segs.len() < segments {
+            let offset = position % SLOT_BYTES;
+            let count = (end - position).min(SLOT_BYTES - offset);
+            let length = u32::try_from(count).expect("at most 4096");
+            let offset = u32::try_from(offset).expect("less than 4096");
+            segs.push(Seg::slot(self.slots[position / SLOT_BYTES], offset, length));
+            position += count;
+            taken += length;
+        }
+        taken
+    }
+}
+
+/// Packs replies into one send.
+struct Packer<'a> {
+    segs: &'a mut Vec<Seg>,
+    used: usize,
+    done: &'a mut Vec<SlotId>,
+}
+
+impl Packer<'_> {
+    /// Adds a reply, or as much of a long read as fits. True if it is complete.
+    fn add(&mut self, reply: &mut Reply, buf: &mut [u8]) -> bool {
+        match reply {
+            Reply::Bytes(bytes) => {
+                let count = bytes.len().min(buf.len() - self.used);
+                let taken: Vec<u8> = bytes.drain(..count).collect();
+                self.add_bytes(&taken, buf) && bytes.is_empty()
+            }
+            Reply::Header(header) => self.add_bytes(header, buf),
+            Reply::Read {
+                header,
+                range,
+                slots,
+                sent,
+            } => {
+                if *sent == 0 && (self.segs.len() + 2 > SEGMENTS || !self.add_bytes(header, buf)) {
+                    return false;
+                }
+                let first = usize::try_from(range.offset % BLOCK_BYTES).expect("less than 4096");
+                let end = first + range.length as usize;
+                while *sent < slots.len() && self.segs.len() < SEGMENTS {
+                    let slot = slots[*sent];
+                    let from = if *sent == 0 { first } else { 0 };
+                    let to = (end - *sent * SLOT_BYTES).min(SLOT_BYTES);
+                    let length = u32::try_from(to - from).expect("at most 4096");
+                    let from = u32::try_from(from).expect("less than 4096");
+                    self.segs.push(Seg::slot(slot, from, length));
+                    self.done.push(slot);
+                    *sent += 1;
+                }
+                *sent == slots.len()
+            }
+        }
+    }
+
+    fn add_bytes(&mut self, bytes: &[u8], buf: &mut [u8]) -> bool {
+        if bytes.is_empty() {
+            return true;
+        }
+        if self.used + bytes.len() > buf.len() || self.segs.len() >= SEGMENTS {
+            return false;
+        }
+        buf[self.used..self.used + bytes.len()].copy_from_slice(bytes);
+        let offset = u32::try_from(self.used).expect("a small buffer");
+        let length = u32::try_from(bytes.len()).expect("a small buffer");
+        match self.segs.last_mut() {
+            Some(Seg {
+                source: crate::ring::SegSource::Buf,
+                offset: at,
+                len,
+            }) if *at + *len == offset => {
+                *len += length;
+            }
+            _ => self.segs.push(Seg::buf(offset, length)),
+        }
+        self.used += bytes.len();
+        true
+    }
+}
+
+/// Makes the tokens of a client's operations.
+pub(super) struct Tokens {
+    pub(super) receive: u64,
+    pub(super) send: u64,
+    pub(super) close: u64,
+}
+
+impl Tokens {
+    fn receive(&self, index: u32, generation: u32) -> u64 {
+        self.receive | pack(index, generation)
+    }
+    fn send(&self, index: u32, generation: u32) -> u64 {
+        self.send | pack(index, generation)
+    }
+    fn close(&self, index: u32, generation: u32) -> u64 {
+        self.close | pack(index, generation)
+    }
+}
+
+fn pack(index: u32, generation: u32) -> u64 {
+    u64::from(index) | u64::from(generation & 0xFF_FFFF) << 32
+}
+
+fn changes(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Write { .. } | Operation::Trim { .. } | Operation::WriteZeroes { .. }
+    )
+}
+
+fn refusal_of(failure: Failure) -> Refusal {
+    match failure {
+        Failure::Io => Refusal::new(
+            NbdErrno::Io,
+            "the volume failed closed or the medium failed; hn4ctl status says why",
+        ),
+        Failure::ReadOnly => Refusal::new(
+            NbdErrno::Perm,
+            "this node is not the primary of the volume; hn4ctl status says who is",
+        ),
+        Failure::ShuttingDown => Refusal::new(NbdErrno::Shutdown, "the daemon is stopping"),
+    }
+}
+
+fn blocks_of(range: ByteRange) -> usize {
+    let first = range.offset / BLOCK_BYTES;
+    let end = range.end().div_ceil(BLOCK_BYTES);
+    usize::try_from(end - first).expect("requests are bounded")
+}
+
+fn sectors_of(range: ByteRange) -> (Lba, u32) {
+    let sectors = u64::from(range.length) / SECTOR_BYTES;
+    (
+        Lba(range.offset / SECTOR_BYTES),
+        u32::try_from(sectors).expect("a length is 32 bits"),
+    )
+}

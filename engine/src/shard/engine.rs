@@ -1,0 +1,238 @@
+//! The core with everything it acts upon: ring, disks, and the queue to the rest of the daemon.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::client::{Asked, Traffic};
+use super::disks::{Disks, Done};
+use super::link::{FromShard, Outbox};
+use crate::arena::{SlotId, SlotMemory};
+use crate::core::event::{
+    Action, Actions, Event, Failure, Now, PeerEvent, PeerId, Request, RequestId, SeedPiece, Time,
+};
+use crate::core::{Volume, VolumeConfig};
+use crate::ring::{Completion, OwnedBuf, Ring, Seg};
+
+/// See the module.
+pub(super) struct Engine {
+    pub(super) ring: Ring,
+    pub(super) volume: Volume,
+    pub(super) disks: Disks,
+    pub(super) outbox: Outbox,
+    pub(super) traffic: Traffic,
+    /// Scratch for transfers of clients.
+    pub(super) segs: Vec<Seg>,
+    actions: Actions,
+    asked: Vec<Option<Asked>>,
+    free: Vec<u32>,
+    /// Answers to clients that the last steps brought.
+    pub(super) answers: VecDeque<(Asked, Result<(), Failure>)>,
+    started: Instant,
+}
+
+impl Engine {
+    pub(super) fn new(ring: Ring, volume: Volume, disks: Disks, outbox: Outbox) -> Self {
+        Self {
+            ring,
+            volume,
+            disks,
+            outbox,
+            traffic: Traffic::default(),
+            segs: Vec::with_capacity(1024),
+            actions: Actions::default(),
+            asked: Vec::new(),
+            free: Vec::new(),
+            answers: VecDeque::new(),
+            started: Instant::now(),
+        }
+    }
+
+    pub(super) fn mem(&mut self) -> &mut dyn SlotMemory {
+        self.ring.arena_mut()
+    }
+
+    pub(super) fn config(&self) -> &VolumeConfig {
+        self.volume.config()
+    }
+
+    fn time(&self) -> Time {
+        let nanos = self.started.elapsed().as_nanos();
+        Time(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// How long until the core wants to be called.
+    pub(super) fn until_deadline(&self) -> Option<Duration> {
+        let deadline = self.volume.next_deadline()?;
+        Some(Duration::from_nanos(
+            deadline.0.saturating_sub(self.time().0),
+        ))
+    }
+
+    pub(super) fn free_slots(&mut self, slots: &[SlotId]) {
+        for &slot in slots {
+            self.ring.arena_mut().free(slot);
+        }
+    }
+
+    fn alloc(&mut self, count: usize) -> Option<Vec<SlotId>> {
+        if self.ring.arena().free_slots() < count {
+            return None;
+        }
+        (0..count).map(|_| self.ring.arena_mut().alloc()).collect()
+    }
+
+    /// Slots for a write, if the core has room for it.
+    pub(super) fn alloc_for_write(&mut self, count: usize) -> Option<Vec<SlotId>> {
+        if !self.volume.has_room(self.ring.arena(), count) {
+            return None;
+        }
+        self.alloc(count)
+    }
+
+    /// Slots for a read. Reads may use half of what writes may not take; the rest is for the log.
+    pub(super) fn alloc_for_read(&mut self, count: usize) -> Option<Vec<SlotId>> {
+        let reserve = self.config().reserve_slots / 2;
+        if self.ring.arena().free_slots() < count + reserve {
+            return None;
+        }
+        self.alloc(count)
+    }
+
+    /// Asks the core on behalf of a client.
+    pub(super) fn request(&mut self, asked: Asked, request: Request) {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.asked.push(None);
+            u32::try_from(self.asked.len() - 1).expect("connections and their requests are bounded")
+        });
+        self.asked[index as usize] = Some(asked);
+        self.step(Event::Request {
+            id: RequestId(index.into()),
+            request,
+        });
+    }
+
+    /// Lets the core take an event and carries out what it says.
+    pub(super) fn step(&mut self, event: Event) {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+        let now = Now {
+            time: self.time(),
+            wall_ms,
+        };
+        self.actions.clear();
+        self.volume
+            .step(now, event, self.ring.arena_mut(), &mut self.actions);
+        let mut list = std::mem::take(&mut self.actions.list);
+        for action in list.drain(..) {
+            self.act(action);
+        }
+        self.actions.list = list;
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Complete { id, result } => {
+                let index = u32::try_from(id.0).expect("an index that was given out here");
+                if let Some(asked) = self.asked[index as usize].take() {
+                    self.free.push(index);
+                    self.answers.push_back((asked, result));
+                }
+            }
+            Action::Io { token, io } => {
+                self.disks
+                    .submit(&mut self.ring, token, &io, &self.actions.segs);
+            }
+            Action::Ship { peer, epoch } => {
+                let bytes = self.volume.frame_bytes(epoch, self.ring.arena());
+                let bytes = bytes.expect("the core ships what it has in memory");
+                self.outbox.push(FromShard::Frame { peer, epoch, bytes });
+            }
+            Action::FeedRead {
+                peer,
+                offset,
+                frames,
+            } => {
+                self.disks
+                    .read_frames(&mut self.ring, peer, offset.0, frames);
+            }
+            Action::SeedRead {
+                peer,
+                offset,
+                bytes,
+            } => {
+                self.disks.read_piece(&mut self.ring, peer, offset, bytes);
+            }
+            Action::Peer { peer, message } => {
+                self.outbox.push(FromShard::Peer { peer, message });
+            }
+            Action::ControlDone { id, result } => {
+                self.outbox.push(FromShard::ControlDone { id, result });
+            }
+            Action::StateChanged => {
+                let state = self.volume.copy_status();
+                self.outbox.push(FromShard::State(state));
+            }
+        }
+    }
+
+    /// Takes a completion of an operation on a disk.
+    pub(super) fn disk_done(&mut self, completion: Completion) {
+        match self.disks.done(&mut self.ring, completion) {
+            Done::Busy => {}
+            Done::Core(token, result) => self.step(Event::IoDone { token, result }),
+            Done::Feed(feed, ok) => {
+                let peer = feed.peer;
+                if ok {
+                    self.ship_frames(peer, &feed.frames, &feed.bytes);
+                }
+                self.step(Event::Peer {
+                    peer,
+                    event: PeerEvent::FeedReadDone { ok },
+                });
+            }
+            Done::Piece { peer, offset, data } => self.ship_piece(peer, offset, data),
+        }
+    }
+
+    fn ship_frames(&mut self, peer: PeerId, frames: &[(hn4::types::Epoch, u64)], bytes: &[u8]) {
+        let mut rest = bytes;
+        for &(epoch, length) in frames {
+            let length = usize::try_from(length)
+                .unwrap_or(usize::MAX)
+                .min(rest.len());
+            let (frame, later) = rest.split_at(length);
+            rest = later;
+            let mut bytes = frame.to_vec();
+            if bytes.len() >= 4096 {
+                hn4::log::Stamp::clear(&mut bytes);
+            }
+            self.outbox.push(FromShard::Frame { peer, epoch, bytes });
+        }
+    }
+
+    fn ship_piece(&mut self, peer: PeerId, offset: u64, data: Option<OwnedBuf>) {
+        let Some(data) = data else {
+            let event = PeerEvent::SeedReadDone { sent: None };
+            return self.step(Event::Peer { peer, event });
+        };
+        let bytes = data.len() as u64;
+        let zero = data.bytes().iter().all(|&byte| byte == 0);
+        let contents = if zero {
+            None
+        } else {
+            Some(data.bytes().to_vec())
+        };
+        // Zeroes travel without payload and cost nothing.
+        let sent = if zero { 0 } else { bytes };
+        let piece = SeedPiece {
+            offset,
+            bytes,
+            data: contents,
+        };
+        self.outbox.push(FromShard::Piece { peer, piece });
+        let event = PeerEvent::SeedReadDone { sent: Some(sent) };
+        self.step(Event::Peer { peer, event });
+    }
+}

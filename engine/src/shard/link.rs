@@ -1,0 +1,222 @@
+//! What a shard and the rest of the daemon say to each other, and the two queues between them.
+//!
+//! The queues are bounded and lock-free, one producer and one consumer each. What does not fit waits
+//! at its producer; nothing is dropped. What can pile up is bounded by the peers' credit and by the
+//! number of control requests.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use hn4::types::Epoch;
+
+use super::status::ShardStatus;
+use crate::core::event::{
+    Control, CopyStatus, PeerEvent, PeerId, PeerMessage, RequestId, SeedPiece,
+};
+use crate::ring::Waker;
+
+/// Messages in each queue.
+const QUEUE: usize = 1024;
+
+/// To the shard.
+#[derive(Debug)]
+pub enum ToShard {
+    /// A session has something.
+    Peer {
+        /// Which.
+        peer: PeerId,
+        /// What.
+        event: PeerEvent,
+    },
+    /// An operator asks; answered by [`FromShard::ControlDone`].
+    Control {
+        /// Name of the request.
+        id: RequestId,
+        /// What.
+        control: Control,
+    },
+    /// Answered by [`FromShard::Status`].
+    Status(RequestId),
+    /// Accept nothing new, flush the log, drain for at most so many milliseconds, and end.
+    Stop {
+        /// 0: flush the log and end; recovery replays the rest.
+        drain_ms: u64,
+    },
+}
+
+/// From the shard.
+#[derive(Debug)]
+pub enum FromShard {
+    /// For a session.
+    Peer {
+        /// Which.
+        peer: PeerId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// An epoch for a session, as it lies in the log.
+    Frame {
+        /// Which.
+        peer: PeerId,
+        /// Its number.
+        epoch: Epoch,
+        /// The frame, without stamp.
+        bytes: Vec<u8>,
+    },
+    /// A piece of a full copy for a session.
+    Piece {
+        /// Which.
+        peer: PeerId,
+        /// The piece.
+        piece: SeedPiece,
+    },
+    /// A control request is done.
+    ControlDone {
+        /// Which.
+        id: RequestId,
+        /// Its outcome.
+        result: Result<(), String>,
+    },
+    /// The copy's state has changed.
+    State(CopyStatus),
+    /// Answer to [`ToShard::Status`].
+    Status {
+        /// Which.
+        id: RequestId,
+        /// The state of everything.
+        status: Box<ShardStatus>,
+    },
+    /// The shard has ended, because it was asked to or because it could not go on.
+    Ended(Result<(), String>),
+}
+
+/// A bounded queue whose producer keeps what does not fit.
+pub(super) struct Outbox {
+    queue: rtrb::Producer<FromShard>,
+    backlog: VecDeque<FromShard>,
+    wake: Arc<dyn Fn() + Send + Sync>,
+    unsent: bool,
+}
+
+impl Outbox {
+    pub(super) fn push(&mut self, message: FromShard) {
+        self.backlog.push_back(message);
+        self.unsent = true;
+    }
+
+    /// Hands over what fits and wakes the consumer if there is anything new.
+    pub(super) fn flush(&mut self) {
+        let mut sent = false;
+        while let Some(message) = self.backlog.pop_front() {
+            match self.queue.push(message) {
+                Ok(()) => sent = true,
+                Err(rtrb::PushError::Full(message)) => {
+                    self.backlog.push_front(message);
+                    break;
+                }
+            }
+        }
+        if sent || self.unsent {
+            self.unsent = false;
+            (self.wake)();
+        }
+    }
+}
+
+/// The shard's end.
+pub(super) struct ShardEnd {
+    pub(super) inbox: rtrb::Consumer<ToShard>,
+    pub(super) outbox: Outbox,
+}
+
+/// The daemon's end of a shard.
+pub struct ShardHandle {
+    queue: rtrb::Producer<ToShard>,
+    backlog: VecDeque<ToShard>,
+    from: rtrb::Consumer<FromShard>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+pub(super) struct HandleEnd {
+    queue: rtrb::Producer<ToShard>,
+    from: rtrb::Consumer<FromShard>,
+}
+
+/// Makes the queues. `wake` is called on the shard's thread when there is something to receive.
+pub(super) fn pair(wake: Arc<dyn Fn() + Send + Sync>) -> (ShardEnd, HandleEnd) {
+    let (to, inbox) = rtrb::RingBuffer::new(QUEUE);
+    let (queue, from) = rtrb::RingBuffer::new(QUEUE);
+    let outbox = Outbox {
+        queue,
+        backlog: VecDeque::new(),
+        wake,
+        unsent: false,
+    };
+    (ShardEnd { inbox, outbox }, HandleEnd { queue: to, from })
+}
+
+impl HandleEnd {
+    pub(super) fn attach(self, waker: Waker, thread: JoinHandle<()>) -> ShardHandle {
+        ShardHandle {
+            queue: self.queue,
+            backlog: VecDeque::new(),
+            from: self.from,
+            waker,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl ShardHandle {
+    /// Sends a message; what does not fit now goes with a later call of this or [`Self::receive`].
+    pub fn send(&mut self, message: ToShard) {
+        self.backlog.push_back(message);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let mut sent = false;
+        while let Some(message) = self.backlog.pop_front() {
+            match self.queue.push(message) {
+                Ok(()) => sent = true,
+                Err(rtrb::PushError::Full(message)) => {
+                    self.backlog.push_front(message);
+                    break;
+                }
+            }
+        }
+        if sent {
+            self.waker.wake();
+        }
+    }
+
+    /// The next message, if there is one.
+    pub fn receive(&mut self) -> Option<FromShard> {
+        if !self.backlog.is_empty() {
+            self.flush();
+        }
+        let was_full = self.from.slots() == QUEUE;
+        let message = self.from.pop().ok();
+        if was_full && message.is_some() {
+            // The shard may hold messages back for lack of room.
+            self.waker.wake();
+        }
+        message
+    }
+
+    /// Waits for the thread to end; it must have been told to stop.
+    pub fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic of the shard has been printed by the panic hook already.
+            let _ = thread.join();
+        }
+    }
+
+    /// Whether the thread has ended without saying so, which only a panic does.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}

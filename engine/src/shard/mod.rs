@@ -1,0 +1,601 @@
+//! A shard: one thread, one ring, one volume, and the clients of that volume.
+//!
+//! The thread sleeps in the kernel until an operation completes, a client sends something, the rest
+//! of the daemon has a message, or the core's deadline passes. In one turn it takes all completions,
+//! lets the core act on them, and hands everything that came of it to the kernel in one call.
+//!
+//! **Architecture invariant:** only this thread touches the volume, its memory and its devices.
+
+mod client;
+mod disks;
+mod engine;
+mod link;
+mod status;
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hn4::log::{LogHeader, LogIdentity};
+use hn4::types::BLOCK_BYTES;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use thiserror::Error;
+
+pub use self::disks::DeviceMedium;
+pub use self::link::{FromShard, ShardHandle, ToShard};
+pub use self::status::{PeerStatus, ShardStatus};
+
+use self::client::{Client, Tokens};
+use self::disks::Disks;
+use self::engine::Engine;
+use self::link::ShardEnd;
+use crate::arena::{Arena, SlotMemory};
+use crate::core::VolumeConfig;
+use crate::core::event::Event;
+use crate::core::recovery::{self, RecoveryError, RecoveryReport};
+use crate::device::{Device, DeviceError, DeviceInfo, DeviceOptions, FlushTrust};
+use crate::nbd::export::{Export, ExportList};
+use crate::ring::{Completion, FileId, Op, Ring, RingConfig, RingError, Waker};
+
+/// Kinds of operations, in the highest byte of their tokens.
+const DISK: u64 = 1 << 56;
+const ACCEPT: u64 = 2 << 56;
+const TOKENS: Tokens = Tokens {
+    receive: 3 << 56,
+    send: 4 << 56,
+    close: 5 << 56,
+};
+const KIND: u64 = 0xFF << 56;
+
+/// Connections at the same time.
+const CLIENTS: usize = 200;
+
+/// Where clients come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Listen {
+    /// A unix socket at this path.
+    Unix(PathBuf),
+    /// TCP.
+    Tcp(SocketAddr),
+}
+
+/// What a shard needs to start.
+pub struct ShardSetup {
+    /// Name of the export.
+    pub name: String,
+    /// The volume that the log must belong to, if it is known.
+    pub expect: Option<hn4::types::VolumeId>,
+    /// The log.
+    pub log: PathBuf,
+    /// The volume's device or file.
+    pub backing: PathBuf,
+    /// How to open the log.
+    pub log_options: DeviceOptions,
+    /// How to open the backing.
+    pub backing_options: DeviceOptions,
+    /// Memory for the overlay.
+    pub overlay_bytes: u64,
+    /// Decides limits and policies from the log's header and the number of slots.
+    pub configure: Box<dyn FnOnce(&LogHeader, usize) -> VolumeConfig + Send>,
+    /// Sockets for clients.
+    pub listen: Vec<Listen>,
+    /// The processor to stay on.
+    pub cpu: Option<usize>,
+}
+
+/// Why a shard could not start.
+#[derive(Debug, Error)]
+pub enum ShardError {
+    /// Log or backing.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The log.
+    #[error("{log}: {source}")]
+    Recovery {
+        /// Its path.
+        log: String,
+        /// What is wrong.
+        source: RecoveryError,
+    },
+    /// The ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The backing cannot be this volume.
+    #[error("{backing}: {why}")]
+    Backing {
+        /// Its path.
+        backing: String,
+        /// Why not.
+        why: String,
+    },
+    /// A socket.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Memory or threads.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// The system's word.
+        source: std::io::Error,
+    },
+}
+
+struct Listener {
+    file: FileId,
+    socket: Option<PathBuf>,
+}
+
+/// What is found while a shard opens and told in its status.
+struct Facts {
+    identity: LogIdentity,
+    recovery: RecoveryReport,
+    log_device: DeviceInfo,
+    backing_device: DeviceInfo,
+}
+
+struct Shard {
+    engine: Engine,
+    inbox: rtrb::Consumer<ToShard>,
+    clients: Vec<Option<Client>>,
+    generation: u32,
+    listeners: Vec<Listener>,
+    exports: Arc<ExportList>,
+    no_exports: Arc<ExportList>,
+    /// Clients that may be able to do something.
+    ready: Vec<u32>,
+    facts: Facts,
+    stop_by: Option<Instant>,
+    flush_only: bool,
+}
+
+/// Starts a shard and waits until it serves. `wake` is called on the shard's thread whenever the
+/// handle has something to receive.
+///
+/// # Errors
+/// [`ShardError`] says why it does not run; nothing was changed unless recovery had succeeded.
+pub fn spawn(
+    setup: ShardSetup,
+    wake: Arc<dyn Fn() + Send + Sync>,
+) -> Result<ShardHandle, ShardError> {
+    let (end, handle) = link::pair(wake);
+    let (tell, told) = mpsc::channel();
+    let name = format!("shard {}", setup.name);
+    let thread = std::thread::Builder::new()
+        .name(name.chars().take(15).collect())
+        .spawn(move || {
+            match Shard::open(setup, end) {
+                Ok((mut shard, waker)) => {
+                    if tell.send(Ok(waker)).is_ok() {
+                        shard.run();
+                    }
+                }
+                // Nobody listens only if the daemon is gone.
+                Err(error) => drop(tell.send(Err(error))),
+            }
+        });
+    let thread = thread.map_err(|source| ShardError::Os {
+        what: "starting the shard's thread",
+        source,
+    })?;
+    let waker: Waker = told.recv().map_err(|_| ShardError::Os {
+        what: "opening the volume",
+        source: std::io::Error::other("the shard's thread panicked"),
+    })??;
+    Ok(handle.attach(waker, thread))
+}
+
+impl Shard {
+    fn open(setup: ShardSetup, end: ShardEnd) -> Result<(Self, Waker), ShardError> {
+        if let Some(cpu) = setup.cpu {
+            pin_to(cpu);
+        }
+        let os = |what| move |source| ShardError::Os { what, source };
+        let log = Device::open(&setup.log, setup.log_options)?;
+        let backing = Device::open(&setup.backing, setup.backing_options)?;
+        let mut medium = DeviceMedium::new(&log).map_err(os("opening the log"))?;
+        let recovery = |source| ShardError::Recovery {
+            log: setup.log.display().to_string(),
+            source,
+        };
+        let (header, ..) = recovery::inspect(&mut medium).map_err(recovery)?;
+        check_backing(&header, setup.expect, &setup.log, &backing)?;
+        let slots = u32::try_from(setup.overlay_bytes / BLOCK_BYTES).unwrap_or(u32::MAX);
+        let mut arena = Arena::new(slots).map_err(os("allocating the overlay"))?;
+        let capacity = arena.capacity();
+        let configure = setup.configure;
+        let (volume, report) = recovery::open(&mut medium, &mut arena, |header| {
+            configure(header, capacity)
+        })
+        .map_err(recovery)?;
+        let config = RingConfig {
+            operations: 2048,
+            segments: 272,
+            ..RingConfig::default()
+        };
+        let mut ring = Ring::new(config, arena)?;
+        let disks = Disks::new(&mut ring, &log, &backing, header.ring_bytes, DISK)?;
+        let exports = exports(&setup.name, &header, &volume, backing.info());
+        let mut listeners = Vec::new();
+        for listen in &setup.listen {
+            listeners.push(open_listener(&mut ring, listen)?);
+        }
+        for (index, listener) in listeners.iter().enumerate() {
+            start_accept(&mut ring, index, listener.file);
+        }
+        let waker = ring.waker();
+        let facts = Facts {
+            identity: header.identity,
+            recovery: report,
+            log_device: log.info().clone(),
+            backing_device: backing.info().clone(),
+        };
+        let shard = Self {
+            engine: Engine::new(ring, volume, disks, end.outbox),
+            inbox: end.inbox,
+            clients: Vec::new(),
+            generation: 0,
+            listeners,
+            exports: Arc::new(exports),
+            no_exports: Arc::new(ExportList::new(Vec::new()).expect("an empty list is valid")),
+            ready: Vec::new(),
+            facts,
+            stop_by: None,
+            flush_only: false,
+        };
+        Ok((shard, waker))
+    }
+
+    fn run(&mut self) {
+        let mut completions = Vec::with_capacity(4096);
+        let mut result = Ok(());
+        // Says what was recovered and starts what is left to do.
+        self.engine.step(Event::Timer);
+        loop {
+            self.engine.outbox.flush();
+            if self.is_over() {
+                break;
+            }
+            let timeout = self.timeout();
+            if let Err(error) = self.engine.ring.wait(1, timeout, &mut completions) {
+                result = Err(error.to_string());
+                break;
+            }
+            for completion in completions.drain(..) {
+                self.completed(completion);
+            }
+            while let Ok(message) = self.inbox.pop() {
+                self.message(message);
+            }
+            if self.engine.until_deadline() == Some(Duration::ZERO) {
+                self.engine.step(Event::Timer);
+            }
+            self.serve();
+            self.engine.disks.retry(&mut self.engine.ring);
+        }
+        for listener in &self.listeners {
+            if let Some(path) = &listener.socket {
+                // A socket file that nobody listens on only misleads; the next start removes it too.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        self.engine.outbox.push(FromShard::Ended(result));
+        self.engine.outbox.flush();
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let stop = self
+            .stop_by
+            .map(|by| by.saturating_duration_since(Instant::now()));
+        [self.engine.until_deadline(), stop]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether a stop that was asked for is done, or out of time.
+    fn is_over(&self) -> bool {
+        let Some(by) = self.stop_by else { return false };
+        let volume = &self.engine.volume;
+        let log_done = volume.copy_status().progress.durable == volume.tip().epoch
+            && volume.last_change() == volume.tip().epoch;
+        let done = volume.failed().is_some()
+            || volume.is_clean()
+            || (self.flush_only && log_done && !self.engine.disks.is_busy());
+        done || Instant::now() >= by
+    }
+
+    fn message(&mut self, message: ToShard) {
+        match message {
+            ToShard::Peer { peer, event } => self.engine.step(Event::Peer { peer, event }),
+            ToShard::Control { id, control } => self.engine.step(Event::Control { id, control }),
+            ToShard::Status(id) => {
+                let status = Box::new(self.status());
+                self.engine.outbox.push(FromShard::Status { id, status });
+            }
+            ToShard::Stop { drain_ms } => {
+                self.engine.volume.stop();
+                self.flush_only = drain_ms == 0;
+                let limit = if self.flush_only { 10_000 } else { drain_ms };
+                self.stop_by = Some(Instant::now() + Duration::from_millis(limit));
+                self.engine.step(Event::Timer);
+            }
+        }
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        let token = completion.token;
+        let index = u32::try_from(token & 0xFFFF_FFFF).expect("masked to 32 bits");
+        let kind = token & KIND;
+        if kind == DISK {
+            return self.engine.disk_done(completion);
+        }
+        if kind == ACCEPT {
+            return self.accepted(index, completion);
+        }
+        self.ready.push(index);
+        let Some(slot) = self.clients.get_mut(index as usize) else {
+            return;
+        };
+        let Some(client) = slot else { return };
+        if kind == TOKENS.receive {
+            client.received(completion.buf, completion.result.map_err(drop));
+        } else if kind == TOKENS.send {
+            client.sent(completion.buf, completion.result.is_err(), &mut self.engine);
+        } else if let Some(client) = slot.take() {
+            // Operations on a closed file complete before the close does.
+            client.release(&mut self.engine);
+        }
+    }
+
+    fn accepted(&mut self, index: u32, completion: Completion) {
+        if let Some(file) = completion.file {
+            self.generation = self.generation.wrapping_add(1) & 0xFF_FFFF;
+            let generation = self.generation;
+            let free = self.clients.iter().position(Option::is_none);
+            let at = free.unwrap_or(self.clients.len());
+            if at >= CLIENTS {
+                // Refused by closing; the completion of the close finds no client.
+                let token = TOKENS.close | u64::from(u32::MAX);
+                let _ = self.engine.ring.submit(Op::Close { file }, token);
+            } else {
+                no_delay(&self.engine.ring, file);
+                let serves = self.engine.volume.accepts_writes().is_ok();
+                let exports = if serves {
+                    &self.exports
+                } else {
+                    &self.no_exports
+                };
+                let client = Client::new(file, generation, Arc::clone(exports));
+                if at == self.clients.len() {
+                    self.clients.push(None);
+                }
+                self.clients[at] = Some(client);
+                self.ready
+                    .push(u32::try_from(at).expect("clients are bounded"));
+            }
+        }
+        if !completion.more
+            && self.stop_by.is_none()
+            && let Some(listener) = self.listeners.get(index as usize)
+        {
+            start_accept(&mut self.engine.ring, index as usize, listener.file);
+        }
+    }
+
+    /// Lets every client go on that may be able to, until nothing moves any more.
+    fn serve(&mut self) {
+        let mut again = Vec::new();
+        loop {
+            self.deliver();
+            let stalled = self
+                .clients
+                .iter()
+                .enumerate()
+                .filter_map(|(index, client)| {
+                    let stalled = client.as_ref().is_some_and(Client::is_stalled);
+                    stalled.then(|| u32::try_from(index).expect("clients are bounded"))
+                });
+            self.ready.extend(stalled);
+            self.ready.sort_unstable();
+            self.ready.dedup();
+            for index in std::mem::take(&mut self.ready) {
+                let Some(Some(client)) = self.clients.get_mut(index as usize) else {
+                    continue;
+                };
+                if !client.pump(index, &mut self.engine, &TOKENS) {
+                    again.push(index);
+                }
+            }
+            if self.engine.answers.is_empty() {
+                break;
+            }
+        }
+        // The ring was full for these; its completions bring the next turn.
+        self.ready = again;
+    }
+
+    fn deliver(&mut self) {
+        while let Some((asked, result)) = self.engine.answers.pop_front() {
+            let index = asked.client;
+            match self.clients.get_mut(index as usize) {
+                Some(Some(client)) if client.generation == asked.generation => {
+                    client.answered(asked, result, &mut self.engine);
+                    self.ready.push(index);
+                }
+                _ => asked.release(&mut self.engine),
+            }
+        }
+    }
+
+    fn status(&self) -> ShardStatus {
+        let volume = &self.engine.volume;
+        let (log_used_bytes, log_bytes) = volume.log_usage();
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+        let peers = volume.peers().iter().map(|peer| PeerStatus {
+            connected: peer.connected,
+            live: peer.is_live(),
+            seeding_bytes: peer.seeding(),
+            sent: peer.sent,
+            progress: peer.progress,
+            lag: volume.lag_of(peer.progress.durable, wall_ms),
+        });
+        let assumed = |info: &DeviceInfo| matches!(info.flush, FlushTrust::Assumed(_));
+        ShardStatus {
+            identity: self.facts.identity,
+            copy: volume.copy_status(),
+            failed: volume.failed().cloned(),
+            obstacle: volume.obstacle().cloned(),
+            degraded: volume.is_degraded(),
+            waiting: volume.waiting(),
+            dirty_bytes: volume.dirty_slots() as u64 * BLOCK_BYTES,
+            overlay_bytes: self.engine.ring.arena().capacity() as u64 * BLOCK_BYTES,
+            log_used_bytes,
+            log_bytes,
+            clients: self.clients.iter().flatten().count(),
+            requests: self.engine.traffic.requests,
+            written_bytes: self.engine.traffic.written_bytes,
+            read_bytes: self.engine.traffic.read_bytes,
+            seeding_bytes: volume.seeding_cursor(),
+            peers: peers.collect(),
+            recovery: self.facts.recovery,
+            log_device: self.facts.log_device.to_string(),
+            backing_device: self.facts.backing_device.to_string(),
+            assumed_strict_flush: assumed(&self.facts.log_device)
+                || assumed(&self.facts.backing_device),
+        }
+    }
+}
+
+fn check_backing(
+    header: &LogHeader,
+    expect: Option<hn4::types::VolumeId>,
+    log: &Path,
+    backing: &Device,
+) -> Result<(), ShardError> {
+    let identity = &header.identity;
+    let info = backing.info();
+    if let Some(expected) = expect
+        && expected != identity.volume
+    {
+        let source = RecoveryError::OtherVolume {
+            found: identity.volume,
+            found_bytes: identity.size_bytes,
+            expected,
+            expected_bytes: info.size_bytes,
+        };
+        return Err(ShardError::Recovery {
+            log: log.display().to_string(),
+            source,
+        });
+    }
+    let why = if info.size_bytes / BLOCK_BYTES * BLOCK_BYTES != identity.size_bytes {
+        format!(
+            "it has {} bytes, but its log is of volume {} with {} bytes; a log belongs to one \
+             backing only",
+            info.size_bytes, identity.volume, identity.size_bytes
+        )
+    } else if info.logical_bytes > identity.sector_bytes {
+        format!(
+            "its sectors have {} bytes, the volume's {}: create the volume with sector_bytes = {}",
+            info.logical_bytes, identity.sector_bytes, info.logical_bytes
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ShardError::Backing {
+        backing: info.path.display().to_string(),
+        why,
+    })
+}
+
+fn exports(
+    name: &str,
+    header: &LogHeader,
+    volume: &crate::core::Volume,
+    backing: &DeviceInfo,
+) -> ExportList {
+    let mut export = Export::new(name, header.identity.size_bytes);
+    export.min_block_bytes = header.identity.sector_bytes;
+    export.rotational = backing.medium == crate::device::DeviceKind::Hdd;
+    // A write must fit in the open epoch with some company.
+    let largest = volume.config().max_epoch_blocks as u64 / 2 * BLOCK_BYTES;
+    let largest = u32::try_from(largest).unwrap_or(u32::MAX);
+    export.max_block_bytes = export.max_block_bytes.min(largest).max(4096);
+    let list = ExportList::new(vec![export]).and_then(|list| list.with_default(0));
+    list.expect("names are checked by the configuration, sizes by the log's header")
+}
+
+fn start_accept(ring: &mut Ring, index: usize, file: FileId) {
+    // A full ring cannot be: connections and the core's operations are bounded far below.
+    let _ = ring.submit(Op::Accept { file }, ACCEPT | index as u64);
+}
+
+fn open_listener(ring: &mut Ring, listen: &Listen) -> Result<Listener, ShardError> {
+    let address = match listen {
+        Listen::Unix(path) => path.display().to_string(),
+        Listen::Tcp(address) => address.to_string(),
+    };
+    let failed = |source| ShardError::Listen {
+        address: address.clone(),
+        source,
+    };
+    let (fd, socket): (OwnedFd, _) = match listen {
+        Listen::Unix(path) => {
+            remove_stale_socket(path).map_err(failed)?;
+            (
+                UnixListener::bind(path).map_err(failed)?.into(),
+                Some(path.clone()),
+            )
+        }
+        Listen::Tcp(address) => (TcpListener::bind(address).map_err(failed)?.into(), None),
+    };
+    let file = ring.add_file(fd).map_err(failed)?;
+    Ok(Listener { file, socket })
+}
+
+/// A socket file that a killed daemon left is removed; one that somebody listens on is not.
+fn remove_stale_socket(path: &Path) -> std::io::Result<()> {
+    let Ok(metadata) = path.symlink_metadata() else {
+        return Ok(());
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(std::io::Error::other(
+            "there is a file that is no socket; remove it",
+        ));
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(std::io::Error::other("another process listens there"));
+    }
+    std::fs::remove_file(path)
+}
+
+fn no_delay(ring: &Ring, file: FileId) {
+    if let Some(fd) = ring.fd(file) {
+        // Fails on unix sockets, which do not delay.
+        let _ =
+            nix::sys::socket::setsockopt(&fd.as_fd(), nix::sys::socket::sockopt::TcpNoDelay, &true);
+    }
+}
+
+fn pin_to(cpu: usize) {
+    let mut set = CpuSet::new();
+    // A processor that is not there or not allowed only costs speed.
+    if set.set(cpu).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
+}

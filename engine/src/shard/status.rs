@@ -1,0 +1,70 @@
+//! What a shard tells about itself.
+
+use hn4::log::LogIdentity;
+use hn4::types::Epoch;
+
+use crate::core::event::{CopyStatus, Lag, Progress};
+use crate::core::recovery::RecoveryReport;
+use crate::core::{FailedClosed, Obstacle};
+
+/// How a peer is doing, seen from here.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// A session is open.
+    pub connected: bool,
+    /// Epochs are being sent.
+    pub live: bool,
+    /// A full copy is being sent: bytes of the volume that are done.
+    pub seeding_bytes: Option<u64>,
+    /// All epochs up to this one were handed to the session.
+    pub sent: Epoch,
+    /// What the peer says it has.
+    pub progress: Progress,
+    /// How far behind it is durably.
+    pub lag: Lag,
+}
+
+/// The state of a volume and its shard at one moment.
+#[derive(Clone, Debug)]
+pub struct ShardStatus {
+    /// The volume.
+    pub identity: LogIdentity,
+    /// Role, term, progress.
+    pub copy: CopyStatus,
+    /// Why it fails closed, if it does.
+    pub failed: Option<FailedClosed>,
+    /// What keeps this replica from catching up.
+    pub obstacle: Option<Obstacle>,
+    /// It goes on without peers that its policy asks for.
+    pub degraded: bool,
+    /// Requests that wait for log or peers.
+    pub waiting: usize,
+    /// Bytes of the overlay in use.
+    pub dirty_bytes: u64,
+    /// Bytes of the overlay.
+    pub overlay_bytes: u64,
+    /// Bytes of log in use.
+    pub log_used_bytes: u64,
+    /// Bytes of log.
+    pub log_bytes: u64,
+    /// Connections of clients.
+    pub clients: usize,
+    /// Requests that were answered since the start, and how many bytes they moved.
+    pub requests: u64,
+    /// Bytes written by clients.
+    pub written_bytes: u64,
+    /// Bytes read by clients.
+    pub read_bytes: u64,
+    /// Bytes received of a full copy, while one is being taken in.
+    pub seeding_bytes: Option<u64>,
+    /// Peers, in the order of the configuration.
+    pub peers: Vec<PeerStatus>,
+    /// What recovery found at the start.
+    pub recovery: RecoveryReport,
+    /// What the log lies on.
+    pub log_device: String,
+    /// What the volume lies on.
+    pub backing_device: String,
+    /// A flush of one of them is believed only because the configuration says so.
+    pub assumed_strict_flush: bool,
+}
