@@ -111,7 +111,7 @@ pub fn swizzle(v: u64) -> u64 {
 pub fn adjust(v: u64, phi: u64) -> u64 {
     let mut v = v | 1;
     for prime in [3_u64, 5, 7, 11, 13] {
-        if phi % prime == 0 && v % prime == 0 {
+        if phi.is_multiple_of(prime) && v.is_multiple_of(prime) {
             v = if v > u64::MAX - 2 { 1 } else { v + 2 };
         }
     }
@@ -313,7 +313,7 @@ pub const MAX_PREIMAGES: usize = 64;
 /// All x below `modulus` with `a * x = b (mod modulus)`, at most [`MAX_PREIMAGES`].
 fn solve(a: u64, b: u64, modulus: u64) -> Vec<u64> {
     let (gcd, inverse) = extended_gcd(a, modulus);
-    if gcd == 0 || b % gcd != 0 {
+    if gcd == 0 || !b.is_multiple_of(gcd) {
         return if modulus == 1 { vec![0] } else { Vec::new() };
     }
     let reduced = modulus / gcd;

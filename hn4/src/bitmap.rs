@@ -185,7 +185,7 @@ impl Bitmap {
         let end = end.min(self.blocks);
         let mut block = first;
         while block < end {
-            if block % 64 == 0 && end - block >= 64 {
+            if block.is_multiple_of(64) && end - block >= 64 {
                 if let Some(word) = self.words.get_mut(index(block / 64)) {
                     *word = u64::MAX;
                 }

@@ -155,9 +155,11 @@ fn block_size_of(profile: Profile, device: &Device) -> Result<u64, Problem> {
         }
     }
     let block = block.max(sector);
-    if block.checked_rem(sector).is_none_or(|rest| rest != 0) {
+    // Rounding by bit masks (defect 14) is wrong for other blocks; nobody has a use for them.
+    let divides = block.checked_rem(sector).is_some_and(|rest| rest == 0);
+    if !divides || !block.is_power_of_two() {
         let found = format!("sectors of {sector} bytes");
-        let expected = format!("a divisor of the block size {block}");
+        let expected = format!("a divisor of a block size that is a power of two, not {block}");
         let advice = "HN4 needs sectors that divide its blocks";
         return refuse(Code::AlignmentFail, found, expected, advice);
     }

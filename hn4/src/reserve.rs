@@ -34,7 +34,7 @@ pub fn reserved(superblock: &Superblock, sector: u64, zoned: bool) -> Vec<Reserv
         region: Region::Superblock,
         blocks: 0..superblock.lba_flux_start.get() / spb,
     }];
-    for (cardinal, offset) in copies::fitting(capacity, block, zoned, u64::MAX) {
+    for (cardinal, offset) in copies::formatted(capacity, block, zoned, u64::MAX) {
         if cardinal != Cardinal::North {
             let first = div(offset, block);
             let end = first.saturating_add(div(copies::copy_bytes(block), block));

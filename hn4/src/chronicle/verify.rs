@@ -151,6 +151,7 @@ fn heal(
             None => {
                 conduct.corrects()
                     && head == bounds.start
+                    && superblock.last_journal_seq.get() == 0
                     && sequence == 1
                     && next.entry.prev_sector_crc.get() == 0
             }

@@ -108,7 +108,7 @@ impl Mount<'_, '_> {
         else {
             return self.geometry(format!("epoch pointer {pointer}"), "a block of the volume");
         };
-        if start % spb != 0 {
+        if !start.is_multiple_of(spb) {
             let advice = "attach the volume to a device with the sector size of its format";
             let found = format!("an epoch ring at LBA {start}");
             let expected = format!("a multiple of {spb} sectors");

@@ -7,18 +7,28 @@ use crate::superblock::copies::{self, Cardinal, position};
 use crate::superblock::{Superblock, TAINT_BIT, state};
 use zerocopy::IntoBytes;
 
-/// Writes one copy and flushes; zoned devices reset the zone first.
-pub(crate) fn write_copy(
-    medium: &mut Medium<'_>,
-    superblock: &Superblock,
-    offset: u64,
-) -> Result<(), Code> {
+/// Resets the zone of a copy, on zoned devices.
+pub(crate) fn reset_zone(medium: &mut Medium<'_>, offset: u64) -> Result<(), Code> {
     if medium.device.is_zns() {
         medium.push(Op::ZoneReset { offset, length: 0 })?;
         medium.flush()?;
     }
+    Ok(())
+}
+
+/// Writes one copy, padded to whole blocks.
+pub(crate) fn write_plain(
+    medium: &mut Medium<'_>,
+    superblock: &Superblock,
+    offset: u64,
+) -> Result<(), Code> {
     let width = copies::copy_bytes(u64::from(superblock.block_size.get()));
     medium.write(offset, Data::padded(superblock.sealed().as_bytes(), width))
+}
+
+fn write_copy(medium: &mut Medium<'_>, superblock: &Superblock, offset: u64) -> Result<(), Code> {
+    reset_zone(medium, offset)?;
+    write_plain(medium, superblock, offset)
 }
 
 /// The copies that the dirty mark and the unmount write: from the superblock's own capacity.
@@ -33,8 +43,8 @@ pub(crate) fn targets(medium: &Medium<'_>, superblock: &Superblock) -> Vec<(Card
 }
 
 /// True when enough copies were written to survive the loss of one.
-pub(crate) fn quorum(zoned: bool, north: bool, mirrors: usize, mirrors_needed: usize) -> bool {
-    (north && (zoned || mirrors >= mirrors_needed)) || mirrors >= 3
+pub(crate) fn quorum(zoned: bool, north: bool, mirrors: usize) -> bool {
+    (north && (zoned || mirrors >= 1)) || mirrors >= 3
 }
 
 impl Mount<'_, '_> {
@@ -59,7 +69,7 @@ impl Mount<'_, '_> {
             .iter()
             .filter(|&&cardinal| cardinal != Cardinal::North)
             .count();
-        if quorum(zoned, north, mirrors, 1) {
+        if quorum(zoned, north, mirrors) {
             if clean {
                 self.taint /= 4;
             }

@@ -7,7 +7,7 @@
 //= HN4_SPEC 9
 
 mod checks;
-mod dirty;
+pub(crate) mod dirty;
 mod maps;
 mod reproject;
 

@@ -78,6 +78,18 @@ pub fn fitting(
     })
 }
 
+/// The copies that a format writes: on zoned devices East and West too, although no mount looks at
+/// them there again.
+pub fn formatted(
+    capacity: u64,
+    block_size: u64,
+    zoned: bool,
+    device_bytes: u64,
+) -> impl Iterator<Item = (Cardinal, u64)> {
+    fitting(capacity, block_size, false, device_bytes)
+        .filter(move |&(cardinal, _)| !zoned || cardinal != Cardinal::South)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -220,7 +220,12 @@ pub fn vote(medium: &Medium<'_>, conduct: Conduct) -> Result<Winner, Problem> {
         && let Some((uuid, false)) = majority(&copies)
     {
         elected = Some(uuid);
-        if best.is_some_and(|superblock| superblock.uuid() != uuid) {
+        let first = copies.iter().find_map(|copy| copy.content.as_deref().ok());
+        if best
+            .as_ref()
+            .or(first)
+            .is_some_and(|first| first.uuid() != uuid)
+        {
             best = None;
             corrections.push(Defect(12));
         }
