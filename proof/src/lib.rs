@@ -26,10 +26,14 @@
 //! length of its input.
 #![forbid(unsafe_code)]
 
+pub mod anchor;
 pub mod batch;
 pub mod blocks;
 pub mod codec;
 pub mod fold;
 pub mod hash;
 pub mod leaf;
+pub mod ledger;
+pub mod sign;
+pub mod time;
 pub mod tree;

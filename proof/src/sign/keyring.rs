@@ -1,0 +1,476 @@
+//! Which key may sign at which step of the ledger.
+//!
+//! Keys come and go by records of the ledger, and a key's right ends with the record that retires it:
+//! whoever holds an old key can sign nothing that comes after. A key that was retired never returns.
+//!
+//! The first record enrols the first key, signed by itself. Every later change is authorised by one
+//! node, with one active key for *each* algorithm that this node has active keys of (so that breaking
+//! Ed25519 alone does not change the keys of a node that also has a post-quantum key), and a key that
+//! is enrolled signs too, which proves that its owner has it.
+
+use std::collections::BTreeMap;
+
+use hn4::types::{NodeId, VolumeId};
+
+use super::{Algorithm, KeyId, PublicKey, SecretKey, SignError, Signature};
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::hash::{self, Digest};
+
+/// Most keys that a ledger ever enrols.
+pub const MAX_KEYS: usize = 1024;
+const MAX_SIGNATURES: usize = 2 * Signature::MAX;
+const VERSION: u8 = 1;
+
+/// What a change of keys does: at least one of the two.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyChange {
+    /// A key whose right ends.
+    pub retire: Option<KeyId>,
+    /// A key that may sign from the next record on, and whose node it is.
+    pub enroll: Option<(NodeId, PublicKey)>,
+    /// By the authorising node, and by the new key.
+    pub signatures: Vec<Signature>,
+}
+
+/// Why a key may not do what it did.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum KeyError {
+    /// A signature does not match, or cannot be checked here.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The key was never enrolled.
+    #[error("key {0} is not enrolled in this ledger")]
+    Unknown(KeyId),
+    /// The key's right has ended.
+    #[error("key {key} was retired at step {at}; it cannot sign later history")]
+    Retired {
+        /// The key.
+        key: KeyId,
+        /// The record that retired it.
+        at: u64,
+    },
+    /// The key belongs to another node than the one that the term names.
+    #[error("key {0} belongs to another node than the one whose term this is")]
+    OtherNode(KeyId),
+    /// A signature that is needed is missing.
+    #[error("an {0} signature is required and missing")]
+    Missing(Algorithm),
+    /// Two signatures of one algorithm, or not in the order of the algorithms.
+    #[error("the signatures are not one for each algorithm, in order")]
+    Order,
+    /// A change that changes nothing, enrols a key again or retires the last one.
+    #[error("the change of keys is not allowed: {0}")]
+    Change(&'static str),
+}
+
+impl KeyChange {
+    /// What the signatures sign: the change, at one place of one ledger.
+    #[must_use]
+    pub fn digest(&self, volume: VolumeId, index: u64, previous: &Digest) -> Digest {
+        let mut writer = Writer::new();
+        self.encode_change(&mut writer);
+        let parts: [&[u8]; 4] = [
+            &volume.0,
+            &index.to_le_bytes(),
+            &previous.0,
+            writer.as_slice(),
+        ];
+        hash::KEY_CHANGE.hash(&parts)
+    }
+
+    /// Signs the change with `keys`: the authorising node's, then the new one.
+    ///
+    /// # Errors
+    /// [`SignError`] of a key.
+    pub fn sign(
+        &mut self,
+        (volume, index, previous): (VolumeId, u64, &Digest),
+        keys: &[&SecretKey],
+    ) -> Result<(), SignError> {
+        let digest = self.digest(volume, index, previous);
+        self.signatures = keys
+            .iter()
+            .map(|key| key.sign(&digest))
+            .collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    fn encode_change(&self, writer: &mut Writer) {
+        writer.u8(VERSION);
+        writer.u8(u8::from(self.retire.is_some()) | u8::from(self.enroll.is_some()) << 1);
+        self.retire.iter().for_each(|key| _ = writer.digest(&key.0));
+        if let Some((node, public)) = &self.enroll {
+            public.encode(writer.bytes(&node.0));
+        }
+    }
+
+    /// Appends the encoding: version, flags, retired id, node and new key, signatures.
+    pub fn encode(&self, writer: &mut Writer) {
+        self.encode_change(writer);
+        Signature::encode_all(&self.signatures, writer);
+    }
+
+    /// Reads an encoding.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is not one.
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        reader.version(VERSION)?;
+        let flags = reader.u8()?;
+        if !(1..=3).contains(&flags) {
+            return Err(reader.invalid("flags"));
+        }
+        let retire = if flags & 1 == 1 {
+            Some(KeyId(reader.digest()?))
+        } else {
+            None
+        };
+        let enroll = match flags & 2 {
+            2 => Some((NodeId(reader.array()?), PublicKey::decode(reader)?)),
+            _ => None,
+        };
+        let signatures = Signature::decode_all(reader, MAX_SIGNATURES)?;
+        Ok(Self {
+            retire,
+            enroll,
+            signatures,
+        })
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    public: PublicKey,
+    // None for a key that a verifier was handed without the record that enrolled it.
+    node: Option<NodeId>,
+    retired: Option<u64>,
+}
+
+/// The keys at one step of a ledger.
+#[derive(Clone, Debug, Default)]
+pub struct Keyring {
+    keys: BTreeMap<KeyId, Entry>,
+}
+
+impl Keyring {
+    /// Nobody may sign yet: the start of a ledger.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// `keys` may sign: for a part of a ledger that does not begin at its first record.
+    #[must_use]
+    pub fn trusting(keys: &[PublicKey]) -> Self {
+        let entry = |key: &PublicKey| Entry {
+            public: key.clone(),
+            node: None,
+            retired: None,
+        };
+        Self {
+            keys: keys.iter().map(|key| (key.id(), entry(key))).collect(),
+        }
+    }
+
+    /// Whether the ring has no keys.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Keys whose right has not ended.
+    pub fn active(&self) -> impl Iterator<Item = (&PublicKey, Option<NodeId>)> {
+        let active = self.keys.values().filter(|entry| entry.retired.is_none());
+        active.map(|entry| (&entry.public, entry.node))
+    }
+
+    fn entry(&self, key: KeyId) -> Result<&Entry, KeyError> {
+        let entry = self.keys.get(&key).ok_or(KeyError::Unknown(key))?;
+        match entry.retired {
+            Some(at) => Err(KeyError::Retired { key, at }),
+            None => Ok(entry),
+        }
+    }
+
+    /// Checks the signatures over an anchor of `node`: one for each algorithm, in order, all good, all
+    /// by active keys of that node, and among them Ed25519 and what else is `required`.
+    ///
+    /// # Errors
+    /// [`KeyError`] naming the first thing wrong.
+    pub fn verify(
+        &self,
+        digest: &Digest,
+        node: NodeId,
+        signatures: &[Signature],
+        required: &[Algorithm],
+    ) -> Result<(), KeyError> {
+        if !signatures.is_sorted_by(|a, b| a.algorithm < b.algorithm) {
+            return Err(KeyError::Order);
+        }
+        for signature in signatures {
+            let entry = self.entry(signature.key)?;
+            if entry.node.is_some_and(|owner| owner != node) {
+                return Err(KeyError::OtherNode(signature.key));
+            }
+            entry.public.verify(digest, signature)?;
+        }
+        for algorithm in [Algorithm::Ed25519].iter().chain(required) {
+            if !signatures
+                .iter()
+                .any(|signature| signature.algorithm == *algorithm)
+            {
+                return Err(KeyError::Missing(*algorithm));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies the change in record `index`, which follows `previous`.
+    ///
+    /// # Errors
+    /// [`KeyError`]; the ring is unchanged then.
+    pub fn apply(
+        &mut self,
+        change: &KeyChange,
+        (volume, index, previous): (VolumeId, u64, &Digest),
+    ) -> Result<(), KeyError> {
+        let digest = change.digest(volume, index, previous);
+        let mut signatures = change.signatures.as_slice();
+        if let Some((_, public)) = &change.enroll {
+            let (possession, others) = signatures.split_last().ok_or(KeyError::Order)?;
+            public.verify(&digest, possession)?;
+            signatures = others;
+            if self.keys.contains_key(&public.id()) {
+                return Err(KeyError::Change("the key was enrolled before"));
+            }
+            if self.keys.len() >= MAX_KEYS {
+                return Err(KeyError::Change("the ledger has enrolled its most keys"));
+            }
+        }
+        if self.is_empty() {
+            self.check_first(change, signatures)?;
+        } else {
+            self.check_authority(&digest, signatures)?;
+        }
+        if let Some(key) = change.retire {
+            self.entry(key)?;
+            let is_other = |entry: &&Entry| entry.retired.is_none() && entry.public.id() != key;
+            let is_classic = |public: &PublicKey| public.algorithm == Algorithm::Ed25519;
+            let stays = self
+                .keys
+                .values()
+                .filter(is_other)
+                .any(|entry| is_classic(&entry.public));
+            if !stays
+                && !change
+                    .enroll
+                    .as_ref()
+                    .is_some_and(|(_, public)| is_classic(public))
+            {
+                return Err(KeyError::Change("no ed25519 key would be left"));
+            }
+            if let Some(entry) = self.keys.get_mut(&key) {
+                entry.retired = Some(index);
+            }
+        }
+        if let Some((node, public)) = &change.enroll {
+            let entry = Entry {
+                public: public.clone(),
+                node: Some(*node),
+                retired: None,
+            };
+            self.keys.insert(public.id(), entry);
+        }
+        Ok(())
+    }
+
+    fn check_first(&self, change: &KeyChange, others: &[Signature]) -> Result<(), KeyError> {
+        let is_ed25519 = |(_, public): &(NodeId, PublicKey)| public.algorithm == Algorithm::Ed25519;
+        if change.retire.is_some() || !others.is_empty() {
+            return Err(KeyError::Change("the first record only enrols a key"));
+        }
+        if !change.enroll.as_ref().is_some_and(is_ed25519) {
+            return Err(KeyError::Change("the first key must be an ed25519 key"));
+        }
+        Ok(())
+    }
+
+    fn check_authority(&self, digest: &Digest, signatures: &[Signature]) -> Result<(), KeyError> {
+        let first = signatures
+            .first()
+            .ok_or(KeyError::Missing(Algorithm::Ed25519))?;
+        let node = self.entry(first.key)?.node;
+        for signature in signatures {
+            let entry = self.entry(signature.key)?;
+            if entry.node != node {
+                return Err(KeyError::OtherNode(signature.key));
+            }
+            entry.public.verify(digest, signature)?;
+        }
+        if !signatures.is_sorted_by(|a, b| a.algorithm < b.algorithm) {
+            return Err(KeyError::Order);
+        }
+        let active = self.active().filter(|(_, owner)| *owner == node);
+        for (public, _) in active {
+            if !signatures
+                .iter()
+                .any(|signature| signature.algorithm == public.algorithm)
+            {
+                return Err(KeyError::Missing(public.algorithm));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOLUME: VolumeId = VolumeId([1; 16]);
+    const NODE: NodeId = NodeId([2; 16]);
+    const OTHER: NodeId = NodeId([3; 16]);
+
+    fn key(seed: u8) -> SecretKey {
+        SecretKey::from_seed(Algorithm::Ed25519, &[seed; 32]).unwrap()
+    }
+
+    fn change(
+        index: u64,
+        retire: Option<&SecretKey>,
+        enroll: Option<(NodeId, &SecretKey)>,
+        by: &[&SecretKey],
+    ) -> KeyChange {
+        let mut change = KeyChange {
+            retire: retire.map(|key| key.public().unwrap().id()),
+            enroll: enroll.map(|(node, key)| (node, key.public().unwrap())),
+            signatures: Vec::new(),
+        };
+        change.sign((VOLUME, index, &Digest::ZERO), by).unwrap();
+        change
+    }
+
+    fn at(index: u64) -> (VolumeId, u64, &'static Digest) {
+        (VOLUME, index, &Digest::ZERO)
+    }
+
+    fn ring() -> Keyring {
+        let mut ring = Keyring::new();
+        ring.apply(&change(0, None, Some((NODE, &key(1))), &[&key(1)]), at(0))
+            .unwrap();
+        ring
+    }
+
+    #[test]
+    fn an_old_key_cannot_sign_new_history_and_never_returns() {
+        let mut ring = ring();
+        let digest = hash::ANCHOR.hash(&[b"x"]);
+        let old = [key(1).sign(&digest).unwrap()];
+        let new = [key(2).sign(&digest).unwrap()];
+        assert_eq!(ring.verify(&digest, NODE, &old, &[]), Ok(()));
+        let rotation = change(5, Some(&key(1)), Some((NODE, &key(2))), &[&key(1), &key(2)]);
+        ring.apply(&rotation, at(5)).unwrap();
+        let id = key(1).public().unwrap().id();
+        let retired = KeyError::Retired { key: id, at: 5 };
+        assert_eq!(ring.verify(&digest, NODE, &old, &[]), Err(retired.clone()));
+        assert_eq!(ring.verify(&digest, NODE, &new, &[]), Ok(()));
+        let back = change(6, Some(&key(2)), Some((NODE, &key(1))), &[&key(2), &key(1)]);
+        assert_eq!(
+            ring.apply(&back, at(6)),
+            Err(KeyError::Change("the key was enrolled before"))
+        );
+        let own = change(6, None, Some((NODE, &key(3))), &[&key(1), &key(3)]);
+        assert_eq!(ring.apply(&own, at(6)), Err(retired));
+    }
+
+    #[test]
+    fn a_change_needs_authority_possession_and_its_own_place() {
+        let mut ring = ring();
+        let enroll = Some((OTHER, &key(2)));
+        let (k1, k2, k3) = (key(1), key(2), key(3));
+        let keys: [&[&SecretKey]; 5] = [&[], &[&k2], &[&k1], &[&k3, &k2], &[&k2, &k2]];
+        for by in keys {
+            assert!(
+                ring.apply(&change(3, None, enroll, by), at(3)).is_err(),
+                "{by:?}"
+            );
+        }
+        let good = change(3, None, enroll, &[&k1, &k2]);
+        assert!(ring.apply(&good, at(4)).is_err());
+        assert!(
+            ring.apply(&good, (VolumeId([9; 16]), 3, &Digest::ZERO))
+                .is_err()
+        );
+        assert!(ring.apply(&good, (VOLUME, 3, &Digest([1; 32]))).is_err());
+        assert_eq!(ring.apply(&good, at(3)), Ok(()));
+        let digest = hash::ANCHOR.hash(&[b"x"]);
+        let signature = [k2.sign(&digest).unwrap()];
+        assert_eq!(ring.verify(&digest, OTHER, &signature, &[]), Ok(()));
+        let id = k2.public().unwrap().id();
+        assert_eq!(
+            ring.verify(&digest, NODE, &signature, &[]),
+            Err(KeyError::OtherNode(id))
+        );
+    }
+
+    #[test]
+    fn the_last_key_cannot_be_retired() {
+        let mut ring = ring();
+        let last = change(1, Some(&key(1)), None, &[&key(1)]);
+        let error = KeyError::Change("no ed25519 key would be left");
+        assert_eq!(ring.apply(&last, at(1)), Err(error));
+        assert_eq!(ring.active().count(), 1);
+    }
+
+    #[test]
+    fn required_algorithms_are_required_and_doubles_are_refused() {
+        let ring = ring();
+        let digest = hash::ANCHOR.hash(&[b"x"]);
+        let one = key(1).sign(&digest).unwrap();
+        let missing = KeyError::Missing(Algorithm::MlDsa65);
+        let required = [Algorithm::MlDsa65];
+        assert_eq!(
+            ring.verify(&digest, NODE, std::slice::from_ref(&one), &required),
+            Err(missing)
+        );
+        assert_eq!(
+            ring.verify(&digest, NODE, &[one.clone(), one], &[]),
+            Err(KeyError::Order)
+        );
+        let none = KeyError::Missing(Algorithm::Ed25519);
+        assert_eq!(ring.verify(&digest, NODE, &[], &[]), Err(none));
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_change_is_refused() {
+        let good_change = change(5, Some(&key(1)), Some((NODE, &key(2))), &[&key(1), &key(2)]);
+        let mut writer = Writer::new();
+        good_change.encode(&mut writer);
+        let good = writer.finish();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let mut reader = Reader::new("change", &bad);
+            let Ok(change) = KeyChange::decode(&mut reader) else {
+                continue;
+            };
+            let accepted = reader.finish().is_ok() && ring().apply(&change, at(5)).is_ok();
+            assert!(!accepted, "bit {bit}");
+        }
+    }
+
+    #[cfg(feature = "ml-dsa")]
+    #[test]
+    fn a_node_with_a_post_quantum_key_changes_keys_only_with_it() {
+        let mut ring = ring();
+        let pq = SecretKey::from_seed(Algorithm::MlDsa65, &[7; 32]).unwrap();
+        ring.apply(&change(1, None, Some((NODE, &pq)), &[&key(1), &pq]), at(1))
+            .unwrap();
+        let rotation = (Some(&key(1)), Some((NODE, &key(2))));
+        let classic = change(2, rotation.0, rotation.1, &[&key(1), &key(2)]);
+        let missing = KeyError::Missing(Algorithm::MlDsa65);
+        assert_eq!(ring.apply(&classic, at(2)), Err(missing));
+        let both = change(2, rotation.0, rotation.1, &[&key(1), &pq, &key(2)]);
+        assert_eq!(ring.apply(&both, at(2)), Ok(()));
+    }
+}
