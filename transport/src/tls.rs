@@ -190,6 +190,17 @@ impl Identity {
         self.pin
     }
 
+    /// The same identity once more.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+            roots: self.roots.clone(),
+            pin: self.pin,
+        }
+    }
+
     /// Derives a secret that only holders of the node's key know, for `purpose`.
     pub(crate) fn derived_secret(&self, purpose: &[u8]) -> [u8; 32] {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, self.key.secret_der());

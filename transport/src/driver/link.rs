@@ -5,7 +5,7 @@
 //! written what was queued, so that the reason for the end still reaches the peer.
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::wire::{SessionKeys, WireFrame};
@@ -26,8 +26,15 @@ pub(crate) enum LinkEnd {
     Lost(String),
 }
 
-/// What came in one read.
-pub(crate) type Reads = Result<Vec<Bytes>, LinkEnd>;
+/// What came in one read, or why nothing more comes.
+pub(crate) type Reads = Result<Read, LinkEnd>;
+
+/// What came in one read. Holds its share of the link's buffer, if the transport counts that,
+/// until the session has taken it.
+pub(crate) struct Read {
+    pub(crate) chunks: Vec<Bytes>,
+    pub(crate) _room: Option<OwnedSemaphorePermit>,
+}
 
 /// How a session ended, told to whoever made the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,16 +77,17 @@ pub(crate) struct LinkEnds {
     pub(crate) data_in: mpsc::Sender<Reads>,
 }
 
-/// Makes a link's queues; `start` gets the transport's ends and spawns the tasks, and gives the
+/// Makes a link's queues, the one for the data that comes in with this many places; `start` gets the transport's ends and spawns the tasks, and gives the
 /// handles of the readers.
 pub(crate) fn link(
     keys: SessionKeys,
+    data_in_places: usize,
     start: impl FnOnce(LinkEnds) -> Vec<AbortHandle>,
 ) -> (Link, oneshot::Receiver<SessionEnd>) {
     let (control_out, control_out_end) = mpsc::channel(CONTROL_OUT_FRAMES);
     let (data_out, data_out_end) = mpsc::channel(DATA_OUT_FRAMES);
     let (control_in_end, control_in) = mpsc::channel(READS_IN);
-    let (data_in_end, data_in) = mpsc::channel(READS_IN);
+    let (data_in_end, data_in) = mpsc::channel(data_in_places);
     let (ended, ended_end) = oneshot::channel();
     let readers = AbortOnDrop(start(LinkEnds {
         control_out: control_out_end,

@@ -16,6 +16,7 @@ mod link;
 mod quic;
 mod registry;
 mod session_task;
+mod wss;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -64,12 +65,15 @@ pub enum TransportKind {
     /// QUIC over UDP.
     #[default]
     Quic,
+    /// WebSocket over TLS over TCP.
+    Wss,
 }
 
 impl fmt::Display for TransportKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Quic => "quic",
+            Self::Wss => "wss",
         })
     }
 }
@@ -176,6 +180,17 @@ pub enum LinkStatus {
     },
 }
 
+impl LinkStatus {
+    /// Notes that the connection to `remote` is gone, unless a newer one has taken over already.
+    fn lost(&mut self, remote: SocketAddr, why: String) -> bool {
+        let is_current = *self == Self::Connected { remote };
+        if is_current {
+            *self = Self::Failed { why };
+        }
+        is_current
+    }
+}
+
 /// The daemon's end of everything about one volume and one peer.
 pub struct PeerHandle {
     /// Name of the peer.
@@ -207,6 +222,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 pub struct Transport {
     registry: Arc<Registry>,
     quic: quic::Quic,
+    wss: wss::Wss,
 }
 
 impl Transport {
@@ -224,8 +240,12 @@ impl Transport {
         crate::pki::check_name(&config.node_name)?;
         let listen = config.listen;
         let registry = Arc::new(Registry::new(config, volumes, environment));
-        let quic = quic::Quic::start(registry.clone(), listen)?;
-        Ok(Self { registry, quic })
+        let (quic, wss) = listen_on_both(&registry, listen).await?;
+        Ok(Self {
+            registry,
+            quic,
+            wss,
+        })
     }
 
     /// Where this node listens; tells the port if the configured one was 0.
@@ -251,6 +271,7 @@ impl Transport {
         if let Some(dialer) = dialer {
             let task = match dialer.peer.transport {
                 TransportKind::Quic => tokio::spawn(self.quic.dialer(dialer)),
+                TransportKind::Wss => tokio::spawn(self.wss.dialer(dialer)),
             };
             self.registry.own_task(task.abort_handle());
         }
@@ -265,13 +286,34 @@ impl Transport {
     /// Says goodbye to all peers, for at most a second, and ends everything.
     pub async fn shutdown(self) {
         self.registry.stop_all(Duration::from_secs(1)).await;
+        self.wss.close();
         self.quic.close().await;
+    }
+}
+
+/// QUIC and WebSocket listen on the same port, of UDP and of TCP. If any port will do, one is looked
+/// for that is free in both.
+async fn listen_on_both(
+    registry: &Arc<Registry>,
+    listen: SocketAddr,
+) -> Result<(quic::Quic, wss::Wss), StartError> {
+    let mut attempts = if listen.port() == 0 { 8 } else { 1 };
+    loop {
+        attempts -= 1;
+        let quic = quic::Quic::start(registry.clone(), listen)?;
+        let port = quic.local_address().port();
+        match wss::Wss::start(registry.clone(), SocketAddr::new(listen.ip(), port)).await {
+            Ok(wss) => return Ok((quic, wss)),
+            Err(_) if attempts > 0 => quic.abort(),
+            Err(error) => return Err(error),
+        }
     }
 }
 
 impl Drop for Transport {
     fn drop(&mut self) {
         self.registry.abort_all();
+        self.wss.close();
         self.quic.abort();
     }
 }

@@ -15,7 +15,7 @@ use super::link::Link;
 use super::session_task::SessionTask;
 use super::{
     Environment, HANDLE_QUEUE, LinkStatus, PeerConfig, PeerHandle, StartError, Timings,
-    TransportConfig,
+    TransportConfig, TransportKind,
 };
 use crate::session::{Config, LocalState};
 use crate::tls::{Identity, PinnedKeys};
@@ -228,11 +228,18 @@ impl Registry {
     }
 
     /// What a connection from this peer may use; the reason if it may not connect.
-    pub(crate) fn accepted(&self, name: &str) -> Result<Accepted, &'static str> {
+    pub(crate) fn accepted(
+        &self,
+        name: &str,
+        transport: TransportKind,
+    ) -> Result<Accepted, &'static str> {
         let state = self.state();
         let peer = state.peers.get(name).ok_or("the peer was removed")?;
         if peer.dialed {
             return Err("of two nodes, the one with the smaller name dials");
+        }
+        if peer.config.transport != transport {
+            return Err("the peer is configured with another transport");
         }
         Ok(Accepted {
             links: peer.links.clone(),

@@ -232,8 +232,8 @@ fn note(end: &mut SessionEnd, output: &Output) {
 
 fn take_reads(session: &mut Session, now: Duration, stream: Stream, reads: Option<Reads>) {
     match reads {
-        Some(Ok(reads)) => {
-            for bytes in reads {
+        Some(Ok(read)) => {
+            for bytes in read.chunks {
                 session.handle(now, Event::Received { stream, bytes });
             }
         }

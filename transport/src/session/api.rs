@@ -27,7 +27,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Term, VolumeId};
+use hn4::types::{ChainHash, Epoch, Incarnation, LogOffset, NodeId, Term, VolumeId};
 
 /// Identifies one session of a peer handle. Inputs that name an ended session are dropped, so that
 /// nothing meant for an old conversation leaks into the next one.
@@ -202,7 +202,9 @@ pub enum Input {
     SeedStart {
         /// The checkpoint the copy begins with: the sender keeps its log from here, and sends the
         /// epochs after it between or after the pieces.
-        from_epoch: Epoch,
+        from: Tip,
+        /// Where the frame after it starts in the log.
+        log_offset: LogOffset,
         /// Where in the volume the pieces start; may be earlier than what was asked for.
         cursor_bytes: u64,
     },
@@ -318,8 +320,10 @@ pub enum Output {
     },
     /// A full copy follows.
     SeedStart {
-        /// The checkpoint the copy begins with.
-        from_epoch: Epoch,
+        /// The checkpoint the copy begins with: its epoch and chain hash.
+        from: Tip,
+        /// Where the frame after it starts in the log.
+        log_offset: LogOffset,
         /// Where in the volume the pieces start.
         cursor_bytes: u64,
     },

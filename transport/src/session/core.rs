@@ -355,7 +355,8 @@ impl Session {
             Input::FeedRefused(refusal) => self.refuse_feed(refusal),
             Input::SendEpoch { epoch, frame } => self.send_epoch(epoch, frame)?,
             Input::SeedStart {
-                from_epoch,
+                from,
+                log_offset,
                 cursor_bytes,
             } => {
                 if !self.peer_wants_seed {
@@ -363,7 +364,8 @@ impl Session {
                 }
                 (self.feeding, self.next_epoch) = (true, None);
                 self.data.queue(DataMessage::SeedStart {
-                    from_epoch,
+                    from,
+                    log_offset,
                     cursor_bytes,
                 });
             }

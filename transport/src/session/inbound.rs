@@ -94,7 +94,8 @@ impl Inbound {
                 Ok(Some(Output::FeedOpened { from }))
             }
             DataMessage::SeedStart {
-                from_epoch,
+                from,
+                log_offset,
                 cursor_bytes,
             } => {
                 if !self.may_seed {
@@ -107,7 +108,8 @@ impl Inbound {
                 }
                 (self.seeding, self.feed) = (true, Feed::Anywhere);
                 Ok(Some(Output::SeedStart {
-                    from_epoch,
+                    from,
+                    log_offset,
                     cursor_bytes,
                 }))
             }

@@ -14,13 +14,13 @@
 //! |---|---|---|---|---|---|
 //! | 1 | epoch chunk | epoch | offset in the frame | length of the frame | the chunk |
 //! | 2 | feed begin | first epoch | 0 | 0 | - |
-//! | 3 | seed start | checkpoint epoch | cursor, bytes | 0 | - |
+//! | 3 | seed start | checkpoint epoch | cursor, bytes | log offset | its chain hash |
 //! | 4 | seed data | offset, bytes | length | CRC-32C | the data |
 //! | 5 | seed zero | offset, bytes | length | 0 | - |
 //! | 6 | seed end | usable after epoch | 0 | 0 | - |
 
 use bytes::{Buf, Bytes};
-use hn4::types::Epoch;
+use hn4::types::{ChainHash, Epoch, LogOffset};
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -62,8 +62,10 @@ pub enum DataMessage {
     },
     /// Pieces of a full copy follow.
     SeedStart {
-        /// The checkpoint the copy begins with.
-        from_epoch: Epoch,
+        /// The checkpoint the copy begins with: its epoch and chain hash.
+        from: (Epoch, ChainHash),
+        /// Where the frame after it starts in the log.
+        log_offset: LogOffset,
         /// Where in the volume the pieces start, in bytes.
         cursor_bytes: u64,
     },
@@ -103,9 +105,16 @@ impl DataMessage {
             } => (1, epoch.0, offset, total, bytes),
             Self::FeedBegin { from } => (2, from.0, 0, 0, Bytes::new()),
             Self::SeedStart {
-                from_epoch,
+                from: (epoch, chain),
+                log_offset,
                 cursor_bytes,
-            } => (3, from_epoch.0, cursor_bytes, 0, Bytes::new()),
+            } => (
+                3,
+                epoch.0,
+                cursor_bytes,
+                log_offset.0,
+                Bytes::copy_from_slice(&chain.0),
+            ),
             Self::SeedData {
                 offset_bytes,
                 checksum,
@@ -169,10 +178,15 @@ impl DataMessage {
                 })
             }
             2 => Ok(Self::FeedBegin { from: Epoch(a) }),
-            3 => Ok(Self::SeedStart {
-                from_epoch: Epoch(a),
-                cursor_bytes: b,
-            }),
+            3 => {
+                let chain = payload.as_ref().try_into();
+                let chain = chain.map_err(|_| malformed("a chain hash has 32 bytes"))?;
+                Ok(Self::SeedStart {
+                    from: (Epoch(a), ChainHash(chain)),
+                    log_offset: LogOffset(c),
+                    cursor_bytes: b,
+                })
+            }
             4 => {
                 let checksum =
                     u32::try_from(c).map_err(|_| malformed("a checksum exceeds 32 bits"))?;
@@ -222,7 +236,8 @@ mod tests {
             },
             DataMessage::FeedBegin { from: Epoch(9) },
             DataMessage::SeedStart {
-                from_epoch: Epoch(1),
+                from: (Epoch(1), ChainHash([7; 32])),
+                log_offset: LogOffset(8192),
                 cursor_bytes: 65536,
             },
             DataMessage::SeedData {

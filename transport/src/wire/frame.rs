@@ -157,6 +157,19 @@ pub enum WireError {
     Message(String),
 }
 
+/// Which stream the frame at the start of these bytes says it belongs to; none, if they are shorter
+/// than a header. For transports that carry both streams in one; the opener checks it again.
+#[must_use]
+pub fn stream_of(frame: &[u8]) -> Option<Stream> {
+    let (header, _) = Header::ref_from_prefix(frame).ok()?;
+    let is_data = header.flags & FLAG_DATA_STREAM != 0;
+    Some(if is_data {
+        Stream::Data
+    } else {
+        Stream::Control
+    })
+}
+
 /// Secrets of one stream of a session, 32 bytes for each direction.
 #[derive(Clone)]
 pub struct StreamKeys {

@@ -16,7 +16,7 @@ pub mod frame;
 
 pub use frame::{
     FrameKind, FrameOpener, FrameSealer, HEADER_BYTES, OpenFrame, SessionKeys, Stream, StreamKeys,
-    TRAILER_BYTES, WireError, WireFrame,
+    TRAILER_BYTES, WireError, WireFrame, stream_of,
 };
 
 /// The generated protobuf types.

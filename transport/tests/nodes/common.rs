@@ -53,6 +53,17 @@ impl Cluster {
         .expect("an identity")
     }
 
+    /// Another key in the name of a node, signed by the same authority.
+    pub(crate) fn again(&self, name: &str) -> Identity {
+        let other = pki::issue_node(&self.authority.key_pem, name).expect("a node");
+        Identity::from_pem(
+            other.certificate_pem.as_bytes(),
+            other.key_pem.as_bytes(),
+            self.authority.certificate_pem.as_bytes(),
+        )
+        .expect("an identity")
+    }
+
     pub(crate) fn peer(&self, name: &str, address: SocketAddr, kind: TransportKind) -> PeerConfig {
         PeerConfig {
             name: name.to_owned(),
@@ -129,6 +140,7 @@ impl Node {
         }
     }
 
+    /// Adds a peer with the one volume; gives the handle for it.
     pub(crate) fn add_peer(&self, peer: PeerConfig) -> PeerHandle {
         self.transport.add_peer(peer).expect("a new peer").remove(0)
     }
@@ -139,6 +151,58 @@ pub(crate) async fn next(handle: &mut PeerHandle) -> FromSession {
         .await
         .expect("an output in time")
         .expect("a running transport")
+}
+
+/// Nodes alpha, which dials and is the primary, and beta, the replica.
+pub(crate) struct Pair {
+    pub(crate) cluster: Cluster,
+    pub(crate) alpha: Node,
+    pub(crate) beta: Node,
+    pub(crate) to_beta: PeerHandle,
+    pub(crate) to_alpha: PeerHandle,
+}
+
+impl Pair {
+    /// Both, joined directly.
+    pub(crate) async fn start(kind: TransportKind) -> Self {
+        Self::start_with(kind, |_| {}, |address| address).await
+    }
+
+    /// Both; the replica's state may be changed, and alpha may reach beta by another address.
+    pub(crate) async fn start_with(
+        kind: TransportKind,
+        change: impl FnOnce(&mut LocalState),
+        reach: impl FnOnce(SocketAddr) -> SocketAddr,
+    ) -> Self {
+        let cluster = Cluster::new(&["alpha", "beta"]);
+        let mut replica = state(2, Role::Replica);
+        change(&mut replica);
+        let node = |name| config(name, cluster.identity(name), any_port());
+        let alpha = Node::start(node("alpha"), state(1, Role::Primary)).await;
+        let beta = Node::start(node("beta"), replica).await;
+        let address = alpha.transport.local_address();
+        let to_alpha = beta.add_peer(cluster.peer("alpha", address, kind));
+        let address = reach(beta.transport.local_address());
+        let to_beta = alpha.add_peer(cluster.peer("beta", address, kind));
+        Self {
+            cluster,
+            alpha,
+            beta,
+            to_beta,
+            to_alpha,
+        }
+    }
+
+    /// Moves epochs up to `last` over; gives the number of sessions it took.
+    pub(crate) async fn replicate(&mut self, last: u64) -> u64 {
+        let serve = serve_log(&mut self.to_beta, last);
+        let take = take_log(&mut self.to_alpha, &self.beta.state, last);
+        // The replica goes on taking, so that its last acknowledgements get through.
+        tokio::select! {
+            sessions = serve => sessions,
+            () = async { take.await; std::future::pending().await } => 0,
+        }
+    }
 }
 
 /// Takes outputs until one is what `pick` looks for.
@@ -164,7 +228,7 @@ pub(crate) async fn send(handle: &PeerHandle, session: SessionId, input: Input) 
 
 /// The frame of an epoch, always the same for the same number.
 pub(crate) fn frame(epoch: u64) -> Bytes {
-    let length = 1 + (epoch * 7919 % 9000) + if epoch % 50 == 0 { 700_000 } else { 0 };
+    let length = 1 + (epoch * 7919 % 9000) + if epoch.is_multiple_of(50) { 700_000 } else { 0 };
     (0..length)
         .map(|index| (index ^ epoch).to_le_bytes()[0])
         .collect::<Vec<_>>()

@@ -1,29 +1,216 @@
-//! Two real nodes in one process, over real sockets.
+//! What two nodes that trust each other exchange.
+
+use bytes::Bytes;
+use hn4::types::{ChainHash, Epoch, LogOffset};
+use hn4_transport::driver::TransportKind;
+use hn4_transport::session::{
+    CloseReason, CopyState, Field, FoundBy, Input, Output, PieceKind, Promise, SeedPiece,
+};
 
 use super::common::*;
-use hn4_transport::driver::TransportKind::Quic;
-use hn4_transport::session::Role;
 
-#[tokio::test]
-async fn a_replica_gets_every_epoch_in_order_and_unchanged() {
-    let cluster = Cluster::new(&["alpha", "beta"]);
-    let alpha = Node::start(
-        config("alpha", cluster.identity("alpha"), any_port()),
-        state(1, Role::Primary),
-    )
-    .await;
-    let beta = Node::start(
-        config("beta", cluster.identity("beta"), any_port()),
-        state(2, Role::Replica),
-    )
-    .await;
-    let mut to_beta = alpha.add_peer(cluster.peer("beta", beta.transport.local_address(), Quic));
-    let mut to_alpha = beta.add_peer(cluster.peer("alpha", alpha.transport.local_address(), Quic));
-    let started = std::time::Instant::now();
-    let (sessions, ()) = tokio::join!(
-        serve_log(&mut to_beta, 2000),
-        take_log(&mut to_alpha, &beta.state, 2000)
+over_each_transport!(
+    a_replica_gets_every_epoch_in_order_and_unchanged,
+    a_fresh_copy_is_seeded_and_then_follows_the_log,
+    a_copy_of_another_size_is_refused_by_both_and_says_why,
+    a_promise_is_asked_for_and_given,
+    a_change_of_role_ends_the_session_and_the_next_one_knows_it,
+    shutting_down_says_goodbye,
+);
+
+async fn a_replica_gets_every_epoch_in_order_and_unchanged(kind: TransportKind) {
+    let mut pair = Pair::start(kind).await;
+    assert_eq!(pair.replicate(2000).await, 1);
+}
+
+async fn a_fresh_copy_is_seeded_and_then_follows_the_log(kind: TransportKind) {
+    let fresh = CopyState::Seeding { cursor_bytes: 4096 };
+    let mut pair = Pair::start_with(kind, |state| state.copy = fresh, |address| address).await;
+    let data = |index: u64| Bytes::from(vec![index.to_le_bytes()[0]; 65536]);
+    let primary = async {
+        let (session, cursor_bytes) = wait_for(&mut pair.to_beta, |output| match output {
+            Output::SeedRequest { cursor_bytes } => Some(*cursor_bytes),
+            _ => None,
+        })
+        .await;
+        assert_eq!(cursor_bytes, 4096);
+        let start = Input::SeedStart {
+            from: (Epoch(6), ChainHash([6; 32])),
+            log_offset: LogOffset(8192),
+            cursor_bytes,
+        };
+        send(&pair.to_beta, session, start).await;
+        for index in 0..200_u64 {
+            let kind = PieceKind::Data(data(index));
+            let checksum = u32::try_from(index).expect("small");
+            let piece = SeedPiece {
+                offset_bytes: index << 16,
+                kind,
+                checksum,
+            };
+            send(&pair.to_beta, session, Input::SeedPiece(piece)).await;
+        }
+        let kind = PieceKind::Zero { length: 32 << 20 };
+        let piece = SeedPiece {
+            offset_bytes: 32 << 20,
+            kind,
+            checksum: 0,
+        };
+        send(&pair.to_beta, session, Input::SeedPiece(piece)).await;
+        let epoch = Input::SendEpoch {
+            epoch: Epoch(7),
+            frame: frame(7),
+        };
+        send(&pair.to_beta, session, epoch).await;
+        let end = Input::SeedEnd {
+            usable_after: Epoch(7),
+        };
+        send(&pair.to_beta, session, end).await;
+        let (_, cursor) = wait_for(&mut pair.to_beta, |output| match output {
+            Output::SeedAck { cursor_bytes } => Some(*cursor_bytes),
+            _ => None,
+        })
+        .await;
+        assert_eq!(cursor, 64 << 20);
+    };
+    let replica = async {
+        let (session, _) = wait_for(&mut pair.to_alpha, |output| {
+            matches!(output, Output::PeerState(_)).then_some(())
+        })
+        .await;
+        send(&pair.to_alpha, session, Input::Credit { bytes: 1 << 20 }).await;
+        let start = next(&mut pair.to_alpha).await.output;
+        assert_eq!(
+            start,
+            Output::SeedStart {
+                from: (Epoch(6), ChainHash([6; 32])),
+                log_offset: LogOffset(8192),
+                cursor_bytes: 4096
+            }
+        );
+        for index in 0..200_u64 {
+            let Output::SeedPiece(piece) = next(&mut pair.to_alpha).await.output else {
+                panic!("piece {index} is missing");
+            };
+            assert_eq!(
+                (piece.offset_bytes, u64::from(piece.checksum)),
+                (index << 16, index)
+            );
+            assert_eq!(piece.kind, PieceKind::Data(data(index)));
+            send(&pair.to_alpha, session, Input::Credit { bytes: 65536 }).await;
+        }
+        let Output::SeedPiece(zeroes) = next(&mut pair.to_alpha).await.output else {
+            panic!("the zeroes are missing");
+        };
+        assert_eq!(zeroes.kind, PieceKind::Zero { length: 32 << 20 });
+        let epoch = next(&mut pair.to_alpha).await.output;
+        assert_eq!(
+            epoch,
+            Output::EpochReceived {
+                epoch: Epoch(7),
+                frame: frame(7)
+            }
+        );
+        let end = next(&mut pair.to_alpha).await.output;
+        assert_eq!(
+            end,
+            Output::SeedEnd {
+                usable_after: Epoch(7)
+            }
+        );
+        send(
+            &pair.to_alpha,
+            session,
+            Input::SeedAck {
+                cursor_bytes: 64 << 20,
+            },
+        )
+        .await;
+    };
+    tokio::join!(primary, replica);
+}
+
+async fn a_copy_of_another_size_is_refused_by_both_and_says_why(kind: TransportKind) {
+    let mut pair =
+        Pair::start_with(kind, |state| state.size_bytes += 4096, |address| address).await;
+    let ours = (64_u64 << 20).to_string();
+    let theirs = ((64_u64 << 20) + 4096).to_string();
+    let refusal = |output: &Output| match output {
+        Output::Refused { reason } => Some(reason.clone()),
+        _ => None,
+    };
+    let (_, at_alpha) = wait_for(&mut pair.to_beta, refusal).await;
+    assert_eq!(
+        (at_alpha.field, &at_alpha.ours, &at_alpha.theirs),
+        (Field::SizeBytes, &ours, &theirs)
     );
-    eprintln!("2000 epochs in {:?}", started.elapsed());
-    assert_eq!(sessions, 1);
+    let (_, at_beta) = wait_for(&mut pair.to_alpha, refusal).await;
+    assert_eq!(
+        (at_beta.field, &at_beta.ours, &at_beta.theirs),
+        (Field::SizeBytes, &theirs, &ours)
+    );
+    assert!(at_alpha.found_by == FoundBy::Us || at_beta.found_by == FoundBy::Us);
+}
+
+async fn a_promise_is_asked_for_and_given(kind: TransportKind) {
+    let mut pair = Pair::start(kind).await;
+    let mut term = pair.alpha.state.borrow().term;
+    term.counter += 1;
+    let hello = |output: &Output| matches!(output, Output::PeerState(_)).then_some(());
+    let (session, ()) = wait_for(&mut pair.to_beta, hello).await;
+    send(&pair.to_beta, session, Input::PromiseRequest { term }).await;
+    let (session, asked) = wait_for(&mut pair.to_alpha, |output| match output {
+        Output::PromiseRequest { term } => Some(*term),
+        _ => None,
+    })
+    .await;
+    assert_eq!(asked, term);
+    let tip = (Epoch(5), ChainHash([7; 32]));
+    let promise = Promise {
+        term,
+        granted: true,
+        highest: term,
+        tip,
+    };
+    send(&pair.to_alpha, session, Input::Promise(promise)).await;
+    let (_, answer) = wait_for(&mut pair.to_beta, |output| match output {
+        Output::Promise(promise) => Some(*promise),
+        _ => None,
+    })
+    .await;
+    assert_eq!(answer, promise);
+}
+
+async fn a_change_of_role_ends_the_session_and_the_next_one_knows_it(kind: TransportKind) {
+    use hn4_transport::session::Role;
+    let mut pair = Pair::start(kind).await;
+    let role = |output: &Output| match output {
+        Output::PeerState(state) => Some(state.role),
+        _ => None,
+    };
+    assert_eq!(wait_for(&mut pair.to_alpha, role).await.1, Role::Primary);
+    pair.alpha
+        .state
+        .send_modify(|state| state.role = Role::Fenced);
+    let (_, reason) = wait_for(&mut pair.to_beta, |output| match output {
+        Output::Closed { reason } => Some(reason.clone()),
+        _ => None,
+    })
+    .await;
+    assert_eq!(reason, CloseReason::RoleChanged);
+    assert_eq!(wait_for(&mut pair.to_alpha, role).await.1, Role::Fenced);
+}
+
+async fn shutting_down_says_goodbye(kind: TransportKind) {
+    let mut pair = Pair::start(kind).await;
+    let hello = |output: &Output| matches!(output, Output::PeerState(_)).then_some(());
+    wait_for(&mut pair.to_beta, hello).await;
+    let closed = |output: &Output| match output {
+        Output::Closed { reason } => Some(reason.clone()),
+        _ => None,
+    };
+    let shutdown = pair.alpha.transport.shutdown();
+    let goodbye = wait_for(&mut pair.to_alpha, closed);
+    let ((), (_, reason)) = tokio::join!(shutdown, goodbye);
+    assert_eq!(reason, CloseReason::PeerError("it is closing".to_owned()));
 }

@@ -229,7 +229,9 @@ async fn handshake(
         .pins
         .name_of(pin)
         .ok_or_else(|| refuse("the key is not pinned"))?;
-    let peer = registry.accepted(&name).map_err(refuse)?;
+    let peer = registry
+        .accepted(&name, TransportKind::Quic)
+        .map_err(refuse)?;
     Ok((connection, name, peer))
 }
 
@@ -284,13 +286,7 @@ async fn serve(registry: &Registry, connection: &Connection, name: &str, peer: A
     tracing::info!(peer = name, %remote, %why, "connection ended");
     let status = &peer.status;
     // A newer connection may have taken over already.
-    status.send_if_modified(|status| {
-        let is_ours = *status == LinkStatus::Connected { remote };
-        if is_ours {
-            *status = LinkStatus::Failed { why };
-        }
-        is_ours
-    });
+    status.send_if_modified(|status| status.lost(remote, why));
 }
 
 fn refuse((mut send, mut receive): Both) {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::driver::link::{Link, LinkEnd, LinkEnds, Reads, SessionEnd, link};
+use crate::driver::link::{Link, LinkEnd, LinkEnds, READS_IN, Read, Reads, SessionEnd, link};
 use crate::tls::{Side, session_keys};
 use crate::wire::{Stream, WireFrame};
 
@@ -116,7 +116,7 @@ pub(super) fn join(
     .map_err(|_| "the connection gives no keys".to_owned())?;
     // Control goes first on the wire as well.
     let _ = control.0.set_priority(1);
-    Ok(link(keys, |ends: LinkEnds| {
+    Ok(link(keys, READS_IN, |ends: LinkEnds| {
         let guard = Arc::new(connection.clone());
         tokio::spawn(write(control.0, ends.control_out, guard.clone()));
         tokio::spawn(write(data.0, ends.data_out, guard));
@@ -150,7 +150,10 @@ async fn read(mut stream: RecvStream, reads: mpsc::Sender<Reads>) {
     loop {
         let mut chunks = [const { Bytes::new() }; CHUNKS_PER_READ];
         let result = match stream.read_chunks(&mut chunks).await {
-            Ok(Some(count)) => Ok(chunks.into_iter().take(count).collect()),
+            Ok(Some(count)) => Ok(Read {
+                chunks: chunks.into_iter().take(count).collect(),
+                _room: None,
+            }),
             Ok(None) => Err(LinkEnd::Lost("the peer ended the stream".to_owned())),
             Err(ReadError::Reset(code)) if code == NOT_SHARED => Err(LinkEnd::NotShared),
             Err(ReadError::ConnectionLost(error)) => Err(LinkEnd::Lost(error.to_string())),
