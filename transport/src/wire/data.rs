@@ -159,10 +159,10 @@ impl DataMessage {
             return Err(malformed("reserved bytes of a bulk message are not zero"));
         }
         let length = payload.len() as u64;
-        if !matches!(header.kind, 1 | 4) && length != 0 {
+        if !matches!(header.kind, 1 | 3 | 4) && length != 0 {
             return Err(malformed("bytes follow a bulk message that has none"));
         }
-        if matches!(header.kind, 1 | 4) && length == 0 {
+        if matches!(header.kind, 1 | 3 | 4) && length == 0 {
             return Err(malformed("a bulk message has no bytes"));
         }
         match header.kind {

@@ -1,6 +1,7 @@
 //! A line between two nodes that a test can disturb: for UDP and for TCP.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,16 +94,19 @@ impl Proxy {
             if matches!(*self.line.borrow(), Line::Stalled | Line::Cut) {
                 continue;
             }
-            if !backs.contains_key(&from) {
-                let back = UdpSocket::bind(("127.0.0.1", 0)).await.expect("a socket");
-                back.connect(target).await.expect("an address");
-                let back = Arc::new(back);
-                tokio::spawn(self.clone().udp_back(back.clone(), front.clone(), from));
-                backs.insert(from, back);
-            }
+            let back = match backs.entry(from) {
+                Entry::Occupied(back) => back.into_mut(),
+                Entry::Vacant(place) => {
+                    let back = UdpSocket::bind(("127.0.0.1", 0)).await.expect("a socket");
+                    back.connect(target).await.expect("an address");
+                    let back = Arc::new(back);
+                    tokio::spawn(self.clone().udp_back(back.clone(), front.clone(), from));
+                    place.insert(back)
+                }
+            };
             self.disturb(&mut buffer[..length]);
             // Whatever goes wrong here is one more lost datagram.
-            let _ = backs[&from].send(&buffer[..length]).await;
+            let _ = back.send(&buffer[..length]).await;
         }
     }
 
