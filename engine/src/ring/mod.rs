@@ -81,6 +81,10 @@ pub struct Ring {
     state: ManuallyDrop<State>,
     facts: RingFacts,
     segments: usize,
+    /// Operations on files after which the kernel is told without waiting for the next wait.
+    submit_batch: u32,
+    /// Operations on files since it was told.
+    unsubmitted: u32,
     /// A single issuer: the kernel refuses other threads.
     thread: PhantomData<*const ()>,
 }
@@ -108,6 +112,8 @@ impl Ring {
             state: ManuallyDrop::new(State::new(&config, arena, sleeper, registered)),
             facts,
             segments: usize::from(config.segments),
+            submit_batch: config.submit_batch,
+            unsubmitted: 0,
             thread: PhantomData,
         })
     }
@@ -166,7 +172,8 @@ impl Ring {
         self.state.files.fd(file)
     }
 
-    /// Takes an operation; the kernel gets it with the next [`Ring::wait`].
+    /// Takes an operation; the kernel gets it with the next [`Ring::wait`], or earlier if
+    /// [`RingConfig::submit_batch`] says so.
     ///
     /// # Errors
     /// [`Refused`] gives the operation back with its buffer.
@@ -200,6 +207,14 @@ impl Ring {
         }
         op::fill(state, index, op);
         state.start(&mut kernel, index);
+        drop(kernel);
+        if self.state.slab.get(index).kind.is_storage() {
+            self.unsubmitted += 1;
+            if self.unsubmitted == self.submit_batch {
+                // Whatever is wrong shows again, and is reported, in the next wait.
+                let _ = self.enter(false, 0, None);
+            }
+        }
         Ok(id)
     }
 
@@ -290,7 +305,7 @@ impl Ring {
             }
             let block = !satisfied && self.state.sleeper.fall_asleep();
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            match self.enter(block, left) {
+            match self.enter(block, ENTER_GETEVENTS, left) {
                 Ok(()) => entered = true,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ETIME) => (expired, entered) = (true, true),
@@ -324,14 +339,14 @@ impl Ring {
         kernel.sq.len()
     }
 
-    /// One system call: submits all, runs what the kernel has deferred, and waits for a completion
-    /// if asked to.
-    fn enter(&mut self, block: bool, timeout: Option<Duration>) -> io::Result<()> {
+    /// One system call: submits all, with [`ENTER_GETEVENTS`] runs what the kernel has deferred,
+    /// and waits for a completion if asked to.
+    fn enter(&mut self, block: bool, flags: u32, timeout: Option<Duration>) -> io::Result<()> {
         let quiet = self.facts.quiet_wait && self.state.storage_in_flight == 0;
         let (io, mut sq, _) = self.io.split();
         sq.sync();
         let to_submit = u32::try_from(sq.len()).expect("a queue has at most 32768 entries");
-        let flags = ENTER_GETEVENTS | if quiet { ENTER_NO_IOWAIT } else { 0 };
+        let flags = flags | if quiet { ENTER_NO_IOWAIT } else { 0 };
         let result = match timeout.filter(|_| block) {
             None => {
                 // SAFETY: no argument is passed; what the submissions refer to was seen to when
@@ -354,6 +369,7 @@ impl Ring {
         };
         sq.sync();
         self.state.consumed_all_but(sq.len());
+        self.unsubmitted = 0;
         result.map(|_| ())
     }
 
@@ -375,7 +391,7 @@ impl Ring {
                 let _ = self.io.submitter().unregister_buffers();
                 return true;
             }
-            if let Err(error) = self.enter(true, Some(Duration::from_secs(1))) {
+            if let Err(error) = self.enter(true, ENTER_GETEVENTS, Some(Duration::from_secs(1))) {
                 match error.raw_os_error() {
                     Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
                     _ => return false,

@@ -33,6 +33,10 @@ pub struct RingConfig {
     pub files: u16,
     /// Register the arena with the kernel as far as the memlock limit allows. Off: never.
     pub register_buffers: bool,
+    /// Hand operations on files to the kernel after so many, without waiting for the next
+    /// [`Ring::wait`](super::Ring::wait). Small batches keep the device busy while the shard still
+    /// prepares the next ones; larger ones save system calls. 0: only when waiting.
+    pub submit_batch: u32,
 }
 
 impl Default for RingConfig {

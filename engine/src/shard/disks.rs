@@ -39,13 +39,19 @@ pub(super) enum Purpose {
     /// Frames for a peer.
     Feed(FeedRead),
     /// A piece of the backing for a peer.
-    Piece { peer: PeerId, offset: u64 },
+    Piece {
+        peer: PeerId,
+        session: u64,
+        offset: u64,
+    },
 }
 
 /// Frames being read from the log for a peer.
 #[derive(Debug)]
 pub(super) struct FeedRead {
     pub(super) peer: PeerId,
+    /// The session they are for.
+    pub(super) session: u64,
     pub(super) frames: Vec<(Epoch, u64)>,
     /// Where the rest starts, if the run wraps around the end of the ring.
     rest: Option<(u64, u64)>,
@@ -111,6 +117,7 @@ pub(super) enum Done {
     /// A piece for a peer.
     Piece {
         peer: PeerId,
+        session: u64,
         offset: u64,
         data: Option<OwnedBuf>,
     },
@@ -408,7 +415,7 @@ impl Disks {
     pub(super) fn read_frames(
         &mut self,
         ring: &mut Ring,
-        peer: PeerId,
+        (peer, session): (PeerId, u64),
         offset: u64,
         frames: Vec<(Epoch, u64)>,
     ) {
@@ -416,6 +423,7 @@ impl Disks {
         let bytes = Vec::with_capacity(usize::try_from(total).unwrap_or(0));
         let feed = FeedRead {
             peer,
+            session,
             frames,
             rest: Some((offset, total)),
             bytes,
@@ -451,7 +459,13 @@ impl Disks {
     }
 
     /// Reads a piece of the backing for a peer.
-    pub(super) fn read_piece(&mut self, ring: &mut Ring, peer: PeerId, offset: u64, bytes: u64) {
+    pub(super) fn read_piece(
+        &mut self,
+        ring: &mut Ring,
+        (peer, session): (PeerId, u64),
+        offset: u64,
+        bytes: u64,
+    ) {
         let length = u32::try_from(bytes).expect("pieces are bounded by the configuration");
         let buf = OwnedBuf::zeroed(length as usize);
         let segs = vec![Seg::buf(0, length)];
@@ -460,7 +474,11 @@ impl Disks {
             segs,
             buf: Some(buf),
         };
-        let purpose = Purpose::Piece { peer, offset };
+        let purpose = Purpose::Piece {
+            peer,
+            session,
+            offset,
+        };
         self.start(
             ring,
             Queued {
@@ -494,9 +512,18 @@ impl Disks {
                 self.read_more_frames(ring, feed);
                 Done::Busy
             }
-            Purpose::Piece { peer, offset } => {
+            Purpose::Piece {
+                peer,
+                session,
+                offset,
+            } => {
                 let data = completion.buf.filter(|_| failed.is_none());
-                Done::Piece { peer, offset, data }
+                Done::Piece {
+                    peer,
+                    session,
+                    offset,
+                    data,
+                }
             }
         }
     }

@@ -27,6 +27,8 @@ pub(super) struct Engine {
     free: Vec<u32>,
     /// Answers to clients that the last steps brought.
     pub(super) answers: VecDeque<(Asked, Result<(), Failure>)>,
+    /// The session that each peer's messages are for.
+    sessions: Vec<u64>,
     started: Instant,
 }
 
@@ -43,6 +45,7 @@ impl Engine {
             asked: Vec::new(),
             free: Vec::new(),
             answers: VecDeque::new(),
+            sessions: Vec::new(),
             started: Instant::now(),
         }
     }
@@ -147,25 +150,37 @@ impl Engine {
             Action::Ship { peer, epoch } => {
                 let bytes = self.volume.frame_bytes(epoch, self.ring.arena());
                 let bytes = bytes.expect("the core ships what it has in memory");
-                self.outbox.push(FromShard::Frame { peer, epoch, bytes });
+                self.outbox.push(FromShard::Frame {
+                    peer,
+                    session: self.session(peer),
+                    epoch,
+                    bytes,
+                });
             }
             Action::FeedRead {
                 peer,
                 offset,
                 frames,
             } => {
+                let session = self.session(peer);
                 self.disks
-                    .read_frames(&mut self.ring, peer, offset.0, frames);
+                    .read_frames(&mut self.ring, (peer, session), offset.0, frames);
             }
             Action::SeedRead {
                 peer,
                 offset,
                 bytes,
             } => {
-                self.disks.read_piece(&mut self.ring, peer, offset, bytes);
+                let session = self.session(peer);
+                self.disks
+                    .read_piece(&mut self.ring, (peer, session), offset, bytes);
             }
             Action::Peer { peer, message } => {
-                self.outbox.push(FromShard::Peer { peer, message });
+                self.outbox.push(FromShard::Peer {
+                    peer,
+                    session: self.session(peer),
+                    message,
+                });
             }
             Action::ControlDone { id, result } => {
                 self.outbox.push(FromShard::ControlDone { id, result });
@@ -177,6 +192,27 @@ impl Engine {
         }
     }
 
+    /// Lets the core take what a session has. Messages of a session that was replaced are dropped.
+    pub(super) fn peer_event(&mut self, peer: PeerId, session: u64, event: PeerEvent) {
+        let index = usize::from(peer.0);
+        if self.sessions.len() <= index {
+            self.sessions.resize(index + 1, 0);
+        }
+        if event == PeerEvent::Connected {
+            self.sessions[index] = session;
+        }
+        if self.sessions[index] == session {
+            self.step(Event::Peer { peer, event });
+        }
+    }
+
+    fn session(&self, peer: PeerId) -> u64 {
+        self.sessions
+            .get(usize::from(peer.0))
+            .copied()
+            .unwrap_or_default()
+    }
+
     /// Takes a completion of an operation on a disk.
     pub(super) fn disk_done(&mut self, completion: Completion) {
         match self.disks.done(&mut self.ring, completion) {
@@ -184,6 +220,9 @@ impl Engine {
             Done::Core(token, result) => self.step(Event::IoDone { token, result }),
             Done::Feed(feed, ok) => {
                 let peer = feed.peer;
+                if self.session(peer) != feed.session {
+                    return;
+                }
                 if ok {
                     self.ship_frames(peer, &feed.frames, &feed.bytes);
                 }
@@ -192,7 +231,16 @@ impl Engine {
                     event: PeerEvent::FeedReadDone { ok },
                 });
             }
-            Done::Piece { peer, offset, data } => self.ship_piece(peer, offset, data),
+            Done::Piece {
+                peer,
+                session,
+                offset,
+                data,
+            } => {
+                if self.session(peer) == session {
+                    self.ship_piece(peer, offset, data);
+                }
+            }
         }
     }
 
@@ -208,7 +256,12 @@ impl Engine {
             if bytes.len() >= 4096 {
                 hn4::log::Stamp::clear(&mut bytes);
             }
-            self.outbox.push(FromShard::Frame { peer, epoch, bytes });
+            self.outbox.push(FromShard::Frame {
+                peer,
+                session: self.session(peer),
+                epoch,
+                bytes,
+            });
         }
     }
 
@@ -231,7 +284,11 @@ impl Engine {
             bytes,
             data: contents,
         };
-        self.outbox.push(FromShard::Piece { peer, piece });
+        self.outbox.push(FromShard::Piece {
+            peer,
+            session: self.session(peer),
+            piece,
+        });
         let event = PeerEvent::SeedReadDone { sent: Some(sent) };
         self.step(Event::Peer { peer, event });
     }

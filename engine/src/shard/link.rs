@@ -24,8 +24,10 @@ const QUEUE: usize = 1024;
 pub enum ToShard {
     /// A session has something.
     Peer {
-        /// Which.
+        /// With whom.
         peer: PeerId,
+        /// The daemon's name for the session. Whatever comes back for it carries the same name.
+        session: u64,
         /// What.
         event: PeerEvent,
     },
@@ -50,15 +52,19 @@ pub enum ToShard {
 pub enum FromShard {
     /// For a session.
     Peer {
-        /// Which.
+        /// With whom.
         peer: PeerId,
+        /// As in [`ToShard::Peer`].
+        session: u64,
         /// What.
         message: PeerMessage,
     },
     /// An epoch for a session, as it lies in the log.
     Frame {
-        /// Which.
+        /// With whom.
         peer: PeerId,
+        /// As in [`ToShard::Peer`].
+        session: u64,
         /// Its number.
         epoch: Epoch,
         /// The frame, without stamp.
@@ -66,8 +72,10 @@ pub enum FromShard {
     },
     /// A piece of a full copy for a session.
     Piece {
-        /// Which.
+        /// With whom.
         peer: PeerId,
+        /// As in [`ToShard::Peer`].
+        session: u64,
         /// The piece.
         piece: SeedPiece,
     },

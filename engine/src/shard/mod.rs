@@ -318,7 +318,13 @@ impl Shard {
 
     fn message(&mut self, message: ToShard) {
         match message {
-            ToShard::Peer { peer, event } => self.engine.step(Event::Peer { peer, event }),
+            ToShard::Peer {
+                peer,
+                session,
+                event,
+            } => {
+                self.engine.peer_event(peer, session, event);
+            }
             ToShard::Control { id, control } => self.engine.step(Event::Control { id, control }),
             ToShard::Status(id) => {
                 let status = Box::new(self.status());
