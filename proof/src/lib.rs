@@ -34,6 +34,7 @@ pub mod fold;
 pub mod hash;
 pub mod leaf;
 pub mod ledger;
+pub mod scxq2;
 pub mod sign;
 pub mod time;
 pub mod tree;
