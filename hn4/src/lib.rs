@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod alloc;
 pub mod anchor;
 pub mod bitmap;
 pub mod block;
@@ -23,6 +24,8 @@ pub mod reserve;
 pub mod status;
 pub mod superblock;
 pub mod tcc;
+pub mod tool;
 pub mod types;
 pub mod unmount;
 pub mod volume;
+pub mod wormhole;

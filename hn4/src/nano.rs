@@ -97,7 +97,7 @@ pub fn sector(
     }
     let hash = mix(owner.folded() ^ uuid_lo);
     let slot = if sectors.is_power_of_two() {
-        hash.wrapping_add(k * (k + 1) / 2) & (sectors - 1)
+        hash.wrapping_add(k.wrapping_mul(k.wrapping_add(1)) / 2) & (sectors - 1)
     } else {
         hash.wrapping_add(k) % sectors
     };

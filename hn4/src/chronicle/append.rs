@@ -160,42 +160,26 @@ fn find_predecessor(
     }
 }
 
-/// Plans one append and moves the head in `superblock`. With [`Conduct::Corrected`] the entry
-/// carries a BLAKE3 link and the ring ends where the chronicle region does.
+/// The first half of an append: checks, the entry's sector and a flush. Moves the head in
+/// `superblock`, which nothing on disk counts yet: the caller writes the superblock.
 ///
 /// # Errors
 /// The reference's codes; PANIC or LOCKED are set in the superblock where the reference does.
-pub fn append(
+pub fn append_entry(
     medium: &mut Medium<'_>,
     superblock: &mut Superblock,
     request: &Request,
-    read_only: bool,
     conduct: Conduct,
     key: &LinkKey,
 ) -> Result<u64, Problem> {
     let size = medium.device.sector();
     let head = superblock.journal_ptr.get();
     let here = (Region::Chronicle, head);
-    if read_only {
-        let advice = "mount for writing";
-        return Err(Problem::new(
-            Code::AccessDenied,
-            here,
-            "read-only",
-            "a writable volume",
-            advice,
-        ));
-    }
     if size < MIN_SECTOR {
+        let found = format!("{size}-byte sectors");
         let expected = format!("{MIN_SECTOR} or more");
         let advice = "HN4 needs larger sectors";
-        return Err(Problem::new(
-            Code::Geometry,
-            here,
-            format!("{size}-byte sectors"),
-            expected,
-            advice,
-        ));
+        return Err(Problem::new(Code::Geometry, here, found, expected, advice));
     }
     let bounds = Bounds::of(superblock, size);
     let end = if conduct.corrects() {
@@ -234,29 +218,58 @@ pub fn append(
         .corrects()
         .then(|| (link_of(request.fork.as_ref()), key));
     let bytes = build_sector(entry, link, previous.sector.as_ref(), size);
-
-    let failed = |superblock: &mut Superblock, code, what: &str| {
-        superblock.change_state(state::PANIC, 0);
-        let advice = "the volume is read-only from here; check the device";
-        Problem::new(
-            code,
-            here,
-            format!("a failing write of {what}"),
-            "success",
-            advice,
-        )
-    };
     let written = medium.write(head * size, Data::padded(&bytes, size));
     written
         .and_then(|()| medium.flush())
-        .map_err(|code| failed(superblock, code, "the entry"))?;
-    superblock.journal_ptr = if head + 1 >= end {
+        .map_err(|code| failed(superblock, here, code, "the entry"))?;
+    let next = if head + 1 >= end {
         bounds.start
     } else {
         head + 1
-    }
-    .into();
+    };
+    superblock.journal_ptr = next.into();
     superblock.last_journal_seq = sequence.into();
-    write_north(medium, superblock).map_err(|code| failed(superblock, code, "North"))?;
+    Ok(sequence)
+}
+
+fn failed(superblock: &mut Superblock, at: (Region, u64), code: Code, what: &str) -> Problem {
+    superblock.change_state(state::PANIC, 0);
+    let advice = "the volume is read-only from here; check the device";
+    Problem::new(
+        code,
+        at,
+        format!("a failing write of {what}"),
+        "success",
+        advice,
+    )
+}
+
+/// Plans one append and moves the head in `superblock`. With [`Conduct::Corrected`] the entry
+/// carries a BLAKE3 link and the ring ends where the chronicle region does.
+///
+/// # Errors
+/// The reference's codes; PANIC or LOCKED are set in the superblock where the reference does.
+pub fn append(
+    medium: &mut Medium<'_>,
+    superblock: &mut Superblock,
+    request: &Request,
+    read_only: bool,
+    conduct: Conduct,
+    key: &LinkKey,
+) -> Result<u64, Problem> {
+    let here = (Region::Chronicle, superblock.journal_ptr.get());
+    if read_only {
+        let expected = "a writable volume";
+        let advice = "mount for writing";
+        return Err(Problem::new(
+            Code::AccessDenied,
+            here,
+            "read-only",
+            expected,
+            advice,
+        ));
+    }
+    let sequence = append_entry(medium, superblock, request, conduct, key)?;
+    write_north(medium, superblock).map_err(|code| failed(superblock, here, code, "North"))?;
     Ok(sequence)
 }

@@ -197,6 +197,14 @@ impl Sector {
         (link.magic.get() == LINK_MAGIC).then_some(link)
     }
 
+    /// True when the bytes between entry and marker are all zero, as the reference leaves them.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let end = self.bytes.len().saturating_sub(8);
+        let between = self.bytes.get(size_of::<Entry>()..end).unwrap_or_default();
+        between.iter().all(|&byte| byte == 0)
+    }
+
     /// The link's digest as it should be behind `previous`.
     #[must_use]
     pub fn expected_digest(&self, previous: Option<&Self>, key: &LinkKey) -> [u8; 32] {

@@ -352,7 +352,11 @@ fn check_digest(
     key: &LinkKey,
 ) -> Result<(), Problem> {
     let Some(link) = entry.link() else {
-        return Ok(());
+        if entry.is_plain() {
+            return Ok(());
+        }
+        let found = "bytes behind the entry that are no link";
+        return Err(tampered(superblock, at, found, "zeroes or a BLAKE3 link"));
     };
     let expected = entry.expected_digest(before, key);
     if link.digest == expected {

@@ -348,10 +348,23 @@ impl<'a> Volume<'a> {
     /// [`Code::Geometry`] or [`Code::NoSpace`] for an impossible cortex.
     pub fn nano_lba(&self, anchor: &Anchor) -> Result<u64, Problem> {
         let superblock = self.superblock();
+        let k = anchor.gravity_center.get();
+        if k >= nano::ORBITS {
+            let at = (Region::Cortex, superblock.lba_cortex_start.get());
+            let advice = "the anchor is wrong: restore the cortex from another copy";
+            let expected = format!("less than {}", nano::ORBITS);
+            return Err(Problem::new(
+                Code::Geometry,
+                at,
+                format!("nano orbit {k}"),
+                expected,
+                advice,
+            ));
+        }
         nano::sector(
             superblock.uuid_lo.get(),
             anchor.seed(),
-            anchor.gravity_center.get(),
+            k,
             superblock.lba_cortex_start.get(),
             superblock.lba_bitmap_start.get(),
         )
