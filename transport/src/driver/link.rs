@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::wire::{SessionKeys, WireFrame};
 
@@ -54,16 +54,20 @@ pub(crate) struct Link {
     pub(crate) data_out: mpsc::Sender<WireFrame>,
     pub(crate) control_in: mpsc::Receiver<Reads>,
     pub(crate) data_in: mpsc::Receiver<Reads>,
-    pub(crate) _readers: AbortOnDrop,
+    pub(crate) tasks: LinkTasks,
     pub(crate) ended: oneshot::Sender<SessionEnd>,
 }
 
-/// Tasks that have no purpose without their owner.
-pub(crate) struct AbortOnDrop(pub(crate) Vec<AbortHandle>);
+/// The tasks that move a link's bytes. Readers have no purpose without the link.
+pub(crate) struct LinkTasks {
+    pub(crate) readers: Vec<AbortHandle>,
+    /// Ends when the peer has the last frame, or it took too long.
+    pub(crate) control_writer: Option<JoinHandle<()>>,
+}
 
-impl Drop for AbortOnDrop {
+impl Drop for LinkTasks {
     fn drop(&mut self) {
-        for task in &self.0 {
+        for task in &self.readers {
             task.abort();
         }
     }
@@ -77,24 +81,23 @@ pub(crate) struct LinkEnds {
     pub(crate) data_in: mpsc::Sender<Reads>,
 }
 
-/// Makes a link's queues, the one for the data that comes in with this many places; `start` gets the transport's ends and spawns the tasks, and gives the
-/// handles of the readers.
+/// Makes a link's queues, the one for the data that comes in with this many places; `start` gets the transport's ends and spawns the tasks.
 pub(crate) fn link(
     keys: SessionKeys,
     data_in_places: usize,
-    start: impl FnOnce(LinkEnds) -> Vec<AbortHandle>,
+    start: impl FnOnce(LinkEnds) -> LinkTasks,
 ) -> (Link, oneshot::Receiver<SessionEnd>) {
     let (control_out, control_out_end) = mpsc::channel(CONTROL_OUT_FRAMES);
     let (data_out, data_out_end) = mpsc::channel(DATA_OUT_FRAMES);
     let (control_in_end, control_in) = mpsc::channel(READS_IN);
     let (data_in_end, data_in) = mpsc::channel(data_in_places);
     let (ended, ended_end) = oneshot::channel();
-    let readers = AbortOnDrop(start(LinkEnds {
+    let tasks = start(LinkEnds {
         control_out: control_out_end,
         data_out: data_out_end,
         control_in: control_in_end,
         data_in: data_in_end,
-    }));
+    });
     (
         Link {
             keys,
@@ -102,7 +105,7 @@ pub(crate) fn link(
             data_out,
             control_in,
             data_in,
-            _readers: readers,
+            tasks,
             ended,
         },
         ended_end,

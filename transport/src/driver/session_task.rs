@@ -119,8 +119,22 @@ impl SessionTask {
             replacement,
             ..
         } = running;
+        let Link {
+            mut tasks,
+            control_out,
+            data_out,
+            ended,
+            ..
+        } = link;
+        drop((control_out, data_out));
+        if *self.stop.borrow()
+            && let Some(writer) = tasks.control_writer.take()
+        {
+            // Whoever stops us closes the connection next. A writer limits its own time.
+            let _ = writer.await;
+        }
         // The maker of the link may be gone together with its connection.
-        let _ = link.ended.send(end);
+        let _ = ended.send(end);
         replacement
     }
 

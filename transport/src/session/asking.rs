@@ -11,12 +11,19 @@ pub(super) enum Asked {
     /// Nothing yet.
     #[default]
     Nothing,
-    /// The log.
-    Feed,
+    /// The log, from after this tip.
+    Feed(Tip),
     /// A full copy; the log follows by itself.
     Seed,
-    /// The log, refused until our log ends no later than this.
-    TruncateFirst(Tip),
+    /// The log, refused until our own was cut: it must end no later than `to`, and elsewhere than
+    /// where it ended when it was refused, so that a peer that asks for nothing to be cut is not
+    /// asked again and again.
+    TruncateFirst {
+        /// The last epoch both sides have.
+        to: Tip,
+        /// With which tip we asked, if we did.
+        refused: Option<Tip>,
+    },
     /// The log, refused for good; only a full copy can help, or an operator.
     RefusedForGood,
 }
@@ -46,11 +53,15 @@ impl Asked {
             (CopyState::Fresh, _) => Some(Ask::Seed { cursor_bytes: 0 }),
             (CopyState::Seeding { cursor_bytes }, _) => Some(Ask::Seed { cursor_bytes }),
             (CopyState::Usable, Self::Nothing) => Some(Ask::Feed),
-            (CopyState::Usable, Self::TruncateFirst(to)) if ours.tip.0 <= to.0 => Some(Ask::Feed),
+            (CopyState::Usable, Self::TruncateFirst { to, refused })
+                if ours.tip.0 <= to.0 && refused != Some(ours.tip) =>
+            {
+                Some(Ask::Feed)
+            }
             (CopyState::Usable, _) => None,
         };
         match ask {
-            Some(Ask::Feed) => *self = Self::Feed,
+            Some(Ask::Feed) => *self = Self::Feed(ours.tip),
             Some(Ask::Seed { .. }) => *self = Self::Seed,
             None => {}
         }
@@ -59,8 +70,12 @@ impl Asked {
 
     /// The peer said no.
     pub(super) fn refused(&mut self, refusal: FeedRefusal) {
+        let refused = match self {
+            Self::Feed(tip) => Some(*tip),
+            _ => None,
+        };
         *self = match refusal {
-            FeedRefusal::Truncate { to } => Self::TruncateFirst(to),
+            FeedRefusal::Truncate { to } => Self::TruncateFirst { to, refused },
             FeedRefusal::Diverged { .. } | FeedRefusal::TooOld { .. } => Self::RefusedForGood,
         };
     }
@@ -92,6 +107,8 @@ mod tests {
         assert_eq!(asked.next(&ours, &theirs), None);
         ours.tip.0 = Epoch(7);
         assert_eq!(asked.next(&ours, &theirs), Some(Ask::Feed));
+        asked.refused(FeedRefusal::Truncate { to: ours.tip });
+        assert_eq!(asked.next(&ours, &theirs), None, "there is nothing to cut");
         asked.refused(FeedRefusal::TooOld { oldest: Epoch(100) });
         assert_eq!(asked.next(&ours, &theirs), None);
         ours.copy = CopyState::Seeding { cursor_bytes: 0 };

@@ -160,6 +160,7 @@ pub(crate) struct Pair {
     pub(crate) beta: Node,
     pub(crate) to_beta: PeerHandle,
     pub(crate) to_alpha: PeerHandle,
+    pub(crate) server: Server,
 }
 
 impl Pair {
@@ -190,12 +191,13 @@ impl Pair {
             beta,
             to_beta,
             to_alpha,
+            server: Server::default(),
         }
     }
 
     /// Moves epochs up to `last` over; gives the number of sessions it took.
     pub(crate) async fn replicate(&mut self, last: u64) -> u64 {
-        let serve = serve_log(&mut self.to_beta, last);
+        let serve = self.server.serve(&mut self.to_beta, last);
         let take = take_log(&mut self.to_alpha, &self.beta.state, last);
         // The replica goes on taking, so that its last acknowledgements get through.
         tokio::select! {
@@ -235,40 +237,69 @@ pub(crate) fn frame(epoch: u64) -> Bytes {
         .into()
 }
 
-/// A primary with epochs 1 to `last` in its log: serves whoever subscribes until a replica has
-/// acknowledged them all as durable. Gives the number of sessions it took.
-pub(crate) async fn serve_log(handle: &mut PeerHandle, last: u64) -> u64 {
-    let (mut session, mut next_epoch, mut credit) = (SessionId::default(), None, 0_i64);
-    let mut sessions = 0;
-    loop {
-        let from = next(handle).await;
-        if from.session != session {
-            (session, next_epoch, credit) = (from.session, None, 0);
-        }
-        match from.output {
-            Output::PeerState(_) => sessions += 1,
-            Output::Subscribe { tip, .. } => {
-                let first = tip.0.next();
-                send(handle, session, Input::FeedOpened { from: first }).await;
-                next_epoch = Some(first.0);
+/// The daemon of a primary whose log holds all epochs there are.
+#[derive(Default)]
+pub(crate) struct Server {
+    session: SessionId,
+    next_epoch: Option<u64>,
+    credit: i64,
+}
+
+impl Server {
+    /// Serves whoever subscribes, until a replica has acknowledged epoch `last` as durable. Gives
+    /// the number of sessions that were opened meanwhile.
+    pub(crate) async fn serve(&mut self, handle: &mut PeerHandle, last: u64) -> u64 {
+        let mut sessions = 0;
+        loop {
+            self.send(handle, last);
+            let FromSession { session, output } = next(handle).await;
+            if session != self.session {
+                *self = Self {
+                    session,
+                    ..Self::default()
+                };
             }
-            Output::PeerCredit { bytes } => credit += i64::try_from(bytes).expect("small"),
-            Output::PeerAck(ack) if ack.durable.0 == last => return sessions,
-            _ => {}
+            match output {
+                Output::PeerState(_) => sessions += 1,
+                Output::Subscribe { tip, .. } => {
+                    let from = tip.0.next();
+                    send(handle, session, Input::FeedOpened { from }).await;
+                    self.next_epoch = Some(from.0);
+                }
+                Output::PeerCredit { bytes } => {
+                    self.credit += i64::try_from(bytes).expect("small");
+                }
+                Output::PeerAck(ack) if ack.durable.0 == last => return sessions,
+                _ => {}
+            }
         }
-        // A queue that is full is served again at the next output, of which acks see to.
-        while let Some(epoch) = next_epoch.filter(|&epoch| credit > 0 && epoch <= last) {
+    }
+
+    /// Sends what there is credit for. If the queue is full, the next output, an ack at the latest,
+    /// is the occasion to go on.
+    fn send(&mut self, handle: &PeerHandle, last: u64) {
+        while let Some(epoch) = self
+            .next_epoch
+            .filter(|&epoch| self.credit > 0 && epoch <= last)
+        {
             let frame = frame(epoch);
-            credit -= i64::try_from(frame.len()).expect("small");
+            let length = i64::try_from(frame.len()).expect("small");
             let input = Input::SendEpoch {
                 epoch: Epoch(epoch),
                 frame,
             };
-            if handle.to.try_send(ToSession { session, input }).is_err() {
-                credit += i64::try_from(self::frame(epoch).len()).expect("small");
-                break;
+            if handle
+                .to
+                .try_send(ToSession {
+                    session: self.session,
+                    input,
+                })
+                .is_err()
+            {
+                return;
             }
-            next_epoch = Some(epoch + 1);
+            self.credit -= length;
+            self.next_epoch = Some(epoch + 1);
         }
     }
 }

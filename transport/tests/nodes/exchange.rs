@@ -89,8 +89,9 @@ async fn a_fresh_copy_is_seeded_and_then_follows_the_log(kind: TransportKind) {
             }
         );
         for index in 0..200_u64 {
-            let Output::SeedPiece(piece) = next(&mut pair.to_alpha).await.output else {
-                panic!("piece {index} is missing");
+            let piece = match next(&mut pair.to_alpha).await.output {
+                Output::SeedPiece(piece) => piece,
+                other => panic!("piece {index} is missing, there is {other:?}"),
             };
             assert_eq!(
                 (piece.offset_bytes, u64::from(piece.checksum)),

@@ -46,6 +46,7 @@ async fn a_killed_primary_comes_back_and_goes_on(kind: TransportKind) {
     .await;
     let beta = pair.beta.transport.local_address();
     pair.to_beta = pair.alpha.add_peer(pair.cluster.peer("beta", beta, kind));
+    pair.server = Server::default();
     pair.replicate(400).await;
 }
 

@@ -10,7 +10,9 @@ use tokio::sync::{mpsc, oneshot};
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::driver::link::{Link, LinkEnd, LinkEnds, READS_IN, Read, Reads, SessionEnd, link};
+use crate::driver::link::{
+    Link, LinkEnd, LinkEnds, LinkTasks, READS_IN, Read, Reads, SessionEnd, link,
+};
 use crate::tls::{Side, session_keys};
 use crate::wire::{Stream, WireFrame};
 
@@ -118,12 +120,15 @@ pub(super) fn join(
     let _ = control.0.set_priority(1);
     Ok(link(keys, READS_IN, |ends: LinkEnds| {
         let guard = Arc::new(connection.clone());
-        tokio::spawn(write(control.0, ends.control_out, guard.clone()));
+        let control_writer = tokio::spawn(write(control.0, ends.control_out, guard.clone()));
         tokio::spawn(write(data.0, ends.data_out, guard));
-        vec![
-            tokio::spawn(read(control.1, ends.control_in)).abort_handle(),
-            tokio::spawn(read(data.1, ends.data_in)).abort_handle(),
-        ]
+        LinkTasks {
+            readers: vec![
+                tokio::spawn(read(control.1, ends.control_in)).abort_handle(),
+                tokio::spawn(read(data.1, ends.data_in)).abort_handle(),
+            ],
+            control_writer: Some(control_writer),
+        }
     }))
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::driver::link::{Link, LinkEnd, LinkEnds, Read, Reads, SessionEnd, link};
+use crate::driver::link::{Link, LinkEnd, LinkEnds, LinkTasks, Read, Reads, SessionEnd, link};
 use crate::wire::{SessionKeys, Stream, WireFrame, stream_of};
 
 /// Bytes of data frames that wait for the session, before reading stops altogether. A daemon that
@@ -34,11 +34,14 @@ where
 {
     let (sink, stream) = socket.split();
     link(keys, DATA_BUFFER_FRAMES, |ends: LinkEnds| {
-        tokio::spawn(write(sink, ends.control_out, ends.data_out));
+        let writer = tokio::spawn(write(sink, ends.control_out, ends.data_out));
         // The reader ends by itself, after it has read what the peer still had to say: a socket
         // that is closed with unread bytes takes back what was written last.
         tokio::spawn(read(stream, ends.control_in, ends.data_in));
-        Vec::new()
+        LinkTasks {
+            readers: Vec::new(),
+            control_writer: Some(writer),
+        }
     })
 }
 
@@ -47,7 +50,10 @@ pub(super) fn not_shared(keys: SessionKeys) -> (Link, oneshot::Receiver<SessionE
     link(keys, 1, |ends: LinkEnds| {
         // The queue is new and has room.
         let _ = ends.control_in.try_send(Err(LinkEnd::NotShared));
-        Vec::new()
+        LinkTasks {
+            readers: Vec::new(),
+            control_writer: None,
+        }
     })
 }
 
