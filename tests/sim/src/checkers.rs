@@ -1,0 +1,42 @@
+//! What must hold at the end of a run, when every copy was drained.
+
+use hn4::types::SECTORS_PER_BLOCK;
+use hn4_engine::arena::SlotMemory;
+
+use crate::disk::SECTOR;
+use crate::oracle::{describe, index, is};
+use crate::world::{Outcome, World, broken};
+
+impl World {
+    pub(crate) fn final_checks(&mut self) -> Outcome {
+        for node in &self.nodes {
+            let Some(live) = &node.live else {
+                return broken("P10", format!("node {} is dead at the end", node.index));
+            };
+            let Some(contents) = self.oracle.contents(live.tip) else {
+                return broken("P2", format!("no history leads to {:?}", live.tip));
+            };
+            for (sector, &tag) in (0..self.plan.blocks * SECTORS_PER_BLOCK).zip(&contents) {
+                let from = index(sector) * SECTOR;
+                let bytes = &node.backing()[from..from + SECTOR];
+                if !is(tag, sector, bytes) {
+                    let found = describe(bytes);
+                    return broken(
+                        "P3",
+                        format!(
+                            "node {} drained: sector {sector} is {found}, not write {tag}",
+                            node.index
+                        ),
+                    );
+                }
+            }
+            self.stats.compared += contents.len() as u64;
+            let (free, all) = (live.mem.free_slots(), live.mem.capacity());
+            // One holds the superblock.
+            if free != all - 1 || live.volume.dirty_slots() != 0 {
+                return broken("P8", format!("node {}: {free} of {all} slots are free", node.index));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,247 @@
+//! A disk with a volatile cache.
+//!
+//! What was written is visible to reads at once, but survives a crash for certain only if a flush
+//! that *began* after the write's completion has completed. At a crash every other write (also one
+//! that never completed) has persisted wholly, not at all, or sector by sector at random; writes to
+//! the same sector persist in order. Two writes to the same sector at the same time have no order
+//! at all; a core that issues them is wrong, and the disk says so.
+
+use std::io;
+use std::ops::Range;
+
+use hn4_engine::core::recovery::{AlignedBlock, Medium};
+
+use crate::rng::Rng;
+
+/// Sectors are what a device writes atomically.
+pub const SECTOR: usize = 512;
+
+#[derive(Clone, Debug)]
+struct Pending {
+    id: u64,
+    offset: usize,
+    data: Vec<u8>,
+    /// Set when the write completes: its place in the order of completions.
+    completed: Option<u64>,
+}
+
+impl Pending {
+    fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.data.len()
+    }
+}
+
+/// What a disk did in a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskFaults {
+    /// Writes that a crash tore.
+    pub torn: u64,
+    /// Writes that a crash lost.
+    pub lost_in_cache: u64,
+    /// Bits that rotted.
+    pub rotten: u64,
+    /// Writes that were acknowledged and never reached the medium.
+    pub lost: u64,
+    /// Writes that reached another place.
+    pub misdirected: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct SimDisk {
+    /// What a read sees.
+    seen: Vec<u8>,
+    /// What surely survives a crash.
+    durable: Vec<u8>,
+    pending: Vec<Pending>,
+    completions: u64,
+    /// Synchronous operations until the node dies in the middle of recovery.
+    pub dies_after: Option<u64>,
+    next_id: u64,
+    /// What happened so far.
+    pub faults: DiskFaults,
+}
+
+impl SimDisk {
+    /// A disk full of zeroes.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self {
+            seen: vec![0; bytes],
+            durable: vec![0; bytes],
+            pending: Vec::new(),
+            completions: 0,
+            dies_after: None,
+            next_id: 1 << 62,
+            faults: DiskFaults::default(),
+        }
+    }
+
+    /// Sets contents that are durable from the start.
+    pub fn format(&mut self, offset: usize, bytes: &[u8]) {
+        self.seen[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.durable[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// What a read sees.
+    #[must_use]
+    pub fn contents(&self) -> &[u8] {
+        &self.seen
+    }
+
+    /// Fills the buffer.
+    pub fn read(&self, offset: usize, buffer: &mut [u8]) {
+        buffer.copy_from_slice(&self.seen[offset..offset + buffer.len()]);
+    }
+
+    /// A write is on its way.
+    ///
+    /// # Errors
+    /// If another one to the same place is, too.
+    pub fn start_write(&mut self, id: u64, offset: usize, data: Vec<u8>) -> Result<(), String> {
+        assert!(offset.is_multiple_of(SECTOR) && data.len().is_multiple_of(SECTOR));
+        let write = Pending {
+            id,
+            offset,
+            data,
+            completed: None,
+        };
+        if write.range().end > self.seen.len() {
+            return Err(format!("a write to {:?} is beyond the end", write.range()));
+        }
+        let in_flight = self.pending.iter().filter(|other| other.completed.is_none());
+        for other in in_flight {
+            let (a, b) = (write.range(), other.range());
+            if a.start < b.end && b.start < a.end {
+                return Err(format!("writes to {a:?} and {b:?} at the same time"));
+            }
+        }
+        self.pending.push(write);
+        Ok(())
+    }
+
+    /// A write completed.
+    pub fn finish_write(&mut self, id: u64) {
+        self.completions += 1;
+        let completions = self.completions;
+        let index = self.pending.iter().position(|write| write.id == id);
+        let index = index.expect("it was started");
+        // Kept in the order of completion, which is the order of persistence.
+        let mut write = self.pending.remove(index);
+        write.completed = Some(completions);
+        self.seen[write.range()].copy_from_slice(&write.data);
+        self.pending.push(write);
+    }
+
+    /// A write failed: whatever part of it arrived may be there or not.
+    pub fn fail_write(&mut self, id: u64, rng: &mut Rng) {
+        if rng.one_in(2) {
+            return self.finish_write(id);
+        }
+        self.pending.retain(|write| write.id != id);
+    }
+
+    /// A write that is acknowledged but never gets anywhere.
+    pub fn lose_write(&mut self, id: u64) {
+        self.faults.lost += 1;
+        self.pending.retain(|write| write.id != id);
+    }
+
+    /// A flush begins; the result names what it covers.
+    #[must_use]
+    pub fn start_flush(&self) -> u64 {
+        self.completions
+    }
+
+    /// The flush is done: all that had completed when it began is durable.
+    pub fn finish_flush(&mut self, covers: u64) {
+        let durable = &mut self.durable;
+        self.pending.retain(|write| {
+            let covered = write.completed.is_some_and(|completed| completed <= covers);
+            if covered {
+                durable[write.range()].copy_from_slice(&write.data);
+            }
+            !covered
+        });
+    }
+
+    /// Power is lost.
+    pub fn crash(&mut self, rng: &mut Rng) {
+        let pending = std::mem::take(&mut self.pending);
+        for write in &pending {
+            let fate = rng.below(4);
+            for (index, sector) in write.data.chunks_exact(SECTOR).enumerate() {
+                let persists = match fate {
+                    0 => true,
+                    1 => false,
+                    2 => rng.one_in(2),
+                    _ => rng.below(8) != 0,
+                };
+                if persists {
+                    let at = write.offset + index * SECTOR;
+                    self.durable[at..at + SECTOR].copy_from_slice(sector);
+                }
+            }
+            self.faults.torn += u64::from(fate >= 2);
+            self.faults.lost_in_cache += u64::from(fate == 1);
+        }
+        for write in &pending {
+            let range = write.range();
+            self.seen[range.clone()].copy_from_slice(&self.durable[range]);
+        }
+        self.dies_after = None;
+    }
+
+    /// A bit flips on the medium.
+    pub fn rot(&mut self, offset: usize, bit: u8) {
+        self.faults.rotten += 1;
+        self.seen[offset] ^= 1 << bit;
+        self.durable[offset] ^= 1 << bit;
+    }
+
+    fn alive(&mut self) -> io::Result<()> {
+        if let Some(left) = &mut self.dies_after {
+            *left = left
+                .checked_sub(1)
+                .ok_or_else(|| io::Error::other("the node died"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Medium for SimDisk {
+    fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> io::Result<()> {
+        self.alive()?;
+        let mut at = usize::try_from(offset).expect("disks are small");
+        for block in blocks {
+            Self::read(self, at, &mut block.0);
+            at += block.0.len();
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> io::Result<()> {
+        let mut at = usize::try_from(offset).expect("disks are small");
+        for block in blocks {
+            self.next_id += 1;
+            let id = self.next_id;
+            let started = self.start_write(id, at, block.0.to_vec());
+            started.map_err(io::Error::other)?;
+            self.alive()?;
+            self.finish_write(id);
+            at += block.0.len();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.alive()?;
+        let covers = self.start_flush();
+        self.finish_flush(covers);
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.seen.len() as u64
+    }
+}

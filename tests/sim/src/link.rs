@@ -1,0 +1,198 @@
+//! Sessions between nodes, as the daemon's bridge and the transport make them.
+//!
+//! Two lanes each way, as in the transport: *data* (frames, pieces) and *control* (acks, anchors,
+//! credit), each in order, control may overtake data. A session ends at each side at its own moment;
+//! what is on its way is lost then. A replica asks by itself whenever the states of both sides call
+//! for it.
+//!
+//! Not here: time and the queue, which are the world's.
+
+use hn4::log::{CopyState, Role};
+use hn4::types::Term;
+use hn4_engine::core::event::{CopyStatus, FeedRefusal, PeerEvent, Tip};
+
+/// Lanes of a direction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lane {
+    /// Acks, anchors, credit, questions.
+    Control,
+    /// Frames and pieces.
+    Data,
+}
+
+/// What travels.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// How the sender stands.
+    State(CopyStatus),
+    /// For the other core.
+    Event(PeerEvent),
+    /// A subscription was refused.
+    Refused(FeedRefusal),
+}
+
+/// What was asked in this session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Asked {
+    #[default]
+    Nothing,
+    Feed,
+    Seed,
+    TruncateFirst(Tip),
+    Never,
+}
+
+/// One side of a link.
+#[derive(Debug, Default)]
+pub struct Side {
+    /// The session that is open here.
+    pub open: Option<u64>,
+    asked: Asked,
+    ours: Option<CopyStatus>,
+    theirs: Option<CopyStatus>,
+    /// When the last message of a lane arrives here.
+    pub busy_until: [u64; 2],
+}
+
+/// What a change of our state calls for.
+#[derive(Debug)]
+pub enum News {
+    /// Nothing.
+    None,
+    /// Tell the peer.
+    Tell,
+    /// The session speaks for a role and a term that are no more.
+    Close,
+}
+
+impl Side {
+    /// A session opens.
+    pub fn open(&mut self, session: u64, ours: CopyStatus, theirs: CopyStatus) {
+        *self = Self {
+            open: Some(session),
+            asked: Asked::Nothing,
+            ours: Some(ours),
+            theirs: Some(theirs),
+            busy_until: [0; 2],
+        };
+    }
+
+    /// The term of the peer, if it is higher than ours.
+    #[must_use]
+    pub fn higher_term(&self) -> Option<Term> {
+        let (ours, theirs) = (self.ours?.term, self.theirs?.term);
+        (theirs.counter > ours.counter).then_some(theirs)
+    }
+
+    /// Our state changed.
+    pub fn local_changed(&mut self, new: CopyStatus) -> News {
+        let (Some(old), Some(theirs)) = (self.ours, self.theirs) else {
+            return News::None;
+        };
+        self.ours = Some(new);
+        let adopts = new.role == Role::Replica && new.term == theirs.term;
+        if new.role != old.role || (new.term != old.term && !adopts) {
+            return News::Close;
+        }
+        let is_news = new.term != old.term
+            || new.tip.epoch < old.tip.epoch
+            || std::mem::discriminant(&new.copy) != std::mem::discriminant(&old.copy);
+        if is_news { News::Tell } else { News::None }
+    }
+
+    /// The peer's state changed. Returns false if the session must end.
+    pub fn peer_changed(&mut self, new: CopyStatus) -> bool {
+        let (Some(ours), Some(old)) = (self.ours, self.theirs) else {
+            return false;
+        };
+        self.theirs = Some(new);
+        let adopts = new.role == Role::Replica && new.term == ours.term;
+        new.role == old.role && (new.term == old.term || adopts)
+    }
+
+    /// A subscription was refused.
+    pub fn refused(&mut self, refusal: FeedRefusal) -> PeerEvent {
+        match refusal {
+            FeedRefusal::Truncate(tip) => {
+                self.asked = Asked::TruncateFirst(tip);
+                PeerEvent::Truncate(tip)
+            }
+            FeedRefusal::Diverged(epoch) => {
+                self.asked = Asked::Never;
+                PeerEvent::Diverged(epoch)
+            }
+            FeedRefusal::TooOld { oldest } => {
+                self.asked = Asked::Never;
+                PeerEvent::TooOld { oldest }
+            }
+        }
+    }
+
+    /// What to ask the peer now.
+    pub fn ask(&mut self) -> Option<PeerEvent> {
+        let (ours, theirs) = (self.ours?, self.theirs?);
+        let is_pair =
+            ours.role == Role::Replica && theirs.role == Role::Primary && ours.term == theirs.term;
+        if !is_pair {
+            return None;
+        }
+        let feed = PeerEvent::Subscribe {
+            tip: ours.tip,
+            anchored: ours.anchored,
+        };
+        let (asked, question) = match (ours.copy, self.asked) {
+            (CopyState::Fresh | CopyState::Seeding { until: None, .. }, Asked::Seed) => {
+                return None;
+            }
+            (CopyState::Fresh, _) => (Asked::Seed, PeerEvent::SeedRequest { cursor_bytes: 0 }),
+            (
+                CopyState::Seeding {
+                    cursor_bytes,
+                    until: None,
+                    ..
+                },
+                _,
+            ) => (Asked::Seed, PeerEvent::SeedRequest { cursor_bytes }),
+            (_, Asked::Nothing) => (Asked::Feed, feed),
+            (_, Asked::TruncateFirst(to)) if ours.tip.epoch <= to.epoch => (Asked::Feed, feed),
+            _ => return None,
+        };
+        self.asked = asked;
+        Some(question)
+    }
+}
+
+/// A pair of nodes.
+#[derive(Debug)]
+pub struct Link {
+    /// The nodes.
+    pub nodes: [usize; 2],
+    /// How each sees the session.
+    pub sides: [Side; 2],
+    /// Sessions so far.
+    pub sessions: u64,
+    /// Nothing gets through until then.
+    pub cut_until: u64,
+    /// An attempt to connect is planned.
+    pub connecting: bool,
+}
+
+impl Link {
+    /// A pair of nodes without a session.
+    #[must_use]
+    pub fn new(nodes: [usize; 2]) -> Self {
+        Self {
+            nodes,
+            sides: [Side::default(), Side::default()],
+            sessions: 0,
+            cut_until: 0,
+            connecting: false,
+        }
+    }
+
+    /// Which side a node is.
+    #[must_use]
+    pub fn side_of(&self, node: usize) -> Option<usize> {
+        self.nodes.iter().position(|&other| other == node)
+    }
+}

@@ -1,0 +1,333 @@
+//! One node: its disks, and while it is alive its memory, its volume and what is on its way.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hn4::log::{LogIdentity, Role};
+use hn4::types::{Epoch, NodeId};
+use hn4_engine::arena::{SLOT_BYTES, SlotMemory};
+use hn4_engine::core::event::{Disk, Io, IoToken, RequestId, Seg, Tip};
+use hn4_engine::core::recovery::{self, NewLog, RecoveryError};
+use hn4_engine::core::{Lanes, Volume, VolumeConfig};
+
+use crate::disk::SimDisk;
+use crate::memory::SimMemory;
+use crate::oracle::{Change, Tag};
+use crate::plan::Plan;
+use crate::rng::Rng;
+
+/// What an operation that is on its way does when its time has come.
+#[derive(Debug)]
+enum Stage {
+    Read { offset: usize, segs: Vec<Seg> },
+    Write { then_fsync: bool, segs: Vec<Seg> },
+    Flush { covers: u64 },
+}
+
+#[derive(Debug)]
+struct Flight {
+    token: IoToken,
+    disk: Disk,
+    stage: Stage,
+}
+
+/// What came of an operation.
+#[derive(Debug)]
+pub enum Landed {
+    /// It goes on with a flush.
+    Again,
+    /// It is done.
+    Done(IoToken, Result<(), i32>),
+}
+
+/// The part of a node that a crash takes.
+pub struct Live {
+    /// The real thing.
+    pub volume: Volume,
+    /// Its memory.
+    pub mem: SimMemory,
+    flights: BTreeMap<u64, Flight>,
+    next_io: u64,
+    /// Changes of the open epoch.
+    pub open: Vec<Change>,
+    /// End of the log after the last step.
+    pub tip: Tip,
+    /// What reads must see; only while the copy is usable.
+    pub view: Vec<Tag>,
+    /// The copy was usable after the last step.
+    pub usable: bool,
+    /// The newest epoch that holds a completed write.
+    pub completed: Epoch,
+    /// Requests that have to wait for room.
+    pub held: VecDeque<RequestId>,
+    /// When the next timer fires.
+    pub timer_at: Option<u64>,
+}
+
+/// See the module.
+pub struct Node {
+    /// Position among the nodes.
+    pub index: usize,
+    log: SimDisk,
+    backing: SimDisk,
+    /// Counts starts, so that what was meant for an earlier life is recognised.
+    pub boot: u64,
+    /// Alive.
+    pub live: Option<Live>,
+    /// What must be found after a crash.
+    pub promise: Tip,
+    /// Wiped by the operator, never usable since.
+    pub wipes: u64,
+}
+
+/// The volume of every run.
+#[must_use]
+pub fn identity(plan: &Plan) -> LogIdentity {
+    LogIdentity {
+        volume: hn4::types::VolumeId([7; 16]),
+        birth_nonce: [9; 16],
+        size_bytes: plan.blocks * hn4::types::BLOCK_BYTES,
+        sector_bytes: 512,
+    }
+}
+
+fn small(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("simulated disks are small")
+}
+
+/// Name of a node.
+#[must_use]
+pub fn node_id(index: usize) -> NodeId {
+    NodeId([u8::try_from(index).expect("few nodes") + 1; 16])
+}
+
+impl Node {
+    /// A node with empty disks; the backing holds whatever `backing` says.
+    #[must_use]
+    pub fn new(index: usize, plan: &Plan, backing: &[u8]) -> Self {
+        let log_bytes = hn4::log::RING_START + plan.ring_bytes;
+        let mut disk = SimDisk::new(backing.len());
+        disk.format(0, backing);
+        Self {
+            index,
+            log: SimDisk::new(small(log_bytes)),
+            backing: disk,
+            boot: 0,
+            live: None,
+            promise: Tip::default(),
+            wipes: 0,
+        }
+    }
+
+    /// One of the disks.
+    pub fn disk(&mut self, disk: Disk) -> &mut SimDisk {
+        match disk {
+            Disk::Log => &mut self.log,
+            Disk::Backing => &mut self.backing,
+        }
+    }
+
+    /// What the backing holds.
+    #[must_use]
+    pub fn backing(&self) -> &[u8] {
+        self.backing.contents()
+    }
+
+    /// Writes a new log, as an operator does.
+    ///
+    /// # Errors
+    /// If the engine refuses.
+    pub fn create(&mut self, plan: &Plan, role: Role) -> Result<(), RecoveryError> {
+        let log_bytes = hn4::log::RING_START + plan.ring_bytes;
+        self.log = SimDisk::new(small(log_bytes));
+        let new = NewLog {
+            identity: identity(plan),
+            node: node_id(self.index),
+            lanes: Lanes {
+                count: plan.lanes,
+                stripe_blocks: plan.stripe_blocks,
+            },
+            role,
+            created_ms: 0,
+        };
+        recovery::create(&mut self.log, &new).map(|_| ())
+    }
+
+    /// Starts the node: recovery.
+    ///
+    /// # Errors
+    /// What recovery says.
+    pub fn open(&mut self, plan: &Plan) -> Result<recovery::RecoveryReport, RecoveryError> {
+        self.boot += 1;
+        let mut mem = SimMemory::new(plan.slots);
+        let index = self.index;
+        let opened = recovery::open(&mut self.log, &mut mem, |header| {
+            config(plan, index, header.ring_bytes)
+        });
+        let (volume, report) = opened?;
+        let tip = volume.tip();
+        self.live = Some(Live {
+            volume,
+            mem,
+            flights: BTreeMap::new(),
+            next_io: 0,
+            open: Vec::new(),
+            tip,
+            view: Vec::new(),
+            usable: false,
+            completed: Epoch(0),
+            held: VecDeque::new(),
+            timer_at: None,
+        });
+        Ok(report)
+    }
+
+    /// Power is lost.
+    pub fn crash(&mut self, rng: &mut Rng) {
+        self.live = None;
+        self.log.crash(rng);
+        self.backing.crash(rng);
+    }
+
+    /// Starts an operation; the result names it.
+    ///
+    /// # Errors
+    /// If it conflicts with one that is on its way.
+    pub fn start_io(&mut self, token: IoToken, io: &Io, segs: &[Seg]) -> Result<u64, String> {
+        let Some(live) = &mut self.live else {
+            return Err("a dead node does nothing".to_owned());
+        };
+        live.next_io += 1;
+        let id = live.next_io;
+        let (log, backing) = (&mut self.log, &mut self.backing);
+        let (disk, stage) = match io {
+            Io::Read {
+                disk,
+                offset,
+                segs: range,
+            } => {
+                let segs = segs[range.clone()].to_vec();
+                segs.iter().for_each(|seg| live.mem.pin(seg.slot, true));
+                let offset = small(*offset);
+                (*disk, Stage::Read { offset, segs })
+            }
+            Io::Write {
+                disk,
+                offset,
+                segs: range,
+                then_fsync,
+            } => {
+                let segs = segs[range.clone()].to_vec();
+                let mut data = Vec::new();
+                for seg in &segs {
+                    let bytes = usize::from(seg.offset)..usize::from(seg.offset + seg.bytes);
+                    assert!(bytes.end <= SLOT_BYTES && !bytes.is_empty());
+                    data.extend_from_slice(&live.mem.bytes(seg.slot)[bytes]);
+                    live.mem.pin(seg.slot, false);
+                }
+                let target = if *disk == Disk::Log { log } else { backing };
+                target
+                    .start_write(id, small(*offset), data)
+                    .map_err(|why| format!("{disk:?}, {token:?}: {why}"))?;
+                let then_fsync = *then_fsync;
+                (*disk, Stage::Write { then_fsync, segs })
+            }
+            Io::Fsync { disk } => {
+                let target = if *disk == Disk::Log { log } else { backing };
+                let covers = target.start_flush();
+                (*disk, Stage::Flush { covers })
+            }
+            Io::Zero { offset, bytes, .. } => {
+                let zeroes = vec![0; small(*bytes)];
+                backing
+                    .start_write(id, small(*offset), zeroes)
+                    .map_err(|why| format!("Backing, {token:?}: {why}"))?;
+                let stage = Stage::Write {
+                    then_fsync: false,
+                    segs: Vec::new(),
+                };
+                (Disk::Backing, stage)
+            }
+        };
+        live.flights.insert(id, Flight { token, disk, stage });
+        Ok(id)
+    }
+
+    /// An operation's time has come.
+    pub fn land(&mut self, id: u64, fails: bool, rng: &mut Rng) -> Option<Landed> {
+        let live = self.live.as_mut()?;
+        let mut flight = live.flights.remove(&id)?;
+        let disk = match flight.disk {
+            Disk::Log => &mut self.log,
+            Disk::Backing => &mut self.backing,
+        };
+        let mut result = if fails { Err(5) } else { Ok(()) };
+        match &flight.stage {
+            Stage::Read { offset, segs } => {
+                let mut at = *offset;
+                for seg in segs {
+                    live.mem.unpin(seg.slot, true);
+                    let bytes = usize::from(seg.offset)..usize::from(seg.offset + seg.bytes);
+                    let target = &mut live.mem.bytes_mut(seg.slot)[bytes];
+                    at += target.len();
+                    disk.read(at - target.len(), target);
+                }
+            }
+            Stage::Write { then_fsync, segs } => {
+                segs.iter().for_each(|seg| live.mem.unpin(seg.slot, false));
+                if fails {
+                    disk.fail_write(id, rng);
+                } else {
+                    disk.finish_write(id);
+                }
+                if *then_fsync && !fails {
+                    let covers = disk.start_flush();
+                    flight.stage = Stage::Flush { covers };
+                    live.flights.insert(id, flight);
+                    return Some(Landed::Again);
+                }
+            }
+            Stage::Flush { covers } => {
+                if fails {
+                    result = Err(5);
+                } else {
+                    disk.finish_flush(*covers);
+                }
+            }
+        }
+        Some(Landed::Done(flight.token, result))
+    }
+
+    /// Whether an operation is a flush at the moment, for its duration.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.live.as_ref().map_or(0, |live| live.flights.len())
+    }
+}
+
+fn config(plan: &Plan, index: usize, ring_bytes: u64) -> VolumeConfig {
+    let slots = plan.slots as usize;
+    let mut config = VolumeConfig::new(identity(plan), node_id(index), ring_bytes, slots);
+    config.lanes = Lanes {
+        count: plan.lanes,
+        stripe_blocks: plan.stripe_blocks,
+    };
+    config.max_epoch_blocks = plan.max_epoch_blocks.max(blocks_of_a_request(plan) + 2);
+    config.max_zero_extents = plan.max_zero_extents;
+    config.log_age_ms = plan.log_age_ms;
+    config.destage_delay_ms = plan.destage_delay_ms;
+    config.sweep_blocks = plan.sweep_blocks;
+    config.sweep_depth = plan.sweep_depth;
+    config.write_ack_durable = plan.write_ack_durable;
+    config.ack_mode = plan.ack_mode;
+    config.ack_peers = plan.ack_peers;
+    config.on_degraded = plan.on_degraded;
+    config.peers = plan.nodes - 1;
+    config.replica_window_bytes = plan.window_bytes;
+    config.seed_piece_bytes = plan.seed_piece_bytes;
+    config.seed_flush_bytes = plan.seed_flush_bytes;
+    config
+}
+
+fn blocks_of_a_request(plan: &Plan) -> usize {
+    small(plan.max_sectors / 8 + 2)
+}

@@ -1,0 +1,391 @@
+//! The operator: brings disasters while the run is young, repairs as a person or an authority would,
+//! and at the end brings everything to rest.
+//!
+//! Promotion follows the rules of the design: peers first promise to refuse lower terms, then the
+//! one with the longest history is promoted in a term above that promise. With answers from
+//! n - k + 1 peers nothing that was acknowledged may be lost.
+
+use hn4::log::{CopyState, Role};
+use hn4::types::{NodeId, Term};
+use hn4_engine::core::event::{Control, PeerEvent, PeerId, RequestId, Tip};
+use hn4_engine::core::{AckMode, Event, Obstacle};
+
+use crate::world::{MS, Outcome, What, World, broken};
+
+/// A change of primary that is on its way.
+#[derive(Clone, Copy, Debug, Default)]
+enum Failover {
+    #[default]
+    None,
+    /// Peers are asked to promise.
+    Collect { term: u64, until: u64 },
+    /// One was asked to become primary.
+    Promote { node: usize, boot: u64, until: u64 },
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Operator {
+    failover: Failover,
+    /// The highest term that was ever handed out.
+    top_term: u64,
+    /// The term of the last primary that was seen.
+    current_term: u64,
+    /// The attempt in this term had enough answers.
+    safe_term: u64,
+    /// A node that is to crash after so many more steps.
+    doomed: Option<(usize, u64)>,
+    /// When there was no primary first.
+    headless_since: Option<u64>,
+    /// The primary was demoted to hand over.
+    hand_over: bool,
+    /// When the run became quiet.
+    quiet_since: u64,
+    /// Drains of the end that were not answered yet.
+    draining: Vec<RequestId>,
+    /// Both sides agree on everything.
+    pub finished: bool,
+}
+
+/// The end must be reached within this time, once faults have stopped.
+const QUIET_MS: u64 = 600_000;
+/// Faults stop at the latest then.
+const LOUD_MS: u64 = 60_000;
+
+impl World {
+    pub(crate) fn is_over(&self) -> bool {
+        self.operator.finished
+    }
+
+    /// Whether this step is a node's last.
+    pub(crate) fn dies_now(&mut self, node: usize) -> bool {
+        let Some((doomed, left)) = &mut self.operator.doomed else {
+            return false;
+        };
+        if *doomed != node || self.quiet {
+            return false;
+        }
+        match left.checked_sub(1) {
+            Some(fewer) => {
+                *left = fewer;
+                false
+            }
+            None => {
+                self.operator.doomed = None;
+                true
+            }
+        }
+    }
+
+    pub(crate) fn operate(&mut self) -> Outcome {
+        let tick = MS + self.rng.below(4 * MS);
+        self.plan_in(tick, What::Operator);
+        if !self.quiet {
+            let done = self.next_request >= self.plan.requests || self.now > LOUD_MS * MS;
+            if done {
+                self.trace.note(self.now, None, || "QUIET".to_owned());
+                self.quiet = true;
+                self.operator.quiet_since = self.now;
+            } else if self.rng.below(self.plan.fault_ms * MS) < tick {
+                self.disaster();
+            }
+        }
+        self.maintain()?;
+        self.fail_over()?;
+        if self.quiet {
+            if self.now > self.operator.quiet_since + QUIET_MS * MS {
+                return broken("P10", self.describe());
+            }
+            self.bring_to_rest()?;
+        }
+        Ok(())
+    }
+
+    fn disaster(&mut self) {
+        let mut weights = self.plan.faults;
+        if self.plan.nodes == 1 {
+            for index in [1, 2, 3, 4, 6] {
+                weights[index] = 0;
+            }
+        }
+        let sum: u64 = weights.iter().sum();
+        if sum == 0 {
+            return;
+        }
+        let mut draw = self.rng.below(sum);
+        let mut kind = 0;
+        while draw >= weights[kind] {
+            draw -= weights[kind];
+            kind += 1;
+        }
+        let node = self.rng.index(self.nodes.len());
+        match kind {
+            0 => self.operator.doomed = Some((node, self.rng.log_between(1, 500) - 1)),
+            1 | 2 => {
+                let link = self.rng.index(self.links.len());
+                let side = self.rng.index(2);
+                if kind == 2 {
+                    let cut = self.rng.below(3000 * MS);
+                    self.links[link].cut_until = self.now + cut;
+                }
+                if let Some(session) = self.links[link].sides[side].open {
+                    self.end_session(link, session, side);
+                }
+            }
+            3 => {
+                if self.rng.one_in(2)
+                    && let Some(primary) = self.primary()
+                {
+                    self.crash(primary);
+                }
+                self.start_fail_over();
+            }
+            4 => {
+                if let Some(primary) = self.primary() {
+                    self.control(primary, Control::Demote);
+                }
+            }
+            5 => {
+                let control = self.rng.pick(&[Control::Drain, Control::Flush]);
+                self.control(node, control);
+            }
+            _ => {
+                let replica = self.nodes[node].live.as_ref();
+                if replica.is_some_and(|live| live.volume.role() == Role::Replica)
+                    && self.primary().is_some()
+                {
+                    self.wipe(node);
+                }
+            }
+        }
+    }
+
+    fn control(&mut self, node: usize, control: Control) -> RequestId {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        self.trace.note(self.now, Some(node), || format!("CONTROL {control:?}"));
+        self.post(node, Event::Control { id, control });
+        id
+    }
+
+    pub(crate) fn control_done(
+        &mut self,
+        node: usize,
+        id: RequestId,
+        result: &Result<(), String>,
+    ) -> Outcome {
+        let end = self.operator.draining.iter().position(|&drain| drain == id);
+        if let Some(index) = end {
+            self.operator.draining.remove(index);
+            if let Err(why) = result {
+                return broken("P10", format!("node {node} does not drain: {why}"));
+            }
+        }
+        let status = self.nodes[node].live.as_ref().map(|live| live.volume.copy_status());
+        if status.is_some_and(|status| status.role == Role::Replica) {
+            // Perhaps it was demoted: somebody is to take over.
+            self.operator.hand_over |= self.primary().is_none();
+        }
+        if let Failover::Promote { node: candidate, .. } = self.operator.failover
+            && candidate == node
+        {
+            self.operator.failover = Failover::None;
+        }
+        Ok(())
+    }
+
+    /// The living primary of the highest term.
+    pub(crate) fn primary(&self) -> Option<usize> {
+        let primaries = self.nodes.iter().filter_map(|node| {
+            let volume = &node.live.as_ref()?.volume;
+            let term = volume.superblock().term.counter;
+            (volume.role() == Role::Primary).then_some((term, node.index))
+        });
+        let primaries = primaries.filter(|&(term, _)| term >= self.operator.current_term);
+        primaries.max().map(|(_, node)| node)
+    }
+
+    /// Somebody is seen to be primary.
+    pub(crate) fn note_primary(&mut self, node: usize) -> Outcome {
+        let Some(live) = &self.nodes[node].live else {
+            return Ok(());
+        };
+        let term = live.volume.superblock().term.counter;
+        if live.volume.role() != Role::Primary || term <= self.operator.current_term {
+            return Ok(());
+        }
+        self.operator.current_term = term;
+        self.operator.top_term = self.operator.top_term.max(term);
+        if term == 1 {
+            return Ok(());
+        }
+        self.stats.promotions += 1;
+        let tip = live.tip;
+        for (what, place) in [
+            ("acknowledged", self.oracle.promised),
+            ("received", self.oracle.received),
+        ] {
+            if !self.oracle.holds(tip, place) && self.operator.safe_term == term {
+                return broken(
+                    "P1",
+                    format!("node {node} was promoted with {tip:?} without what was {what}: {place:?}"),
+                );
+            }
+        }
+        if !self.oracle.holds(tip, self.oracle.promised) {
+            self.oracle.promised = Tip::default();
+        }
+        if !self.oracle.holds(tip, self.oracle.received) {
+            self.oracle.received = Tip::default();
+        }
+        Ok(())
+    }
+
+    /// Repairs what only a person can.
+    fn maintain(&mut self) -> Outcome {
+        for node in 0..self.nodes.len() {
+            let Some(live) = &self.nodes[node].live else {
+                continue;
+            };
+            if live.volume.failed().is_some() {
+                self.crash(node);
+                continue;
+            }
+            let obstacle = live.volume.obstacle();
+            let hopeless = live.volume.role() == Role::Fenced
+                || matches!(obstacle, Some(Obstacle::Diverged { .. } | Obstacle::NeedsCopy { .. }));
+            let better = self.primary().is_some_and(|primary| primary != node);
+            if hopeless && better && (self.quiet || self.rng.one_in(20)) {
+                self.wipe(node);
+                self.work_inbox()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a copy anew.
+    fn wipe(&mut self, node: usize) {
+        self.trace.note(self.now, Some(node), || "WIPE".to_owned());
+        self.stats.wipes += 1;
+        self.nodes[node].crash(&mut self.rng);
+        self.oracle.received = self.oracle.promised;
+        self.drop_requests(node);
+        self.node_left(node);
+        self.nodes[node].promise = Tip::default();
+        let plan = self.plan.clone();
+        let created = self.nodes[node].create(&plan, Role::Replica);
+        created.expect("an empty disk takes a new log");
+        self.plan_in(MS, What::Restart { node });
+    }
+
+    fn start_fail_over(&mut self) {
+        if !matches!(self.operator.failover, Failover::None) {
+            return;
+        }
+        let known = self.nodes.iter().filter_map(|node| node.live.as_ref());
+        let known = known.map(|live| live.volume.superblock().term.counter);
+        let term = known.max().unwrap_or(0).max(self.operator.top_term) + 1;
+        self.operator.top_term = term + 1;
+        for node in 0..self.nodes.len() {
+            let live = self.nodes[node].live.as_ref();
+            if live.is_some_and(|live| live.volume.role() == Role::Replica) {
+                let node_id = NodeId::default();
+                let promise = PeerEvent::HigherTerm(Term { counter: term, node: node_id });
+                self.post(node, Event::Peer { peer: PeerId(0), event: promise });
+            }
+        }
+        let until = self.now + 500 * MS;
+        self.operator.failover = Failover::Collect { term, until };
+    }
+
+    fn fail_over(&mut self) -> Outcome {
+        if self.primary().is_some() {
+            self.operator.headless_since = None;
+            self.operator.hand_over = false;
+        } else {
+            let since = *self.operator.headless_since.get_or_insert(self.now);
+            let patience = if self.operator.hand_over { 0 } else { 8000 * MS };
+            if self.plan.nodes > 1 && self.now >= since + patience {
+                self.start_fail_over();
+            }
+        }
+        match self.operator.failover {
+            Failover::None => {}
+            Failover::Promote { node, boot, until } => {
+                if self.nodes[node].boot != boot || self.now > until {
+                    self.operator.failover = Failover::None;
+                }
+            }
+            Failover::Collect { term, until } => self.collect(term, until),
+        }
+        self.work_inbox()
+    }
+
+    fn collect(&mut self, term: u64, until: u64) {
+        let usable = self.nodes.iter().filter_map(|node| {
+            let volume = &node.live.as_ref()?.volume;
+            let superblock = volume.superblock();
+            let fits = volume.role() == Role::Replica && superblock.copy == CopyState::Usable;
+            let promised = superblock.term.counter >= term;
+            fits.then_some((node.index, promised, volume.tip()))
+        });
+        let usable: Vec<_> = usable.collect();
+        let all = usable.iter().all(|&(_, promised, _)| promised);
+        if !all && self.now < until {
+            return;
+        }
+        let answers: Vec<_> = usable.iter().filter(|answer| answer.1).collect();
+        let peers = self.plan.nodes - 1;
+        let wanted = match self.plan.ack_mode {
+            AckMode::Async => peers + 1,
+            AckMode::Received | AckMode::Durable => peers - self.plan.ack_peers + 1,
+        };
+        let safe = answers.len() >= wanted;
+        let longest = answers.iter().max_by_key(|answer| self.oracle.length(answer.2));
+        self.operator.failover = Failover::None;
+        let Some(&&(node, ..)) = longest else {
+            return;
+        };
+        // With loss only if a person accepts it.
+        let accept = self.quiet || self.rng.one_in(3) || self.plan.ack_mode == AckMode::Async;
+        if !safe && !accept {
+            return;
+        }
+        self.operator.safe_term = if safe { term + 1 } else { 0 };
+        let (boot, until) = (self.nodes[node].boot, self.now + 20_000 * MS);
+        self.operator.failover = Failover::Promote { node, boot, until };
+        let term = Term { counter: term + 1, node: crate::node::node_id(node) };
+        self.control(node, Control::Promote { term });
+    }
+
+    /// The end of a run: all copies caught up, all drained.
+    fn bring_to_rest(&mut self) -> Outcome {
+        let Some(primary) = self.primary() else {
+            return Ok(());
+        };
+        let Some(tip) = self.nodes[primary].live.as_ref().map(|live| live.tip) else {
+            return Ok(());
+        };
+        let mut rested = self.pending.is_empty();
+        let mut caught_up = rested;
+        for node in &self.nodes {
+            let Some(live) = &node.live else {
+                return Ok(());
+            };
+            let status = live.volume.copy_status();
+            caught_up &= live.open.is_empty() && live.usable && status.tip == tip;
+            caught_up &= node.index == primary || status.role == Role::Replica;
+            rested &= status.progress.applied == tip.epoch && live.volume.is_clean();
+            rested &= node.in_flight() == 0 && live.volume.waiting() == 0;
+        }
+        if caught_up && rested && self.operator.draining.is_empty() {
+            self.operator.finished = true;
+        } else if caught_up && self.operator.draining.is_empty() {
+            for node in 0..self.nodes.len() {
+                let id = self.control(node, Control::Drain);
+                self.operator.draining.push(id);
+            }
+        }
+        self.work_inbox()
+    }
+}

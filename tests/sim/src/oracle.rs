@@ -1,0 +1,196 @@
+//! What every copy must hold.
+//!
+//! The oracle keeps all epochs that any primary ever sealed, as a tree by chain hash: a copy whose
+//! log ends in a hash must hold exactly what the epochs on the way to it wrote, sector by sector. So
+//! prefix (P2), byte equality (P3) and survival (P1) are questions to one structure.
+//!
+//! A sector's contents are named by a tag; the bytes follow from tag and address, so that no data
+//! has to be kept. Tag 0 is zeroes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use hn4::types::{ChainHash, Epoch, Term};
+use hn4_engine::core::event::Tip;
+
+use crate::disk::SECTOR;
+
+/// Names the contents of a sector.
+pub type Tag = u64;
+
+/// A change that a client made.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Sectors.
+    pub sectors: Range<u64>,
+    /// Their new contents.
+    pub tag: Tag,
+}
+
+#[derive(Debug)]
+struct SealedEpoch {
+    epoch: Epoch,
+    parent: ChainHash,
+    term: u64,
+    changes: Vec<Change>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Oracle {
+    initial: Vec<Tag>,
+    epochs: BTreeMap<[u8; 32], SealedEpoch>,
+    /// Who wrote in a term.
+    writers: BTreeMap<u64, usize>,
+    /// What no promotion that had enough answers may lose.
+    pub promised: Tip,
+    /// What peers hold at least in memory: gone when a peer crashes.
+    pub received: Tip,
+}
+
+impl Oracle {
+    /// A volume with these contents at epoch 0.
+    #[must_use]
+    pub fn new(initial: Vec<Tag>) -> Self {
+        Self {
+            initial,
+            epochs: BTreeMap::new(),
+            writers: BTreeMap::new(),
+            promised: Tip::default(),
+            received: Tip::default(),
+        }
+    }
+
+    /// A primary sealed an epoch.
+    pub fn sealed(&mut self, tip: Tip, parent: Tip, changes: Vec<Change>, term: Term) {
+        let epoch = SealedEpoch {
+            epoch: tip.epoch,
+            parent: parent.chain,
+            term: term.counter,
+            changes,
+        };
+        self.epochs.insert(tip.chain.0, epoch);
+    }
+
+    /// How long a history is: first by the term of its last epoch.
+    #[must_use]
+    pub fn length(&self, tip: Tip) -> (u64, Epoch) {
+        let term = self.epochs.get(&tip.chain.0).map_or(0, |epoch| epoch.term);
+        (term, tip.epoch)
+    }
+
+    /// A node accepted a write in a term. Returns false if another node did so in the same term.
+    pub fn wrote(&mut self, term: u64, node: usize) -> bool {
+        *self.writers.entry(term).or_insert(node) == node
+    }
+
+    /// Whether any primary ever sealed this.
+    #[must_use]
+    pub fn knows(&self, tip: Tip) -> bool {
+        match self.epochs.get(&tip.chain.0) {
+            Some(epoch) => epoch.epoch == tip.epoch,
+            None => tip == Tip::default(),
+        }
+    }
+
+    /// The place at an epoch on the way to a tip.
+    #[must_use]
+    pub fn ancestor(&self, tip: Tip, at: Epoch) -> Option<Tip> {
+        let mut here = tip;
+        while here.epoch > at {
+            let sealed = self.epochs.get(&here.chain.0)?;
+            here = Tip {
+                epoch: Epoch(here.epoch.0.checked_sub(1)?),
+                chain: sealed.parent,
+            };
+        }
+        (here.epoch == at).then_some(here)
+    }
+
+    /// Whether the history that ends in `tip` holds `place`.
+    #[must_use]
+    pub fn holds(&self, tip: Tip, place: Tip) -> bool {
+        self.ancestor(tip, place.epoch) == Some(place)
+    }
+
+    /// The changes from one place (exclusive) to another (inclusive), if one leads to the other.
+    #[must_use]
+    pub fn changes(&self, from: Tip, to: Tip) -> Option<Vec<&Change>> {
+        let mut path = Vec::new();
+        let mut here = to;
+        while here.epoch > from.epoch {
+            let sealed = self.epochs.get(&here.chain.0)?;
+            path.push(&sealed.changes);
+            here = Tip {
+                epoch: Epoch(here.epoch.0 - 1),
+                chain: sealed.parent,
+            };
+        }
+        (here == from).then(|| path.into_iter().rev().flatten().collect())
+    }
+
+    /// What a copy whose log ends here holds.
+    #[must_use]
+    pub fn contents(&self, tip: Tip) -> Option<Vec<Tag>> {
+        let mut contents = self.initial.clone();
+        for change in self.changes(Tip::default(), tip)? {
+            apply(&mut contents, change);
+        }
+        Some(contents)
+    }
+}
+
+/// Makes a change.
+pub fn apply(contents: &mut [Tag], change: &Change) {
+    contents[index(change.sectors.start)..index(change.sectors.end)].fill(change.tag);
+}
+
+/// A sector number as an index: simulated volumes are small.
+#[must_use]
+pub fn index(sector: u64) -> usize {
+    usize::try_from(sector).expect("simulated volumes are small")
+}
+
+/// The bytes of a sector.
+pub fn fill(tag: Tag, sector: u64, bytes: &mut [u8]) {
+    assert_eq!(bytes.len(), SECTOR);
+    if tag == 0 {
+        return bytes.fill(0);
+    }
+    let seed = tag.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ sector;
+    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
+        let value = match index {
+            0 => tag,
+            1 => sector,
+            index => seed.wrapping_add(index as u64).rotate_left(17),
+        };
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// Whether these are the bytes of a sector.
+#[must_use]
+pub fn is(tag: Tag, sector: u64, bytes: &[u8]) -> bool {
+    let mut expected = [0; SECTOR];
+    fill(tag, sector, &mut expected);
+    bytes == expected
+}
+
+/// What a sector seems to hold, for messages.
+#[must_use]
+pub fn describe(bytes: &[u8]) -> String {
+    if bytes.iter().all(|&byte| byte == 0) {
+        return "zeroes".to_owned();
+    }
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_le_bytes(word)
+    };
+    let (tag, sector) = (word(0), word(8));
+    if is(tag, sector, bytes) {
+        format!("write {tag} to sector {sector}")
+    } else {
+        format!("rubbish ({tag:#x} {sector:#x} ..)")
+    }
+}

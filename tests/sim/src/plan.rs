@@ -1,0 +1,144 @@
+//! What a seed decides about a run before it starts: sizes, policies, and which disasters are likely
+//! (swarm testing: most runs have only some kinds, so that each kind is also seen alone).
+
+use hn4::log::MIN_RING_BYTES;
+use hn4::types::BLOCK_BYTES;
+use hn4_engine::core::{AckMode, OnDegraded};
+
+use crate::rng::Rng;
+
+/// See the module. Rates are "once in so many", zero is never.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Nodes, 1 to 3.
+    pub nodes: usize,
+    /// Blocks of the volume.
+    pub blocks: u64,
+    /// Slots of each node's memory.
+    pub slots: u32,
+    /// Bytes of each node's ring.
+    pub ring_bytes: u64,
+    /// Lanes of the volume.
+    pub lanes: u16,
+    /// Blocks of a stripe.
+    pub stripe_blocks: u32,
+    /// See [`hn4_engine::core::VolumeConfig`], as all up to `seed_flush_bytes`.
+    pub max_epoch_blocks: usize,
+    /// Zeroed extents.
+    pub max_zero_extents: usize,
+    /// Age of an epoch.
+    pub log_age_ms: u64,
+    /// Rest before destaging.
+    pub destage_delay_ms: u64,
+    /// Blocks of a sweep.
+    pub sweep_blocks: usize,
+    /// Operations of a sweep.
+    pub sweep_depth: usize,
+    /// Writes complete when durable.
+    pub write_ack_durable: bool,
+    /// What peers must have.
+    pub ack_mode: AckMode,
+    /// On how many.
+    pub ack_peers: usize,
+    /// If there are fewer.
+    pub on_degraded: OnDegraded,
+    /// Credit of a replica.
+    pub window_bytes: u64,
+    /// Piece of a full copy.
+    pub seed_piece_bytes: u64,
+    /// Flush of a full copy.
+    pub seed_flush_bytes: u64,
+    /// Clients at work at the same time.
+    pub clients: usize,
+    /// Requests in all.
+    pub requests: u64,
+    /// Longest write in sectors.
+    pub max_sectors: u64,
+    /// Clients prefer so many blocks at the start of the volume.
+    pub hot_blocks: u64,
+    /// Weights of write, zero or trim, read, flush.
+    pub weights: [u64; 4],
+    /// Writes are FUA.
+    pub fua: u64,
+    /// Longest pause of a client in microseconds.
+    pub think_us: u64,
+    /// A disk's usual time for an operation in microseconds.
+    pub disk_us: u64,
+    /// Operations that take very long.
+    pub disk_spike: u64,
+    /// Usual time of a message in microseconds.
+    pub net_us: u64,
+    /// Milliseconds between disasters on average.
+    pub fault_ms: u64,
+    /// Weights of crash, cut link, partition, failover, switchover, drain, wipe of a replica.
+    pub faults: [u64; 7],
+    /// Longest downtime in milliseconds.
+    pub down_ms: u64,
+    /// Writes and flushes that fail.
+    pub disk_error: u64,
+    /// Recoveries that are cut off in the middle.
+    pub dies_in_recovery: u64,
+}
+
+impl Plan {
+    /// The plan of a seed.
+    #[must_use]
+    pub fn draw(rng: &mut Rng) -> Self {
+        let nodes = rng.pick(&[1, 1, 2, 2, 2, 3, 3]);
+        let slots = rng.pick(&[128_u32, 192, 256, 512, 1024]);
+        let ring_bytes = MIN_RING_BYTES + rng.pick(&[0, 0, 1, 7, 200]) * BLOCK_BYTES;
+        let blocks = rng.log_between(16, 400);
+        let peers = nodes - 1;
+        let ack_mode = rng.pick(&[AckMode::Async, AckMode::Received, AckMode::Durable]);
+        let sometimes = |rng: &mut Rng, weight: u64| if rng.one_in(2) { weight } else { 0 };
+        Self {
+            nodes,
+            blocks,
+            slots,
+            ring_bytes,
+            lanes: rng.pick(&[1, 1, 2, 3]),
+            stripe_blocks: rng.pick(&[1, 4, 16]),
+            max_epoch_blocks: rng.index(slots as usize / 8) + 8,
+            max_zero_extents: rng.pick(&[4, 16, 64]),
+            log_age_ms: rng.log_between(1, 100),
+            destage_delay_ms: rng.log_between(1, 1000),
+            sweep_blocks: rng.pick(&[1, 16, 64, 1024]),
+            sweep_depth: rng.pick(&[1, 4, 16]),
+            write_ack_durable: rng.one_in(6),
+            ack_mode,
+            ack_peers: if peers == 0 { 0 } else { 1 + rng.index(peers) },
+            on_degraded: rng.pick(&[OnDegraded::Block, OnDegraded::Degrade]),
+            window_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
+            seed_piece_bytes: rng.pick(&[4, 16, 64]) * BLOCK_BYTES,
+            seed_flush_bytes: rng.pick(&[1, 32, 128]) * BLOCK_BYTES,
+            clients: rng.index(8) + 1,
+            requests: rng.log_between(100, 3000),
+            max_sectors: rng.pick(&[8, 16, 64, 128]),
+            hot_blocks: rng.pick(&[2, 8, blocks]).min(blocks),
+            weights: [
+                rng.between(1, 10),
+                sometimes(rng, 3),
+                sometimes(rng, 4),
+                sometimes(rng, 4),
+            ],
+            fua: rng.pick(&[0, 3, 20]),
+            think_us: rng.pick(&[0, 100, 1000, 20_000]),
+            disk_us: rng.log_between(10, 2000),
+            disk_spike: rng.pick(&[0, 50, 500]),
+            net_us: rng.log_between(10, 5000),
+            fault_ms: rng.log_between(5, 500),
+            faults: [
+                sometimes(rng, 6),
+                sometimes(rng, 6),
+                sometimes(rng, 2),
+                sometimes(rng, 2),
+                sometimes(rng, 1),
+                sometimes(rng, 1),
+                sometimes(rng, 1),
+            ],
+            down_ms: rng.log_between(1, 5000),
+            disk_error: rng.pick(&[0, 0, 0, 2000]),
+            dies_in_recovery: rng.pick(&[0, 0, 3]),
+        }
+    }
+}
