@@ -144,10 +144,12 @@ impl Volume {
                 self.replica.pending.push_back(frame);
             }
             PeerEvent::Anchored(tip) => {
-                let newer = self.replica.hint.is_none_or(|hint| tip.epoch > hint.epoch);
-                if newer {
-                    self.replica.hint = Some(tip);
-                }
+                // The first thing after a subscription: whoever has nothing to send still learns
+                // how far we are.
+                self.replica.source = Some(id);
+                // The latest counts, not the highest: after a failover the new history may be
+                // shorter than what the old primary announced.
+                self.replica.hint = Some(tip);
             }
             PeerEvent::Truncate(tip) => {
                 let known = self.journal.chain(tip.epoch) == Some(tip.chain);
