@@ -125,7 +125,7 @@ impl Volume {
             Event::IoDone { token, result } => self.io_done(now, token, result, mem, out),
             Event::Timer => {}
             Event::Peer { peer, event } => self.peer_event(now, peer, event, mem, out),
-            Event::Control { id, control } => self.control(id, control, out),
+            Event::Control { id, control } => self.control(now, id, control, out),
         }
         self.progress(now, mem, out);
         if cfg!(debug_assertions) {
@@ -605,7 +605,7 @@ impl Volume {
         }
     }
 
-    fn control(&mut self, id: RequestId, control: Control, out: &mut Actions) {
+    fn control(&mut self, now: Now, id: RequestId, control: Control, out: &mut Actions) {
         if let Some(failed) = &self.failed {
             let FailedClosed { disk, doing, errno } = failed;
             let why = format!("the volume failed closed: {disk:?} error {errno} while {doing}");
@@ -617,7 +617,7 @@ impl Volume {
         match control {
             Control::Flush => {
                 let epoch = self.last_change();
-                self.waiters.control(Time::default(), epoch, id);
+                self.waiters.control(now.time, epoch, id);
             }
             Control::Drain => self.drains.push_back(id),
             Control::Promote { term } => self.promote(id, term, out),
