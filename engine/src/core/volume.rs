@@ -64,6 +64,9 @@ pub struct Volume {
     pub(super) stopping: bool,
     /// When the open epoch got its first record.
     open_since: Option<Time>,
+    /// The open epoch is to be sealed, but log or slots are short: whatever frees them is an event,
+    /// so that no timer is needed.
+    seal_blocked: bool,
     /// When the oldest durable epoch that is not destaged yet was sealed.
     pub(super) dirty_since: Option<Time>,
     /// Epochs up to this one are durable on the primary: on a primary, here.
@@ -96,6 +99,7 @@ impl Volume {
             failed: None,
             stopping: false,
             open_since: None,
+            seal_blocked: false,
             dirty_since: None,
             anchored,
             drains: VecDeque::new(),
@@ -293,9 +297,9 @@ impl Volume {
         if self.failed.is_some() {
             return None;
         }
-        let seal = self
-            .open_since
-            .map(|since| since.plus_ms(self.config.log_age_ms));
+        let may_seal = !self.seal_blocked && self.role() == Role::Primary;
+        let seal = self.open_since.filter(|_| may_seal);
+        let seal = seal.map(|since| since.plus_ms(self.config.log_age_ms));
         let destage = self.destage_deadline();
         let waiting = self.waiters.oldest().filter(|_| self.may_degrade());
         let degrade = waiting.map(|since| since.plus_ms(self.config.peer_timeout_ms));
@@ -462,6 +466,7 @@ impl Volume {
     /// Closes the open epoch if someone waits for it and the log is free (group commit), or by size
     /// or age. If log or slots are short it stays open, and writers are held back.
     fn try_seal(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        self.seal_blocked = false;
         if self.overlay.open_is_empty() || self.role() != Role::Primary {
             return;
         }
@@ -496,6 +501,7 @@ impl Volume {
         if self.journal.free_bytes(retained) < head + payload_bytes
             || (mem.free_slots() as u64) < head / BLOCK_BYTES
         {
+            self.seal_blocked = true;
             return;
         }
         let epoch = self.open_epoch();
