@@ -30,6 +30,7 @@ pub mod anchor;
 pub mod batch;
 pub mod blocks;
 pub mod codec;
+pub mod envelope;
 pub mod fold;
 pub mod hash;
 pub mod leaf;
