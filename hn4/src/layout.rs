@@ -184,6 +184,26 @@ fn cortex_bytes(profile: Profile, capacity: u64, block: u64) -> u64 {
     round_up(share.max(65536), block)
 }
 
+struct Horizon {
+    start: u64,
+    fell_back: bool,
+}
+
+/// The horizon ends at the chronicle; where it would start before the flux region, it starts a
+/// little behind that instead.
+fn horizon_start(flux: u64, chronicle: u64, bytes: u64, fallback: u64) -> Horizon {
+    match chronicle.checked_sub(bytes).filter(|&start| start > flux) {
+        Some(start) => Horizon {
+            start,
+            fell_back: false,
+        },
+        None => Horizon {
+            start: flux.wrapping_add(fallback),
+            fell_back: true,
+        },
+    }
+}
+
 /// Computes the layout of a new volume.
 ///
 /// # Errors
@@ -212,12 +232,8 @@ pub fn compute(
     let chronicle_bytes = round_up(if pico { 64 << 10 } else { 10 * MIB }, block);
     let no_space = |what: &str| {
         let advice = "use a larger device or a profile with smaller blocks";
-        refuse(
-            Code::NoSpace,
-            format!("{capacity} bytes"),
-            format!("room for the {what}"),
-            advice,
-        )
+        let (found, expected) = (format!("{capacity} bytes"), format!("room for the {what}"));
+        refuse(Code::NoSpace, found, expected, advice)
     };
     if capacity < flux.wrapping_add(chronicle_bytes).wrapping_add(32768) {
         return no_space("metadata");
@@ -226,12 +242,8 @@ pub fn compute(
     let Some(chronicle) = chronicle_end.checked_sub(chronicle_bytes) else {
         let found = format!("{chronicle_end} bytes before South");
         let advice = "use a larger device";
-        return refuse(
-            Code::Geometry,
-            found,
-            format!("{chronicle_bytes} or more"),
-            advice,
-        );
+        let expected = format!("{chronicle_bytes} or more");
+        return refuse(Code::Geometry, found, expected, advice);
     };
     if chronicle < flux {
         return no_space("chronicle behind the flux start");
@@ -244,16 +256,14 @@ pub fn compute(
     let percent = if profile == Profile::Archive { 2 } else { 10 };
     let share = percent_of(capacity, percent, u64::MAX / percent);
     let horizon_bytes = round_up(share, block).max(block.wrapping_mul(4));
-    let mut horizon = chronicle.wrapping_sub(horizon_bytes);
-    if horizon <= flux || horizon_bytes > chronicle {
-        horizon = flux.wrapping_add(if pico {
-            block
-        } else {
-            block.wrapping_mul(1024)
-        });
-        if horizon.wrapping_add(four_blocks) > chronicle {
-            return no_space("horizon");
-        }
+    let horizon = horizon_start(
+        flux,
+        chronicle,
+        horizon_bytes,
+        if pico { block } else { block << 10 },
+    );
+    if horizon.fell_back && horizon.start.wrapping_add(four_blocks) > chronicle {
+        return no_space("horizon");
     }
     Ok(Layout {
         profile,
@@ -265,7 +275,7 @@ pub fn compute(
         bitmap,
         qmask,
         flux,
-        horizon,
+        horizon: horizon.start,
         chronicle,
         chronicle_end,
         device_type: DeviceType::of(profile, device),

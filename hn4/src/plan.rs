@@ -285,7 +285,8 @@ impl<'a> Medium<'a> {
     /// Reads `buffer.len()` bytes at a byte offset, as they will be after the plan so far.
     ///
     /// # Errors
-    /// [`Code::HwIo`] when the range leaves the device or the device fails, or a known fault's code.
+    /// [`Code::HwIo`] when the range leaves the device or the device fails, or the code of a known
+    /// fault.
     pub fn read(&self, region: Region, offset: u64, buffer: &mut [u8]) -> Result<(), Problem> {
         let sector = self.device.sector();
         let lba = offset / sector;

@@ -204,6 +204,43 @@ fn append_to(
     ))
 }
 
+type Verdict = std::result::Result<verify::Report, hn4::status::Problem>;
+
+fn compare_verdict(
+    wanted: &Value,
+    report: &Verdict,
+    superblock: &Superblock,
+    writes: usize,
+) -> Result<()> {
+    let code = report
+        .as_ref()
+        .err()
+        .map_or(0, |problem| problem.code.value());
+    check("result", code, i32_of(wanted, "result")?)?;
+    check(
+        "journal_ptr",
+        superblock.journal_ptr.get(),
+        u64_of(wanted, "journal_ptr")?,
+    )?;
+    let sequence = superblock.last_journal_seq.get();
+    check(
+        "last_journal_seq",
+        sequence,
+        u64_of(wanted, "last_journal_seq")?,
+    )?;
+    let healed = report
+        .as_ref()
+        .map_or(0, |report| u64::from(report.healed_entries));
+    check("healed_entries", healed, u64_of(wanted, "healed_entries")?)?;
+    let panic = superblock.has_state(state::PANIC);
+    check("panic_set", Some(panic), wanted["panic_set"].as_bool())?;
+    check(
+        "superblock_writes",
+        writes as u64,
+        u64_of(wanted, "superblock_writes")?,
+    )
+}
+
 /// Verification on a read-only volume: the superblock as it is on disk.
 fn verified(golden: &Golden, case: &Value) -> Result<Outcome> {
     let image = golden.base(case)?;
@@ -231,34 +268,7 @@ fn verified(golden: &Golden, case: &Value) -> Result<Outcome> {
         Ok::<_, crate::anyhow_lite::Failure>((report, superblock, writes))
     };
     let (report, superblock, writes) = by(Conduct::ReferenceCompatible)?;
-    let wanted = &case["verify"];
-    let code = report
-        .as_ref()
-        .err()
-        .map_or(0, |problem| problem.code.value());
-    check("result", code, i32_of(wanted, "result")?)?;
-    check(
-        "journal_ptr",
-        superblock.journal_ptr.get(),
-        u64_of(wanted, "journal_ptr")?,
-    )?;
-    let sequence = superblock.last_journal_seq.get();
-    check(
-        "last_journal_seq",
-        sequence,
-        u64_of(wanted, "last_journal_seq")?,
-    )?;
-    let healed = report
-        .as_ref()
-        .map_or(0, |report| u64::from(report.healed_entries));
-    check("healed_entries", healed, u64_of(wanted, "healed_entries")?)?;
-    let panic = superblock.has_state(state::PANIC);
-    check("panic_set", Some(panic), wanted["panic_set"].as_bool())?;
-    check(
-        "superblock_writes",
-        writes as u64,
-        u64_of(wanted, "superblock_writes")?,
-    )?;
+    compare_verdict(&case["verify"], &report, &superblock, writes)?;
 
     let (ours, our_superblock, _) = by(Conduct::Corrected)?;
     let outcome = |report: &std::result::Result<verify::Report, hn4::status::Problem>| {

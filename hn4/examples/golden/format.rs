@@ -37,19 +37,35 @@ pub(crate) fn run_cases(golden: &Golden, tally: &mut Tally) -> Result<()> {
 
 fn params(case: &Value, conduct: Conduct) -> Result<Params> {
     let fields = &case["params"];
-    let (lo, hi) = (u64_of(fields, "uuid_lo")?, u64_of(fields, "uuid_hi")?);
-    // A format without clone_uuid draws its identity: the manifest tells the outcome only.
+    // A format without clone_uuid draws its identity: only the outcome tells which.
+    let drawn = fields["clone_uuid"].as_bool() == Some(false);
+    let told = if drawn {
+        &case["superblock_north"]
+    } else {
+        fields
+    };
+    let half = |key: &str| number(&told[key]);
+    let identity = match half("uuid_lo").zip(half("uuid_hi")) {
+        Some((lo, hi)) if !drawn || is_drawn_uuid(hi) => Identity::Specific { lo, hi },
+        Some(_) => return bail("a drawn UUID without its version and variant bits"),
+        None => Identity::Fresh { r1: 1, r2: 2 },
+    };
     let optional = |key| number(&fields[key]).unwrap_or(0);
     Ok(Params {
         profile: u32_of(fields, "profile")?,
         label: fields["label"].as_str().map(str::to_owned),
-        identity: Identity::Specific { lo, hi },
+        identity,
         mount_intent_flags: optional("mount_intent_flags"),
         override_capacity_bytes: optional("override_capacity_bytes"),
         root_perms_or: u32::try_from(optional("root_perms_or"))?,
         now_ns: u64_of(case, "now_ns")?,
         conduct,
     })
+}
+
+/// Version 7, and the variant bits where the reference puts them.
+fn is_drawn_uuid(hi: u64) -> bool {
+    hi >> 12 & 0xF == 7 && hi >> 62 == 0b10
 }
 
 fn code(formatted: &Formatted) -> i32 {

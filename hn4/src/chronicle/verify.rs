@@ -319,29 +319,36 @@ fn check_all(
             // The entry before was overwritten by the newest one: nothing left to compare with.
             return Ok(report);
         }
-        let mut before_at = walk.before(at);
-        let mut before = walk.sector(before_at);
-        if before.is_none() && at == bounds.start && !bounds.agree() {
-            before_at = bounds.end.saturating_sub(1);
-            before = walk.sector(before_at);
-        }
-        let Some(before) = before else {
-            let expected = format!("entry {}", sequence - 1);
-            return Err(tampered(superblock, before_at, "no valid entry", expected));
-        };
-        if before.entry.sequence.get() != sequence - 1 {
-            let found = format!("entry {}", before.entry.sequence.get());
-            return Err(tampered(
-                superblock,
-                before_at,
-                found,
-                format!("entry {}", sequence - 1),
-            ));
-        }
+        let (before_at, before) = step_back(walk, superblock, bounds, at, sequence)?;
         check_crc_link(superblock, &entry, &before, before_at)?;
         check_digest(superblock, &entry, Some(&before), at, key)?;
         (at, entry) = (before_at, before);
     }
+}
+
+/// The entry before `at`, which must be the one numbered one less than `sequence`.
+fn step_back(
+    walk: &Walk<'_, '_>,
+    superblock: &mut Superblock,
+    bounds: &Bounds,
+    at: u64,
+    sequence: u64,
+) -> Result<(u64, Sector), Problem> {
+    let mut before_at = walk.before(at);
+    let mut before = walk.sector(before_at);
+    if before.is_none() && at == bounds.start && !bounds.agree() {
+        before_at = bounds.end.saturating_sub(1);
+        before = walk.sector(before_at);
+    }
+    let expected = format!("entry {}", sequence.wrapping_sub(1));
+    let Some(before) = before else {
+        return Err(tampered(superblock, before_at, "no valid entry", expected));
+    };
+    if before.entry.sequence.get() != sequence.wrapping_sub(1) {
+        let found = format!("entry {}", before.entry.sequence.get());
+        return Err(tampered(superblock, before_at, found, expected));
+    }
+    Ok((before_at, before))
 }
 
 fn check_digest(

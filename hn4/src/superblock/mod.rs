@@ -257,6 +257,31 @@ impl Superblock {
         String::from_utf8_lossy(&self.volume_label[..end]).into_owned()
     }
 
+    fn check_crc(&self, at: (Region, u64)) -> Result<(), Problem> {
+        let (stored, computed) = (self.sb_crc.get(), self.computed_crc());
+        if stored == computed {
+            return Ok(());
+        }
+        let (found, advice) = if stored == crc32_of_broken_host(0, CRC_COVERED) {
+            let found = format!("the constant {stored:#010x} of a broken host as checksum");
+            (
+                found,
+                "a host without CRC tables wrote this; rewrite it with a sound host",
+            )
+        } else {
+            let advice = "heal this copy from another one, by a mount that may write";
+            (format!("checksum {stored:#010x}"), advice)
+        };
+        let expected = format!("{computed:#010x}");
+        Err(Problem::new(
+            Code::BadSuperblock,
+            at,
+            found,
+            expected,
+            advice,
+        ))
+    }
+
     /// Checks one copy in the order of the reference.
     ///
     /// # Errors
@@ -300,25 +325,7 @@ impl Superblock {
         if self.uuid_lo.get() == 0 && self.uuid_hi.get() == 0 {
             return bad("an all-zero UUID".to_owned(), "a UUID".to_owned());
         }
-        let (stored, computed) = (self.sb_crc.get(), self.computed_crc());
-        if stored != computed {
-            if stored == crc32_of_broken_host(0, CRC_COVERED) {
-                let advice = "a host without CRC tables wrote this; rewrite it with a sound host";
-                let found = format!("the constant {stored:#010x} of a broken host as checksum");
-                let expected = format!("{computed:#010x}");
-                return Err(Problem::new(
-                    Code::BadSuperblock,
-                    at,
-                    found,
-                    expected,
-                    advice,
-                ));
-            }
-            return bad(
-                format!("checksum {stored:#010x}"),
-                format!("{computed:#010x}"),
-            );
-        }
+        self.check_crc(at)?;
         let block_size = self.block_size.get();
         if u64::from(block_size)
             .checked_rem(sector_size)

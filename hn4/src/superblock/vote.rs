@@ -230,13 +230,13 @@ pub fn vote(medium: &Medium<'_>, conduct: Conduct) -> Result<Winner, Problem> {
             corrections.push(Defect(12));
         }
     }
+    let mut outvoted = Vec::new();
     for copy in &copies {
         let Ok(superblock) = &copy.content else {
             continue;
         };
-        // A foreign copy of the same generation stays a reason to stop; an outvoted older or newer
-        // one does not speak.
-        if elected.is_some_and(|uuid| superblock.uuid() != uuid) && best.is_none() {
+        if elected.is_some_and(|uuid| superblock.uuid() != uuid) {
+            outvoted.push((superblock, copy.offset));
             continue;
         }
         match &best {
@@ -246,6 +246,12 @@ pub fn vote(medium: &Medium<'_>, conduct: Conduct) -> Result<Winner, Problem> {
                     best = Some(**superblock);
                 }
             }
+        }
+    }
+    // An outvoted copy does not speak, but one of the same generation is still a reason to stop.
+    for (superblock, offset) in outvoted {
+        if let Some(known) = &best {
+            beats(known, superblock, offset / medium.device.sector())?;
         }
     }
     let Some(mut superblock) = best else {

@@ -2,7 +2,7 @@
 //! geometry on purpose, and a history that says so.
 //!
 //! - [`clone`] makes one: UUID, generation, geometry and device type tag are the parent's, so that
-//!   both compute the same addresses whatever they lie on; the fork is chained into both chronicles.
+//!   both compute the same addresses whatever they lie on; both chronicles record the fork.
 //! - [`registry`] refuses a second volume with a UUID unless it says WORMHOLE.
 //! - [`certificate`] is what two sides must have equal, as one comparable value.
 //! - [`overlay`] is the superblock that a delta log carries as a template.

@@ -1,7 +1,7 @@
 //! The satellite registry: who is mounted under which UUID.
 //!
-//! A plain volume asserts that its UUID is its own; a second volume with it is a safety panic unless
-//! it says WORMHOLE, in which case it is registered as a satellite. The registry lives as long as
+//! A plain volume asserts that its UUID is its own; a second volume with it is a safety panic
+//! unless it says WORMHOLE, in which case it is registered as a satellite. The registry lives as long as
 //! the process; it holds no I/O and no clock.
 
 use std::collections::BTreeMap;
@@ -81,7 +81,7 @@ impl Registry {
             Standing::Owner
         };
         if let (Standing::Owner, Some((other, _))) = (standing, owner) {
-            let advice = "safety panic: two plain volumes with one UUID; make one a wormhole clone, \
+            let advice = "safety panic: two plain volumes with one UUID; make one a clone, \
                           or give it an identity of its own";
             let found = format!("{name} with the UUID of {other}");
             return Err(Problem::new(

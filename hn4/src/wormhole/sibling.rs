@@ -4,7 +4,8 @@
 //! copy of a mounted source is dirty with old maps. The plan writes, in this order: the reset
 //! quality mask (it describes the medium), an epoch record of its own, the chronicle (kept and
 //! extended by a fork entry, or cleared where its tip does not verify), then the superblocks,
-//! mirrors first and North last, so that a crash leaves the source's North, never a half-new volume.
+//! mirrors first and North last, so that a crash leaves the source's North, never a half-new
+//! volume.
 //! Cortex, bitmap, flux and horizon stay as they were copied.
 
 use zerocopy::IntoBytes;

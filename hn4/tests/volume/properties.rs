@@ -48,7 +48,11 @@ fn files() -> impl Strategy<Value = Vec<File>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn which_of_where_is_the_same_block_and_no_two_live_blocks_collide(
