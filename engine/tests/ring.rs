@@ -30,7 +30,7 @@ fn small() -> RingConfig {
         operations: 16,
         segments: 64,
         files: 8,
-        register_buffers: true,
+        ..RingConfig::default()
     }
 }
 

@@ -47,6 +47,7 @@ impl Default for RingConfig {
             segments: 272,
             files: 256,
             register_buffers: true,
+            submit_batch: 4,
         }
     }
 }

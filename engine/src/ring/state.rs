@@ -428,3 +428,115 @@ fn next(entry: &mut Entry) -> Next {
         _ => Next::Finish(Ok(entry.done)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A linked write of 4096 bytes after both of its completions.
+    fn judged(written: i32, synced: i32, change: fn(&mut Entry)) -> (String, bool) {
+        let mut slab = Slab::new(1, 1);
+        let index = slab.take().expect("a free entry");
+        let entry = slab.get_mut(index);
+        entry.kind = Kind::Write { then_sync: true };
+        entry.total = 4096;
+        entry.iov.push(libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 4096,
+        });
+        change(entry);
+        moved(entry, written);
+        entry.sync_result = Some(synced);
+        let verdict = match next(entry) {
+            Next::Restart => "restart".to_owned(),
+            Next::Finish(result) => format!("{result:?}"),
+        };
+        (verdict, entry.sync_only)
+    }
+
+    fn same(_: &mut Entry) {}
+
+    #[test]
+    fn a_linked_write_succeeds_only_if_all_was_written_and_then_synced() {
+        assert_eq!(judged(4096, 0, same), ("Ok(4096)".to_owned(), false));
+        assert_eq!(judged(4096, -libc::EIO, same).0, "Err(Os(EIO))");
+        assert_eq!(judged(-libc::EIO, -libc::ECANCELED, same).0, "Err(Os(EIO))");
+        assert_eq!(judged(0, -libc::ECANCELED, same).0, "Err(WroteNothing)");
+        // Short: the rest is written, and synced after that.
+        assert_eq!(
+            judged(512, -libc::ECANCELED, same),
+            ("restart".to_owned(), false)
+        );
+        // A sync that passed over half the data proves nothing.
+        assert_eq!(judged(512, 0, same), ("restart".to_owned(), false));
+    }
+
+    #[test]
+    fn a_sync_is_repeated_only_if_it_never_started_or_started_too_early() {
+        assert_eq!(
+            judged(4096, -libc::ECANCELED, same),
+            ("restart".to_owned(), true)
+        );
+        let cut = |entry: &mut Entry| entry.chain_cut = true;
+        assert_eq!(judged(4096, 0, cut), ("restart".to_owned(), true));
+        assert_eq!(judged(4096, -libc::EIO, cut).0, "Err(Os(EIO))");
+        let cancelled = |entry: &mut Entry| entry.cancel_requested = true;
+        assert_eq!(
+            judged(4096, -libc::ECANCELED, cancelled).0,
+            "Err(Cancelled)"
+        );
+        // The second one counts, whatever it says.
+        let mut slab = Slab::new(1, 1);
+        let entry = slab.get_mut(0);
+        entry.kind = Kind::Write { then_sync: true };
+        entry.sync_only = true;
+        entry.sync_result = Some(-libc::ECANCELED);
+        assert!(matches!(next(entry), Next::Finish(Err(OpError::Cancelled))));
+    }
+
+    #[test]
+    fn a_sync_of_its_own_is_never_repeated() {
+        for errno in [libc::EIO, libc::EINTR, libc::EAGAIN, libc::ENOSPC] {
+            let mut slab = Slab::new(1, 1);
+            let entry = slab.get_mut(0);
+            entry.kind = Kind::Sync { data_only: true };
+            moved(entry, -errno);
+            assert!(
+                matches!(next(entry), Next::Finish(Err(OpError::Os(_)))),
+                "{errno}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_submission_cut_between_a_write_and_its_sync_is_noticed() {
+        let config = RingConfig {
+            operations: 4,
+            segments: 1,
+            files: 1,
+            ..RingConfig::default()
+        };
+        let registered = Registered {
+            base: 0,
+            len: 0,
+            vectored: false,
+        };
+        for (unconsumed, cut) in [(0, false), (1, true), (2, false)] {
+            let arena = Arena::new(1).expect("a page");
+            let sleeper = Sleeper::new().expect("an eventfd");
+            let mut state = State::new(&config, arena, sleeper, registered);
+            // Ten submissions, of which the last two are a write and its sync.
+            state.pushed = 10;
+            let index = state.slab.take().expect("a free entry");
+            let entry = state.slab.get_mut(index);
+            entry.kind = Kind::Write { then_sync: true };
+            entry.linked_at = Some(8);
+            state.consumed_all_but(unconsumed);
+            assert_eq!(
+                state.slab.get(index).chain_cut,
+                cut,
+                "{unconsumed} left in the queue"
+            );
+        }
+    }
+}
