@@ -17,6 +17,7 @@
 //! of requests in flight, and what a command does to the volume.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod connection;
 mod error;
 pub mod export;
