@@ -20,7 +20,8 @@ LEAF, NODE, ROOT = ("hn4-replicad v1 state leaf", "hn4-replicad v1 state node",
 
 # --- BLAKE3, from its specification -----------------------------------------------------------
 
-IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A,
+      0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
 ORDER = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
 CHUNK_START, CHUNK_END, PARENT, ROOT_FLAG = 1, 2, 4, 8
 DERIVE_KEY_CONTEXT, DERIVE_KEY_MATERIAL = 32, 64

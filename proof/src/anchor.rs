@@ -3,11 +3,12 @@
 //! An anchor has three parts, and all three must speak of the same step or nothing commits:
 //!
 //! - `scxq2`: the batch root, the lanes' hashes, the dictionary that the segments were packed with;
-//! - `idb`: its place in the ledger, the record and the anchor before it, the state root when known;
+//! - `idb`: its place in the ledger, the record and the anchor before it, the state root when
+//!   known;
 //! - `cm1`: the bytes of the delta log that it covers, contiguous from anchor to anchor.
 //!
-//! Its hash binds every field, and signatures sign that hash. Not here: signatures and which key may
-//! make them ([`crate::sign`]), the order of anchors ([`crate::ledger`]).
+//! Its hash binds every field, and signatures sign that hash. Not here: signatures and which key
+//! may make them ([`crate::sign`]), the order of anchors ([`crate::ledger`]).
 
 use std::collections::BTreeMap;
 
@@ -361,7 +362,8 @@ pub fn sha256_text(id: &[u8; 32]) -> String {
     format!("sha256:{}", Digest(*id))
 }
 
-/// The JSON form of an anchor, `scxq7.anchor.v1`. It is a projection: the encoding is what is signed.
+/// The JSON form of an anchor, `scxq7.anchor.v1`. It is a projection: the encoding is what is
+/// signed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AnchorDocument {

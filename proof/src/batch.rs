@@ -2,9 +2,9 @@
 //!
 //! A batch is a run of consecutive epochs of one volume whose frames follow each other in the delta
 //! log without gap or overlap. Its root, the *proof hash* of the anchor, folds the epoch roots in
-//! order; its lane hashes fold each lane's leaves through the same epochs. Nobody waits for a batch:
-//! it closes by age, by number of epochs, by bytes, and at the latest at an eighth of the smallest log
-//! of the pair, so that an anchor is always under way long before the log is full.
+//! order; its lane hashes fold each lane's leaves through the same epochs. Nobody waits for a
+//! batch: it closes by age, by number of epochs, by bytes, and at the latest at an eighth of the
+//! smallest log of the pair, so that an anchor is always under way long before the log is full.
 //!
 //! Invariant: a [`Batcher`] gives every epoch that it accepted to exactly one batch, in order.
 //!

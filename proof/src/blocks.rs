@@ -1,9 +1,10 @@
 //! Leaf hashes of 4 KiB blocks, many at a time.
 //!
-//! A block's leaf is `derive_key("state leaf", block)`: position-free, so that equal blocks have equal
-//! leaves wherever they lie. A single block is only four BLAKE3 chunks, too few to fill a wide vector
-//! unit; [`leaves`] therefore hashes the same chunk of up to sixteen blocks side by side. It computes
-//! exactly what [`leaf`] does, several times faster where the processor has wide vectors.
+//! A block's leaf is `derive_key("state leaf", block)`: position-free, so that equal blocks have
+//! equal leaves wherever they lie. A single block is only four BLAKE3 chunks, too few to fill a
+//! wide vector unit; [`leaves`] therefore hashes the same chunk of up to sixteen blocks side by
+//! side. It computes exactly what [`leaf`] does, several times faster where the processor has wide
+//! vectors.
 //!
 //! The vector kernels are BLAKE3's own. They are reached through a module that the crate hides from
 //! its documentation, so a test holds both ways against each other.
@@ -48,8 +49,8 @@ pub fn leaf(block: &Block) -> Digest {
     STATE_LEAF.hash(&[block])
 }
 
-/// Leaf of a block's first bytes, the rest being zeroes: the last block of a volume whose size is no
-/// multiple of 4096. Bytes past a block are ignored.
+/// Leaf of a block's first bytes, the rest being zeroes: the last block of a volume whose size is
+/// no multiple of 4096. Bytes past a block are ignored.
 #[must_use]
 pub fn padded_leaf(bytes: &[u8]) -> Digest {
     let mut block = [0; BLOCK];

@@ -1,9 +1,9 @@
 //! Order-sensitive Merkle folds.
 //!
 //! The shape is RFC 6962's: a fold of n > 1 values splits at the largest power of two below n, so
-//! that a fold that only grows keeps its finished subtrees for ever. The values are digests that were
-//! made under a context of their own; a node is the hash of its two children under the context of the
-//! fold's [`Kind`]. So no value passes for a node, and no fold for another.
+//! that a fold that only grows keeps its finished subtrees for ever. The values are digests that
+//! were made under a context of their own; a node is the hash of its two children under the context
+//! of the fold's [`Kind`]. So no value passes for a node, and no fold for another.
 //!
 //! A fold does not hash its own size. Whoever publishes a root publishes the size beside it, as
 //! [`Head`] does, and every proof is checked against both.
@@ -246,8 +246,8 @@ fn inclusion_siblings(index: u64, size: u64) -> Vec<Sibling> {
     siblings
 }
 
-/// Subtrees that connect a fold of `old` values with one of `new` >= `old` > 0, lowest first, and the
-/// first subtree if it is not the whole older fold.
+/// Subtrees that connect a fold of `old` values with one of `new` >= `old` > 0, lowest first, and
+/// the first subtree if it is not the whole older fold.
 fn consistency_siblings(old: u64, new: u64) -> (Option<Sibling>, Vec<Sibling>) {
     let (mut low, mut high) = (0, new);
     let mut siblings = Vec::new();

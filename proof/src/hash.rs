@@ -2,7 +2,8 @@
 //!
 //! Every hash of this crate is BLAKE3 in its `derive_key` mode, under a context string that is used
 //! for exactly one purpose. So a value that was made as one thing can never pass as another: a leaf
-//! is not a node, an epoch root is not a batch root, and a node of one fold is not a node of another.
+//! is not a node, an epoch root is not a batch root, and a node of one fold is not a node of
+//! another.
 //!
 //! Not here: SHA-256, which names dictionaries because the envelope's schema says so
 //! (see [`crate::scxq2`]).
@@ -116,7 +117,8 @@ impl Context {
 
 macro_rules! contexts {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
-        $($(#[$doc])* pub(crate) static $name: Context = Context::new(concat!("hn4-replicad v1 ", $text));)*
+        $($(#[$doc])*
+        pub(crate) static $name: Context = Context::new(concat!("hn4-replicad v1 ", $text));)*
 
         /// Every context that this crate hashes under, for documentation and tests.
         #[must_use]

@@ -4,9 +4,10 @@
 //! pieces of a payload -> payload hash -> record leaf -> lane root -> lane leaf -> epoch root
 //! ```
 //!
-//! A payload is hashed block by block: its pieces are what the 4 KiB grid of the volume cuts it into,
-//! and a piece that is a whole block has the very leaf that the state tree has for that block. So a
-//! block is hashed once for both, and a proof about one block of a long record is short.
+//! A payload is hashed block by block: its pieces are what the 4 KiB grid of the volume cuts it
+//! into, and a piece that is a whole block has the very leaf that the state tree has for that
+//! block. So a block is hashed once for both, and a proof about one block of a long record is
+//! short.
 //!
 //! The epoch root also binds the hash of the frame header, and with it the log's own chain.
 //!
@@ -202,8 +203,8 @@ pub fn payload_hash(lba: Lba, payload: &[u8]) -> Digest {
     fold.finish()
 }
 
-/// Number of pieces of a record, and which of them is the block that starts at `block`; `None` if the
-/// record does not cover that block.
+/// Number of pieces of a record, and which of them is the block that starts at `block`; `None` if
+/// the record does not cover that block.
 #[must_use]
 pub fn piece_of(at: &Coordinates, block: Lba) -> Option<(u64, u64)> {
     let first = at.lba.0 / SECTORS_PER_BLOCK;

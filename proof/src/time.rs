@@ -1,7 +1,7 @@
 //! Times as documents write them. There is no clock here.
 
-/// `YYYY-MM-DDThh:mm:ss.mmmZ` for milliseconds since 1970 (UTC, no leap seconds), up to the year 9999.
-/// Later times are written as the last moment of that year.
+/// `YYYY-MM-DDThh:mm:ss.mmmZ` for milliseconds since 1970 (UTC, no leap seconds), up to the year
+/// 9999. Later times are written as the last moment of that year.
 #[must_use]
 pub fn iso8601(time_ms: u64) -> String {
     const LAST: u64 = 253_402_300_799_999;

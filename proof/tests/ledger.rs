@@ -184,7 +184,8 @@ fn the_ledger_is_the_golden_one_bit_for_bit() {
     check("ledger_v1.hex", &hex(&bytes));
     let found = recover(&bytes, (Scope::Shared, VOLUME), Policy::default(), None).unwrap();
     let hashes = format!(
-        "payload hash {}\nrecord leaf {}\nepoch 1 {}\nproof hash {}\nlane 0 {}\nledger head {} {}\nkey id {}\n",
+        "payload hash {}\nrecord leaf {}\nepoch 1 {}\nproof hash {}\nlane 0 {}\n\
+         ledger head {} {}\nkey id {}\n",
         record(1, 0, LeafKind::Data, 1003, 37).payload,
         record(1, 0, LeafKind::Data, 1003, 37).digest(),
         epoch(1).root,

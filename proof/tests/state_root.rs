@@ -1,4 +1,5 @@
-//! The state tree against the second implementation, `tests/state_root.py`, and against fixed answers.
+//! The state tree against the second implementation, `tests/state_root.py`, and against fixed
+//! answers.
 #![forbid(unsafe_code)]
 
 mod common;

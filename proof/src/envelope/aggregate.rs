@@ -1,9 +1,9 @@
 //! `scxq2.aggregate.v1`: a range of anchors in one document, verified with public keys only.
 //!
-//! It names the proof hashes of the anchors and folds them, in order, into one root. It comes in two
-//! forms. *With records* it carries the ledger's records from the first anchor to the last, key changes
-//! and notes among them, byte for byte; then each anchor's own signature counts, and the aggregate
-//! needs none. *Compact*, it carries the hashes only and one signature over their root.
+//! It names the proof hashes of the anchors and folds them, in order, into one root. It comes in
+//! two forms. *With records* it carries the ledger's records from the first anchor to the last, key
+//! changes and notes among them, byte for byte; then each anchor's own signature counts, and the
+//! aggregate needs none. *Compact*, it carries the hashes only and one signature over their root.
 //!
 //! With records, the keys that are trusted are those that were active where the range begins.
 
@@ -113,11 +113,12 @@ fn digest(subject: &Subject, count: u64, root: &Digest, timestamp: &str) -> Dige
 }
 
 impl Aggregate {
-    /// With records: `records` are consecutive records of a ledger, in their encoding, the first and
-    /// the last of them anchors.
+    /// With records: `records` are consecutive records of a ledger, in their encoding, the first
+    /// and the last of them anchors.
     ///
     /// # Errors
-    /// [`AggregateError::Empty`] if there are none, [`AggregateError::Ledger`] if they are no records.
+    /// [`AggregateError::Empty`] if there are none, [`AggregateError::Ledger`] if they are no
+    /// records.
     pub fn with_records(records: &[Vec<u8>]) -> Result<Self, AggregateError> {
         let mut anchors = Vec::new();
         for bytes in records {
@@ -221,8 +222,8 @@ fn decode(bytes: &[u8]) -> Result<Record, LedgerError> {
     }
 }
 
-/// Verifies an aggregate with records: every signature, the chain of records, and that anchors follow
-/// each other without gap from the first epoch to the last. Needs nothing but public keys.
+/// Verifies an aggregate with records: every signature, the chain of records, and that anchors
+/// follow each other without gap from the first epoch to the last. Needs nothing but public keys.
 ///
 /// # Errors
 /// [`AggregateError`] naming the first thing wrong.

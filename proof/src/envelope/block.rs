@@ -2,8 +2,9 @@
 //!
 //! A proof has a *base*, which says what the block was at some epoch, and the record tables of all
 //! epochs from there to E, which show that nothing touched it since. A base is either a path in the
-//! state tree up to an anchored state root, or the record that wrote the block in its epoch: the records
-//! of an epoch are disjoint, so what an epoch wrote is what the block was when the epoch ended.
+//! state tree up to an anchored state root, or the record that wrote the block in its epoch: the
+//! records of an epoch are disjoint, so what an epoch wrote is what the block was when the epoch
+//! ended.
 //!
 //! Y is given as the block's leaf, `derive_key("state leaf", block)`, which whoever has the block
 //! computes for himself.

@@ -1,13 +1,13 @@
 //! Proofs as JSON documents. //= WORMHOLE_SPEC 4
 //!
 //! `scxq2.proof.v1` carries one anchor beside the data that it is about, or after it. The anchor's
-//! encoding is the proof; every other field repeats a part of it in the reference's names. A verifier
-//! rebuilds the document from the signed anchor and compares, so no field can say anything else than
-//! what was signed, and a changed one is named.
+//! encoding is the proof; every other field repeats a part of it in the reference's names. A
+//! verifier rebuilds the document from the signed anchor and compares, so no field can say anything
+//! else than what was signed, and a changed one is named.
 //!
-//! The order is fixed: signature, proof against `root_hash`, decode, hash the decoded data, compare.
-//! The first two are [`verify`]; decoding is [`crate::scxq2`]'s; [`Verified::check`] does the rest. A
-//! failure marks the state invalid and stops nothing.
+//! The order is fixed: signature, proof against `root_hash`, decode, hash the decoded data,
+//! compare. The first two are [`verify`]; decoding is [`crate::scxq2`]'s; [`Verified::check`] does
+//! the rest. A failure marks the state invalid and stops nothing.
 //!
 //! | file | what it is for |
 //! |---|---|

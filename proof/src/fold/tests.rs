@@ -139,7 +139,8 @@ proptest! {
             bad[bit / 8] ^= 1 << (bit % 8);
             let mut reader = Reader::new("proof", &bad);
             let Ok(proof) = InclusionProof::decode(&mut reader) else { continue };
-            // Another index may have a path of the same length: the caller knows which it asked for.
+            // Another index may have a path of the same length: the caller knows which it asked
+            // for.
             let accepted = reader.finish().is_ok() && proof.index() == index
                 && proof.verify(&head, value).is_ok();
             prop_assert!(!accepted, "bit {bit} of {}", good.len() * 8);

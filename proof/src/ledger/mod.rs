@@ -5,9 +5,9 @@
 //! ```
 //!
 //! A record's hash covers all its bytes, and through `previous` all of history; it is stored at the
-//! record's end, where it is checksum and commit mark in one. Record 0 of a shared ledger enrols the
-//! first key. The *shared* ledger of a volume is copied between nodes byte for byte; what one node finds
-//! on its own medium goes into its own *local* ledger, which has notes only.
+//! record's end, where it is checksum and commit mark in one. Record 0 of a shared ledger enrols
+//! the first key. The *shared* ledger of a volume is copied between nodes byte for byte; what one
+//! node finds on its own medium goes into its own *local* ledger, which has notes only.
 //!
 //! | file | what it is for |
 //! |---|---|

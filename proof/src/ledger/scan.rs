@@ -1,9 +1,9 @@
 //! Reading a ledger file in O(1) memory, and telling a torn tail from damage.
 //!
-//! A record that does not check out is a *torn tail* only if nothing valid follows it and the file's
-//! owner did not know of more: then it is what a crash left of an append, and nobody was told of it. If
-//! a valid record follows, or the ledger was known to be longer, it is *damage*: the ledger is not
-//! cut, and its records are fetched from another copy.
+//! A record that does not check out is a *torn tail* only if nothing valid follows it and the
+//! file's owner did not know of more: then it is what a crash left of an append, and nobody was
+//! told of it. If a valid record follows, or the ledger was known to be longer, it is *damage*: the
+//! ledger is not cut, and its records are fetched from another copy.
 
 use hn4::types::VolumeId;
 
@@ -260,8 +260,8 @@ pub fn prove_inclusion<R: ReadAt>(
     })
 }
 
-/// Proof that the ledger of the first `size` records begins with its first `old_size`. Reads the file
-/// once.
+/// Proof that the ledger of the first `size` records begins with its first `old_size`. Reads the
+/// file once.
 ///
 /// # Errors
 /// [`ScanError::Lost`] if there are not so many records, and the others.

@@ -1,16 +1,18 @@
 //! The rules that make records a ledger.
 //!
-//! A [`Verifier`] takes one record after the other and holds what the next one must fit: O(1) memory
-//! but for the keys, of which there are at most 1024. It is also the tip that a node appends to, so
-//! that a record is never written that another node would refuse.
+//! A [`Verifier`] takes one record after the other and holds what the next one must fit: O(1)
+//! memory but for the keys, of which there are at most 1024. It is also the tip that a node appends
+//! to, so that a record is never written that another node would refuse.
 //!
 //! The rules, for a shared ledger:
 //!
 //! 1. Indexes count up, and each record names the hash of the one before it.
 //! 2. Record 0 enrols the first key; key changes obey [`crate::sign::keyring`].
-//! 3. An anchor is of this volume; its step is its index; it names the hash of the record and of the
+//! 3. An anchor is of this volume; its step is its index; it names the hash of the record and of
+//!    the
 //!    anchor before it; its epochs and log offsets continue that anchor's without gap or overlap.
-//! 4. Its term is not lower than the last one's. The first anchor of a higher term says `adopt`, and
+//! 4. Its term is not lower than the last one's. The first anchor of a higher term says `adopt`,
+//!    and
 //!    within a term the node stays the same.
 //! 5. It is signed by active keys of its term's node, with all algorithms that the policy requires.
 
@@ -231,8 +233,8 @@ impl Verifier {
     /// Takes the next record.
     ///
     /// # Errors
-    /// [`LedgerError`]; the verifier is unchanged then, except after [`LedgerError::Fork`], after which
-    /// it is of no use.
+    /// [`LedgerError`]; the verifier is unchanged then, except after [`LedgerError::Fork`], after
+    /// which it is of no use.
     pub fn push(&mut self, record: &Record) -> Result<(), LedgerError> {
         let (expected, found) = (self.next_index, record.index);
         if expected != found {
@@ -375,7 +377,8 @@ impl Verifier {
     }
 }
 
-/// Checks that a ledger's head grew out of an older one, as nodes do that watch each other's ledgers.
+/// Checks that a ledger's head grew out of an older one, as nodes do that watch each other's
+/// ledgers.
 ///
 /// # Errors
 /// [`FoldError`] if it did not: a fork, of which both histories are to be kept.

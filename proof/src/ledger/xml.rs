@@ -1,9 +1,10 @@
 //! `IDB.xml`: the ledger as the reference's read-only projection. //= WORMHOLE_SPEC 5
 //!
-//! Every record is a step. Its cause is the hash of the record before it and its effect its own hash,
-//! so the document carries the chain; the proof is the batch root for an anchor, and the record's own
-//! hash for others. The order of elements is fixed and nothing depends on when or where the export is
-//! made: the same ledger gives the same bytes. The schema is `proof/schema/idb.xsd`.
+//! Every record is a step. Its cause is the hash of the record before it and its effect its own
+//! hash, so the document carries the chain; the proof is the batch root for an anchor, and the
+//! record's own hash for others. The order of elements is fixed and nothing depends on when or
+//! where the export is made: the same ledger gives the same bytes. The schema is
+//! `proof/schema/idb.xsd`.
 //!
 //! No text of a record enters the document, so there is nothing to escape.
 

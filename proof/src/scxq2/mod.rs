@@ -1,9 +1,9 @@
 //! SCXQ2: compression of lane segments on the wire. //= WORMHOLE_SPEC 4
 //!
 //! A representation, never policy: lossless, each segment decodable by itself, and everything works
-//! with it switched off. Segments under 1 KiB, and those that do not shrink by a sixteenth, are sent as
-//! they are. Dictionaries are named by the SHA-256 of their bytes, so a wrong one can never be used;
-//! a renewed one is sent as a delta against the last.
+//! with it switched off. Segments under 1 KiB, and those that do not shrink by a sixteenth, are
+//! sent as they are. Dictionaries are named by the SHA-256 of their bytes, so a wrong one can never
+//! be used; a renewed one is sent as a delta against the last.
 //!
 //! Nothing here authenticates data. A changed segment either fails to decode or decodes to other
 //! bytes, which the proof over the *decoded* data then refuses.

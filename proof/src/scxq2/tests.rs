@@ -132,7 +132,8 @@ fn a_renewed_dictionary_travels_as_a_delta() {
     for bit in (0..delta.len() * 8).step_by(3) {
         let mut bad = delta.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
-        // Some bits of a compressed stream mean nothing; what comes out is the named one or nothing.
+        // Some bits of a compressed stream mean nothing; what comes out is the named one or
+        // nothing.
         if let Ok(dictionary) = Dictionary::from_delta(&bad, find) {
             assert_eq!(dictionary, new, "bit {bit}");
         }

@@ -1,12 +1,13 @@
 //! Which key may sign at which step of the ledger.
 //!
-//! Keys come and go by records of the ledger, and a key's right ends with the record that retires it:
-//! whoever holds an old key can sign nothing that comes after. A key that was retired never returns.
+//! Keys come and go by records of the ledger, and a key's right ends with the record that retires
+//! it: whoever holds an old key can sign nothing that comes after. A key that was retired never
+//! returns.
 //!
 //! The first record enrols the first key, signed by itself. Every later change is authorised by one
-//! node, with one active key for *each* algorithm that this node has active keys of (so that breaking
-//! Ed25519 alone does not change the keys of a node that also has a post-quantum key), and a key that
-//! is enrolled signs too, which proves that its owner has it.
+//! node, with one active key for *each* algorithm that this node has active keys of (so that
+//! breaking Ed25519 alone does not change the keys of a node that also has a post-quantum key), and
+//! a key that is enrolled signs too, which proves that its owner has it.
 
 use std::collections::BTreeMap;
 
@@ -192,8 +193,8 @@ impl Keyring {
         }
     }
 
-    /// Checks the signatures over an anchor of `node`: one for each algorithm, in order, all good, all
-    /// by active keys of that node, and among them Ed25519 and what else is `required`.
+    /// Checks the signatures over an anchor of `node`: one for each algorithm, in order, all good,
+    /// all by active keys of that node, and among them Ed25519 and what else is `required`.
     ///
     /// # Errors
     /// [`KeyError`] naming the first thing wrong.

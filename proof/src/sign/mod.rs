@@ -1,11 +1,11 @@
 //! Keys, key ids and signatures.
 //!
-//! Ed25519 signs every batch. ML-DSA-65 (feature `ml-dsa`) may sign batches too, and SLH-DSA (feature
-//! `slh-dsa`) checkpoints; a build without the feature can name such signatures, but not check them,
-//! and refuses to call what it cannot check good.
+//! Ed25519 signs every batch. ML-DSA-65 (feature `ml-dsa`) may sign batches too, and SLH-DSA
+//! (feature `slh-dsa`) checkpoints; a build without the feature can name such signatures, but not
+//! check them, and refuses to call what it cannot check good.
 //!
-//! What is signed is always `"hn4-replicad v1 signature"` followed by a digest that was made under a
-//! context of its own, so a signature over one kind of thing is none over another.
+//! What is signed is always `"hn4-replicad v1 signature"` followed by a digest that was made under
+//! a context of its own, so a signature over one kind of thing is none over another.
 //!
 //! Not here: where key files lie and their mode 0600 (the binary's), and which key may sign when
 //! ([`keyring`]).
@@ -255,8 +255,8 @@ fn key_text(text: &str) -> Result<(Algorithm, Vec<u8>), SignError> {
     Ok((algorithm.parse()?, bytes))
 }
 
-/// A secret key: the seed that everything else is derived from. Its `Debug` does not show it, and it
-/// is overwritten when dropped.
+/// A secret key: the seed that everything else is derived from. Its `Debug` does not show it, and
+/// it is overwritten when dropped.
 pub struct SecretKey {
     algorithm: Algorithm,
     seed: Vec<u8>,
@@ -482,7 +482,8 @@ mod tests {
         let digest = hash::ANCHOR.hash(&[b"1"]);
         for key in supported() {
             let (public, signature) = (key.public().unwrap(), key.sign(&digest).unwrap());
-            // SLH-DSA checks take a millisecond each: every bit of the small ones, some of the large.
+            // SLH-DSA checks take a millisecond each: every bit of the small ones, some of the
+            // large.
             let step = signature.bytes.len().div_ceil(200);
             for bit in (0..signature.bytes.len() * 8).step_by(step) {
                 let mut bad = signature.clone();

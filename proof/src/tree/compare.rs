@@ -2,12 +2,13 @@
 //!
 //! The side that lacks data holds a [`Compare`] and asks; the other answers from its tree with
 //! [`answer`]. A request names nodes of one level that are known to differ and gets the nodes a few
-//! levels below each. Every answer is checked: the nodes must hash to the node that was asked about,
-//! and so, in the end, to the root that the caller trusts because an anchor holds it. A peer can
-//! withhold, but not invent.
+//! levels below each. Every answer is checked: the nodes must hash to the node that was asked
+//! about, and so, in the end, to the root that the caller trusts because an anchor holds it. A peer
+//! can withhold, but not invent.
 //!
-//! Requests go depth first, so what waits is bounded by the height of the tree and not by the number
-//! of differences. Nothing has to be remembered to resume: groups that were repaired no longer differ.
+//! Requests go depth first, so what waits is bounded by the height of the tree and not by the
+//! number of differences. Nothing has to be remembered to resume: groups that were repaired no
+//! longer differ.
 
 use super::view::Nodes;
 use super::{GROUP_LEVEL, Geometry, TreeError, parent, zero_node};
@@ -275,8 +276,8 @@ impl Compare {
     /// Takes an answer, checks it and compares it with the own tree.
     ///
     /// # Errors
-    /// [`CompareError`]. After [`CompareError::Shape`] and [`CompareError::Forged`] the nodes are asked
-    /// about again, of whomever the next request goes to.
+    /// [`CompareError`]. After [`CompareError::Shape`] and [`CompareError::Forged`] the nodes are
+    /// asked about again, of whomever the next request goes to.
     pub fn on_reply(&mut self, reply: &NodeReply, local: &impl Nodes) -> Result<(), CompareError> {
         let at = self
             .in_flight

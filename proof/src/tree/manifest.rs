@@ -7,13 +7,13 @@
 //! 3. The backing is swept and flushed; the log's superblock records C.
 //! 4. The manifest takes the run in, and the log may be freed.
 //!
-//! After a crash the superblock decides. If it says C, the pending run is taken in; else the backing is
-//! between two checkpoints, the log sweeps it again, and the pending run is dropped for the one that
-//! the new sweep writes. Blocks that a run names are swept again in either case, so the leaves that
-//! are left always describe a backing that the log has finished.
+//! After a crash the superblock decides. If it says C, the pending run is taken in; else the
+//! backing is between two checkpoints, the log sweeps it again, and the pending run is dropped for
+//! the one that the new sweep writes. Blocks that a run names are swept again in either case, so
+//! the leaves that are left always describe a backing that the log has finished.
 //!
-//! Runs are kept newest first and merged eight at a time, so that a leaf is written about once for each
-//! factor of eight between a sweep and the whole.
+//! Runs are kept newest first and merged eight at a time, so that a leaf is written about once for
+//! each factor of eight between a sweep and the whole.
 
 use hn4::types::{Epoch, VolumeId};
 
@@ -268,8 +268,8 @@ impl Manifest {
         }
     }
 
-    /// Meta of a run for the next portion of the first build. Sweeps that finish while the portion is
-    /// hashed win over it, so it may be read from the backing without holding anything up.
+    /// Meta of a run for the next portion of the first build. Sweeps that finish while the portion
+    /// is hashed win over it, so it may be read from the backing without holding anything up.
     pub fn portion_meta(&mut self) -> Option<RunMeta> {
         let from = self.checkpoint;
         self.build.as_mut()?.portion_from = from;

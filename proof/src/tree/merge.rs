@@ -71,8 +71,8 @@ impl<R: ReadAt> Iterator for Merge<'_, R> {
     }
 }
 
-/// Writes the merge of `runs`, newest first, into `writer`. With `is_oldest` nothing lies below them,
-/// and zero nodes are left out.
+/// Writes the merge of `runs`, newest first, into `writer`. With `is_oldest` nothing lies below
+/// them, and zero nodes are left out.
 ///
 /// # Errors
 /// [`TreeError`] of a run, or of the writer.

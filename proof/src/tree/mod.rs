@@ -1,9 +1,10 @@
-//! The state tree: a Merkle tree over what the volume *is*, beside the folds over what happened to it.
+//! The state tree: a Merkle tree over what the volume *is*, beside the folds over what happened to
+//! it.
 //!
-//! Leaves are 4 KiB blocks, position-free, so that every subtree of zeroes of one height has the same
-//! hash. The tree is perfect: it has 2^height leaves, and those past the end of the volume are zero
-//! blocks, as are the bytes past the end of a last, partial block. The root hashes the size in bytes
-//! together with the top node, so volumes of different sizes never share a root.
+//! Leaves are 4 KiB blocks, position-free, so that every subtree of zeroes of one height has the
+//! same hash. The tree is perfect: it has 2^height leaves, and those past the end of the volume are
+//! zero blocks, as are the bytes past the end of a last, partial block. The root hashes the size in
+//! bytes together with the top node, so volumes of different sizes never share a root.
 //!
 //! | file | what it is for |
 //! |---|---|
@@ -16,8 +17,8 @@
 //! | [`path`] | proof that one block has one content |
 //! | [`compare`] | which 64 KiB groups of two trees differ |
 //!
-//! **Invariant: a run is durable before the sweep whose blocks it names touches the backing**, so that
-//! tree and backing can be reconciled after a crash whatever came last.
+//! **Invariant: a run is durable before the sweep whose blocks it names touches the backing**, so
+//! that tree and backing can be reconciled after a crash whatever came last.
 
 use std::io;
 use std::sync::OnceLock;

@@ -3,16 +3,18 @@
 //! ```text
 //! page 0 | page 1 | ... | index | trailer
 //!
-//! page     16 bytes checksum, then up to 102 entries of {index u64, hash 32}: 4096 bytes when full.
+//! page     16 bytes checksum, then up to 102 entries of {index u64, hash 32}: 4096 bytes when
+//! full.
 //!          Every page but the last is full, so a page's place and length follow from its number.
 //! index    first node index of each page, u64 each
 //! trailer  fixed length, below; its digest covers the index too
 //! ```
 //!
-//! A file is written front to back and is nothing before its trailer is there, so a torn one is never
-//! taken for a whole one. A page's checksum covers the run's id and the page's number: a page that was
-//! written to the wrong place is damaged, not believed. An entry whose hash is the zero node of its
-//! level says "zero now": it hides older entries and is dropped by a merge that reaches the oldest run.
+//! A file is written front to back and is nothing before its trailer is there, so a torn one is
+//! never taken for a whole one. A page's checksum covers the run's id and the page's number: a page
+//! that was written to the wrong place is damaged, not believed. An entry whose hash is the zero
+//! node of its level says "zero now": it hides older entries and is dropped by a merge that reaches
+//! the oldest run.
 //!
 //! The reader keeps the index in memory, 8 bytes for 102 leaves: 21 MiB for a TiB without holes.
 
@@ -99,8 +101,8 @@ impl<W: io::Write> RunWriter<W> {
     /// Appends an entry.
     ///
     /// # Errors
-    /// [`TreeError::Order`] unless `index` exceeds the last one, [`TreeError::OutOfRange`] outside the
-    /// tree, [`TreeError::Io`].
+    /// [`TreeError::Order`] unless `index` exceeds the last one, [`TreeError::OutOfRange`] outside
+    /// the tree, [`TreeError::Io`].
     pub fn push(&mut self, index: u64, node: &Digest) -> Result<(), TreeError> {
         self.meta.geometry.check(self.meta.level, index)?;
         if let Some(last) = self.last

@@ -1,11 +1,11 @@
 //! Any node of the tree, from its runs.
 //!
-//! Nodes are kept at three levels: leaves, middle nodes (1 MiB) and top nodes (256 MiB). A node of any
-//! other level is built from the nearest kept level below it, so that no answer reads more than 256
-//! entries of a level for each node that it returns, and a root reads no file at all.
+//! Nodes are kept at three levels: leaves, middle nodes (1 MiB) and top nodes (256 MiB). A node of
+//! any other level is built from the nearest kept level below it, so that no answer reads more than
+//! 256 entries of a level for each node that it returns, and a root reads no file at all.
 //!
-//! Middle nodes follow the leaves: after a sweep [`refresh_middles`] computes those above the blocks
-//! that it touched, and [`Tops::refresh`] the top nodes above them.
+//! Middle nodes follow the leaves: after a sweep [`refresh_middles`] computes those above the
+//! blocks that it touched, and [`Tops::refresh`] the top nodes above them.
 
 use std::collections::BTreeMap;
 
@@ -146,8 +146,8 @@ impl Tops {
     }
 }
 
-/// Computes the middle nodes above `touched` leaves, ascending, from `leaves`, newest run first, and
-/// hands each to `emit`, ascending.
+/// Computes the middle nodes above `touched` leaves, ascending, from `leaves`, newest run first,
+/// and hands each to `emit`, ascending.
 ///
 /// # Errors
 /// [`TreeError`] from the runs or from `emit`.
@@ -347,7 +347,8 @@ pub(crate) mod tests {
                 let node = model.view().node(level, index).unwrap();
                 let mut below = model.view().below(level, index, level.min(4)).unwrap();
                 for child_level in level - level.min(4)..level {
-                    below = below.chunks(2).map(|p| super::super::parent(child_level, &p[0], &p[1])).collect();
+                    let pair = |p: &[Digest]| super::super::parent(child_level, &p[0], &p[1]);
+                    below = below.chunks(2).map(pair).collect();
                 }
                 prop_assert_eq!(below, vec![node], "level {}", level);
             }

@@ -160,7 +160,8 @@ proptest! {
         b.sweep(&common);
         b.sweep(&theirs);
         let floor = GROUP_LEVEL.min(a.geometry.height());
-        let differs = |at: &&u64| common.get(*at).copied().unwrap_or_else(|| zero_node(0)) != theirs[*at];
+        let before = |at: &u64| common.get(at).copied().unwrap_or_else(|| zero_node(0));
+        let differs = |at: &&u64| before(at) != theirs[*at];
         let expected: BTreeSet<u64> = theirs.keys().filter(differs).map(|at| at >> floor).collect();
         let found = talk(&a, &b);
         let indexes: BTreeSet<u64> = found.groups.iter().map(|group| group.index).collect();
