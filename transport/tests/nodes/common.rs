@@ -82,7 +82,7 @@ pub(crate) fn config(name: &str, identity: Identity, listen: SocketAddr) -> Tran
         identity,
         session: Config {
             heartbeat_interval: Duration::from_millis(200),
-            heartbeat_timeout: Duration::from_millis(800),
+            heartbeat_timeout: Duration::from_millis(1500),
             ..Config::default()
         },
         timings: Timings {

@@ -4,13 +4,14 @@ use bytes::Bytes;
 use hn4::types::{ChainHash, Epoch, LogOffset};
 use hn4_transport::driver::TransportKind;
 use hn4_transport::session::{
-    CloseReason, CopyState, Field, FoundBy, Input, Output, PieceKind, Promise, SeedPiece,
+    AckState, CloseReason, CopyState, Field, FoundBy, Input, Output, PieceKind, Promise, SeedPiece,
 };
 
 use super::common::*;
 
 over_each_transport!(
     a_replica_gets_every_epoch_in_order_and_unchanged,
+    a_long_transfer_needs_one_session_only,
     a_fresh_copy_is_seeded_and_then_follows_the_log,
     a_copy_of_another_size_is_refused_by_both_and_says_why,
     a_promise_is_asked_for_and_given,
@@ -21,6 +22,72 @@ over_each_transport!(
 async fn a_replica_gets_every_epoch_in_order_and_unchanged(kind: TransportKind) {
     let mut pair = Pair::start(kind).await;
     assert_eq!(pair.replicate(2000).await, 1);
+}
+
+/// Enough to reach full speed and the largest datagrams, where batches are full.
+async fn a_long_transfer_needs_one_session_only(kind: TransportKind) {
+    let mut pair = Pair::start(kind).await;
+    let started = std::time::Instant::now();
+    let (pieces, length) = (1024_u64, 256 << 10);
+    let body = Bytes::from(vec![0x5A; length]);
+    let served = async {
+        let mut session = None;
+        let mut next_epoch = 1;
+        loop {
+            let from = next(&mut pair.to_beta).await;
+            assert_eq!(
+                *session.get_or_insert(from.session),
+                from.session,
+                "the session broke"
+            );
+            match from.output {
+                Output::Subscribe { .. } => {
+                    let opened = Input::FeedOpened { from: Epoch(1) };
+                    send(&pair.to_beta, from.session, opened).await;
+                }
+                Output::PeerAck(ack) if ack.received.0 == pieces => return,
+                Output::PeerCredit { bytes } => {
+                    for _ in 0..bytes / body.len() as u64 {
+                        if next_epoch <= pieces {
+                            let (epoch, frame) = (Epoch(next_epoch), body.clone());
+                            let input = Input::SendEpoch { epoch, frame };
+                            send(&pair.to_beta, from.session, input).await;
+                            next_epoch += 1;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    };
+    let taken = async {
+        loop {
+            let from = next(&mut pair.to_alpha).await;
+            let session = from.session;
+            match from.output {
+                Output::FeedOpened { .. } => {
+                    let bytes = 32 * body.len() as u64;
+                    send(&pair.to_alpha, session, Input::Credit { bytes }).await;
+                }
+                Output::EpochReceived { epoch, frame } => {
+                    assert_eq!(frame.len(), body.len());
+                    let bytes = frame.len() as u64;
+                    send(&pair.to_alpha, session, Input::Credit { bytes }).await;
+                    let ack = AckState {
+                        received: epoch,
+                        ..AckState::default()
+                    };
+                    send(&pair.to_alpha, session, Input::Ack(ack)).await;
+                }
+                _ => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = taken => {}
+    }
+    println!("256 MiB over {kind} in {:?}", started.elapsed());
 }
 
 async fn a_fresh_copy_is_seeded_and_then_follows_the_log(kind: TransportKind) {

@@ -34,8 +34,14 @@ const MAX_HALF_OPEN: usize = 256;
 const STREAM_WINDOW_BYTES: u32 = 48 << 20;
 const SEND_WINDOW_BYTES: u64 = 128 << 20;
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
-/// Largest datagram that path discovery tries: jumbo frames, and loopback.
-const LARGEST_DATAGRAM_BYTES: u16 = 8952;
+/// Largest datagram that path discovery tries, for jumbo frames and loopback. Not the whole of a
+/// jumbo frame, because the library hands the kernel batches of up to ten datagrams, and a batch
+/// that exceeds one UDP packet is dropped without an error: the connection would stall at just the
+/// speed that fills batches.
+const LARGEST_DATAGRAM_BYTES: u16 = 6500;
+const LARGEST_BATCH: usize = 10;
+const LARGEST_UDP_PAYLOAD_BYTES: usize = 65_507;
+const _: () = assert!(LARGEST_BATCH * LARGEST_DATAGRAM_BYTES as usize <= LARGEST_UDP_PAYLOAD_BYTES);
 
 /// A connection was replaced by a newer one of the same peer.
 const REPLACED: VarInt = VarInt::from_u32(3);
