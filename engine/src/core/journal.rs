@@ -133,10 +133,10 @@ impl Journal {
         self.ring_bytes
     }
 
-    /// Bytes that can be appended if everything from `retained` on is kept.
+    /// Bytes that can be appended without touching a frame that is kept.
     #[must_use]
-    pub fn free_bytes(&self, retained: LogOffset) -> u64 {
-        self.ring_bytes - (self.tail.0 - retained.0)
+    pub fn free_bytes(&self) -> u64 {
+        self.ring_bytes - (self.tail.0 - self.base_offset.0)
     }
 
     /// Whether a write of frames is on its way.

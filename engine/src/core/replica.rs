@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 use hn4::log::{CopyState, FrameHead, Role};
 use hn4::types::{BLOCK_BYTES, Epoch, LogOffset};
 
-use super::event::Now;
 use super::event::{
     Action, Actions, Disk, Io, IoToken, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin,
     SeedPiece, Seg, Tip,
@@ -40,12 +39,29 @@ pub enum Obstacle {
     },
 }
 
+/// An operation of a full copy that is on its way. It may outlive the copy it belongs to: then
+/// nothing else is written until it is done, since the device could reorder them.
+#[derive(Debug)]
+struct SeedIo {
+    kind: SeedIoKind,
+    /// It belongs to a copy that was given up.
+    stale: bool,
+}
+
+#[derive(Debug)]
+enum SeedIoKind {
+    /// A piece: its end on the volume, its slots, what it cost of the credit.
+    Write {
+        end: u64,
+        slots: Vec<SlotId>,
+        cost: u64,
+    },
+    Flush,
+}
+
 #[derive(Debug, Default)]
 struct Seed {
     pieces: VecDeque<SeedPiece>,
-    /// The piece being written: its end on the volume, its slots, what it cost of the credit.
-    writing: Option<(u64, Vec<SlotId>, u64)>,
-    flushing: bool,
     /// Everything below was written.
     written: u64,
     /// Everything below was written and flushed, and the superblock is to say so.
@@ -66,6 +82,7 @@ pub(super) struct ReplicaState {
     truncate_to: Option<Tip>,
     rebase: Option<SeedOrigin>,
     seed: Option<Seed>,
+    seed_io: Option<SeedIo>,
     /// What keeps us from catching up, if anything.
     pub obstacle: Option<Obstacle>,
 }
@@ -73,7 +90,21 @@ pub(super) struct ReplicaState {
 impl ReplicaState {
     /// Nothing is on its way into the log by other means than writes that are counted there.
     pub(super) fn is_settled(&self) -> bool {
-        self.pending.is_empty() && self.truncate_to.is_none() && self.seed.is_none()
+        self.pending.is_empty()
+            && self.truncate_to.is_none()
+            && self.rebase.is_none()
+            && self.seed.is_none()
+            && self.seed_io.is_none()
+    }
+}
+
+impl ReplicaState {
+    fn give_up_seed(&mut self) {
+        self.seed = None;
+        self.rebase = None;
+        if let Some(io) = &mut self.seed_io {
+            io.stale = true;
+        }
     }
 }
 
@@ -92,10 +123,8 @@ impl Volume {
 
     pub(super) fn peer_event(
         &mut self,
-        _now: Now,
         id: PeerId,
         event: PeerEvent,
-        mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
         if self.failed.is_some() && !matches!(event, PeerEvent::Disconnected) {
@@ -111,7 +140,7 @@ impl Volume {
             PeerEvent::Disconnected => {
                 self.peer_connected(id, false);
                 if self.replica.source == Some(id) {
-                    self.lose_source(mem);
+                    self.lose_source();
                 }
             }
             PeerEvent::HigherTerm(term) => self.higher_term(term, out),
@@ -120,16 +149,13 @@ impl Volume {
         }
     }
 
-    fn lose_source(&mut self, mem: &mut dyn SlotMemory) {
+    fn lose_source(&mut self) {
         let replica = &mut self.replica;
         replica.source = None;
         replica.pending.clear();
         replica.last_ack = None;
-        if let Some(seed) = &mut replica.seed {
-            seed.pieces.clear();
-            seed.expected = seed.writing.as_ref().map_or(seed.written, |(end, ..)| *end);
-        }
-        let _ = mem;
+        // What was written goes into the superblock with the next flush; the rest comes again.
+        replica.give_up_seed();
     }
 
     fn replica_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
@@ -189,9 +215,7 @@ impl Volume {
         if self.superblock.persisted().copy == CopyState::Usable {
             self.replica.obstacle = Some(Obstacle::NeedsCopy { oldest });
         } else {
-            self.superblock.desired.copy = CopyState::Fresh;
-            self.superblock.dirty = true;
-            self.close_sessions(out);
+            self.start_over(out);
         }
     }
 
@@ -200,7 +224,7 @@ impl Volume {
             return;
         }
         self.truncate_progress(mem);
-        self.rebase_progress();
+        self.rebase_progress(mem);
         self.append_pending(mem, out);
         self.advance_anchor();
         self.seed_progress_replica(mem, out);
@@ -208,7 +232,13 @@ impl Volume {
     }
 
     fn append_pending(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
-        if self.replica.truncate_to.is_some() || self.replica.rebase.is_some() {
+        // Frames of a new session of the log must not be on the medium before the superblock that
+        // names the session: after a crash the old one would call what they replaced corrupt.
+        let session_is_known = self.superblock.persisted().session == self.journal.session;
+        if self.replica.truncate_to.is_some()
+            || self.replica.rebase.is_some()
+            || !session_is_known
+        {
             return;
         }
         let Some(source) = self.replica.source else {
@@ -274,7 +304,6 @@ impl Volume {
                 header.epoch, header.term
             ));
         }
-        let retained = self.superblock.persisted().retained_offset;
         let slots = usize::try_from(header.frame_bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
         if slots + self.config.reserve_slots / 2 > mem.capacity()
             || header.frame_bytes > self.journal.ring_bytes()
@@ -285,7 +314,7 @@ impl Volume {
             ));
         }
         if mem.free_slots() < slots + self.config.reserve_slots / 2
-            || self.journal.free_bytes(retained) < header.frame_bytes
+            || self.journal.free_bytes() < header.frame_bytes
         {
             return Err(Refused::NoRoom);
         }
@@ -356,7 +385,10 @@ impl Volume {
             return;
         };
         let progress = self.copy_status().progress;
-        if self.replica.last_ack != Some(progress) {
+        // A copy that is not usable is worth nothing to whoever counts copies; its progress may even
+        // be of another history.
+        let usable = self.superblock.persisted().copy == CopyState::Usable;
+        if usable && self.replica.last_ack != Some(progress) {
             self.replica.last_ack = Some(progress);
             out.peer(source, PeerMessage::Ack(progress));
         }
@@ -371,11 +403,15 @@ impl Volume {
             CopyState::Fresh => false,
             CopyState::Seeding {
                 cursor_bytes, from, ..
-            } => from == origin.from.epoch && origin.cursor_bytes == cursor_bytes,
+            } => from == origin.from.epoch && origin.cursor_bytes <= cursor_bytes,
         };
         self.replica.source = Some(id);
-        if resumed && self.tip() == origin.from {
-            let at = origin.cursor_bytes;
+        self.replica.pending.clear();
+        self.replica.give_up_seed();
+        let at = origin.cursor_bytes;
+        if at == 0 {
+            self.replica.rebase = Some(origin);
+        } else if resumed && self.tip() == origin.from {
             let seed = Seed {
                 written: at,
                 flushed: at,
@@ -383,29 +419,36 @@ impl Volume {
                 ..Seed::default()
             };
             self.replica.seed = Some(seed);
-        } else if origin.cursor_bytes == 0 {
-            self.replica.pending.clear();
-            self.replica.seed = None;
-            self.replica.rebase = Some(origin);
         } else {
-            self.reject(id, "a copy that goes on where we are not".to_owned(), out);
+            // What we have is of another copy. It is not usable, so nothing is lost.
+            self.start_over(out);
         }
     }
 
+    fn start_over(&mut self, out: &mut Actions) {
+        self.superblock.desired.copy = CopyState::Fresh;
+        self.superblock.dirty = true;
+        self.close_sessions(out);
+    }
+
     /// The log starts anew at the place where the copy begins.
-    fn rebase_progress(&mut self) {
+    fn rebase_progress(&mut self, mem: &mut dyn SlotMemory) {
         let Some(origin) = self.replica.rebase else {
             return;
         };
         if self.journal.is_writing() || self.superblock.is_busy() || self.sweep.is_some() {
             return;
         }
-        if !self.journal.sealed.is_empty() {
-            // Left of an earlier copy that was not completed: drop it first.
-            self.replica.truncate_to = Some(self.journal.base);
-            return;
+        // Whatever is left is of an earlier copy that was not completed.
+        for sealed in std::mem::take(&mut self.journal.sealed) {
+            free_all(mem, &sealed.head);
+            for dirty in &sealed.blocks {
+                self.overlay.truncate(mem, dirty.block, Epoch(0));
+            }
         }
+        self.overlay.rebuild_zeros(std::iter::empty());
         self.replica.rebase = None;
+        self.replica.hint = None;
         let session = self.journal.session + 1;
         let base = (origin.from, origin.log_offset);
         self.journal = Journal::new(self.journal.ring_bytes(), session, base);
@@ -423,7 +466,8 @@ impl Volume {
             until: None,
         };
         self.superblock.dirty = true;
-        self.replica.seed = Some(Seed::default());
+        // Pieces that came meanwhile are waiting in it.
+        self.replica.seed.get_or_insert_with(Seed::default);
     }
 
     fn seed_piece(&mut self, id: PeerId, piece: SeedPiece, out: &mut Actions) {
@@ -470,7 +514,7 @@ impl Volume {
         let Some(seed) = &mut self.replica.seed else {
             return;
         };
-        if seed.writing.is_some() || seed.flushing {
+        if self.replica.seed_io.is_some() {
             return;
         }
         let complete = seed.written == size && seed.ended.is_some();
@@ -499,7 +543,10 @@ impl Volume {
             return;
         }
         if complete || seed.written - seed.flushed >= flush_bytes {
-            seed.flushing = true;
+            self.replica.seed_io = Some(SeedIo {
+                kind: SeedIoKind::Flush,
+                stale: false,
+            });
             let io = Io::Fsync {
                 disk: Disk::Backing,
             };
@@ -512,18 +559,14 @@ impl Volume {
             return;
         };
         let end = piece.offset + piece.bytes;
-        match &piece.data {
+        let (io, slots, cost) = match &piece.data {
             None => {
                 let io = Io::Zero {
                     offset: piece.offset,
                     bytes: piece.bytes,
                     trim: true,
                 };
-                seed.writing = Some((end, Vec::new(), 0));
-                out.push(Action::Io {
-                    token: IoToken::SeedWrite,
-                    io,
-                });
+                (io, Vec::new(), 0)
             }
             Some(data) => {
                 let Some(slots) = bytes_to_slots(mem, data) else {
@@ -544,40 +587,45 @@ impl Volume {
                     segs,
                     then_fsync: false,
                 };
-                seed.writing = Some((end, slots, piece.bytes));
-                out.push(Action::Io {
-                    token: IoToken::SeedWrite,
-                    io,
-                });
+                (io, slots, piece.bytes)
             }
-        }
+        };
+        let kind = SeedIoKind::Write { end, slots, cost };
+        self.replica.seed_io = Some(SeedIo { kind, stale: false });
+        out.push(Action::Io {
+            token: IoToken::SeedWrite,
+            io,
+        });
     }
 
     pub(super) fn seed_io_done(
         &mut self,
-        token: IoToken,
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
-        let Some(seed) = &mut self.replica.seed else {
-            return;
-        };
-        if token == IoToken::SeedFsync {
-            seed.flushing = false;
-            seed.flushed = seed.written;
-            if let CopyState::Seeding { cursor_bytes, .. } = &mut self.superblock.desired.copy {
-                *cursor_bytes = seed.flushed;
-                self.superblock.dirty = true;
-            }
-            return;
+        let io = self.replica.seed_io.take();
+        let SeedIo { kind, stale } = io.expect("completions come from operations on their way");
+        if let SeedIoKind::Write { slots, .. } = &kind {
+            free_all(mem, slots);
         }
-        let Some((end, slots, cost)) = seed.writing.take() else {
+        let Some(seed) = self.replica.seed.as_mut().filter(|_| !stale) else {
             return;
         };
-        seed.written = end;
-        free_all(mem, &slots);
-        if let Some(source) = self.replica.source.filter(|_| cost > 0) {
-            out.peer(source, PeerMessage::Credit(cost));
+        match kind {
+            SeedIoKind::Flush => {
+                seed.flushed = seed.written;
+                if let CopyState::Seeding { cursor_bytes, .. } = &mut self.superblock.desired.copy
+                {
+                    *cursor_bytes = seed.flushed;
+                    self.superblock.dirty = true;
+                }
+            }
+            SeedIoKind::Write { end, cost, .. } => {
+                seed.written = end;
+                if let Some(source) = self.replica.source.filter(|_| cost > 0) {
+                    out.peer(source, PeerMessage::Credit(cost));
+                }
+            }
         }
     }
 

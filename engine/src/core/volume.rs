@@ -128,7 +128,7 @@ impl Volume {
             Event::Request { id, request } => self.request(now, id, request, mem, out),
             Event::IoDone { token, result } => self.io_done(now, token, result, mem, out),
             Event::Timer => {}
-            Event::Peer { peer, event } => self.peer_event(now, peer, event, mem, out),
+            Event::Peer { peer, event } => self.peer_event(peer, event, out),
             Event::Control { id, control } => self.control(now, id, control, out),
         }
         self.progress(now, mem, out);
@@ -159,13 +159,16 @@ impl Volume {
     }
 
     fn check(&self) {
+        assert!(self.journal.tail().0 - self.journal.base_offset.0 <= self.journal.ring_bytes());
+        if self.superblock.persisted().copy != CopyState::Usable {
+            return; // A full copy starts at another place of the history.
+        }
         let checkpoint = self.superblock.persisted().checkpoint;
         assert!(checkpoint <= self.journal.durable() && self.journal.durable() <= self.tip().epoch);
         assert!(checkpoint <= self.anchored.epoch && self.anchored.epoch <= self.tip().epoch);
-        assert!(self.journal.tail() >= self.superblock.persisted().retained_offset);
-        assert!(
-            self.journal.tail().0 - self.superblock.persisted().retained_offset.0
-                <= self.journal.ring_bytes()
+        assert_eq!(
+            self.journal.base_offset,
+            self.superblock.persisted().retained_offset
         );
         let first = self
             .journal
@@ -329,9 +332,8 @@ impl Volume {
     /// Log bytes in use and in all.
     #[must_use]
     pub fn log_usage(&self) -> (u64, u64) {
-        let retained = self.superblock.persisted().retained_offset;
         let ring = self.journal.ring_bytes();
-        (ring - self.journal.free_bytes(retained), ring)
+        (ring - self.journal.free_bytes(), ring)
     }
 
     fn request(
@@ -497,8 +499,7 @@ impl Volume {
         let worst = u32::try_from(worst).unwrap_or(u32::MAX);
         let head = hn4::log::frame::head_bytes(usize::from(self.config.lanes.count), worst);
         let payload_bytes = self.overlay.open_held() as u64 * BLOCK_BYTES;
-        let retained = self.superblock.persisted().retained_offset;
-        if self.journal.free_bytes(retained) < head + payload_bytes
+        if self.journal.free_bytes() < head + payload_bytes
             || (mem.free_slots() as u64) < head / BLOCK_BYTES
         {
             self.seal_blocked = true;
@@ -564,7 +565,7 @@ impl Volume {
                     sweep.io_done();
                 }
             }
-            IoToken::SeedWrite | IoToken::SeedFsync => self.seed_io_done(token, mem, out),
+            IoToken::SeedWrite | IoToken::SeedFsync => self.seed_io_done(mem, out),
             IoToken::Read(_) => {}
         }
     }
