@@ -211,6 +211,16 @@ impl Manifest {
         self.members.insert(at, member);
     }
 
+    fn insert_leaves(&mut self, run: RunSummary) {
+        // A tree lower than the middle level has no middle nodes to compute.
+        let is_summarised = self.geometry.height() < MIDDLE_LEVEL;
+        self.insert(Member {
+            run,
+            tier: 0,
+            is_summarised,
+        });
+    }
+
     /// Step 2: names the durable run of the sweep that is about to start.
     ///
     /// # Errors
@@ -232,11 +242,7 @@ impl Manifest {
     pub fn finish_sweep(&mut self, cut: Epoch) -> Result<(), ManifestError> {
         match self.pending {
             Some(run) if run.meta.last == cut => {
-                self.insert(Member {
-                    run,
-                    tier: 0,
-                    is_summarised: false,
-                });
+                self.insert_leaves(run);
                 (self.pending, self.checkpoint) = (None, cut);
                 Ok(())
             }
@@ -290,11 +296,7 @@ impl Manifest {
         if next_block >= blocks {
             self.build = None;
         }
-        self.insert(Member {
-            run,
-            tier: 0,
-            is_summarised: false,
-        });
+        self.insert_leaves(run);
         Ok(())
     }
 

@@ -76,12 +76,6 @@ impl Disk {
             touched.extend(run.iter().map(|entry| entry.unwrap().0));
         }
         let geometry = self.manifest.geometry;
-        if geometry.height() < MIDDLE_LEVEL {
-            for member in &mut self.manifest.members {
-                member.is_summarised = true;
-            }
-            return;
-        }
         let mut writer = RunWriter::new(self.manifest.middle_meta(), Vec::new());
         let emit = |index, node: Digest| writer.push(index, &node);
         refresh_middles(geometry, &leaves, touched.iter().copied(), emit).unwrap();
@@ -198,6 +192,24 @@ fn a_crash_at_any_step_of_a_sweep_leaves_tree_and_backing_reconciled() {
         assert_eq!(disk.root(), from_leaves(disk.manifest.geometry, &both));
         assert_eq!(disk.manifest.recover(Epoch(12)), Ok(Recovery::Clean));
     }
+}
+
+#[test]
+fn a_tree_without_middle_nodes_is_merged_too() {
+    let mut disk = Disk::new(100, false);
+    let mut state = BTreeMap::new();
+    for cut in 1..=70 {
+        let entries = random_blocks(&mut (cut * 31), 100, 5);
+        disk.sweep(cut, &entries);
+        state.extend(entries);
+        disk.merge_all();
+    }
+    assert_eq!(disk.root(), from_leaves(disk.manifest.geometry, &state));
+    assert!(
+        disk.manifest.members.len() < 20,
+        "{} runs",
+        disk.manifest.members.len()
+    );
 }
 
 #[test]
