@@ -1,7 +1,7 @@
 //! Makes the certificates that nodes show to one another: `pki init` and `pki issue`.
 //!
-//! An authority of its own for each cluster, ECDSA P-256. What counts in the end is the key's pin in
-//! the configuration (see [`tls`](crate::tls)); the authority only keeps strangers out of the
+//! An authority of its own for each cluster, ECDSA P-256. What counts in the end is the key's pin
+//! in the configuration (see [`tls`](crate::tls)); the authority only keeps strangers out of the
 //! handshake. Certificates do not expire: a key is withdrawn by removing its pin.
 //!
 //! The authority's name and parameters are fixed, so that issuing needs its key and nothing else.

@@ -1,12 +1,12 @@
 //! Who is on the other side: TLS 1.3 with mutual certificates and pinned keys.
 //!
 //! A certificate that the authority has signed proves nothing here by itself. The SHA-256 of a
-//! node's public key is *pinned* in the configuration to the node's name (and from there to volumes);
-//! the handshake fails unless the key on the other side is pinned. So an unknown peer, even one with
-//! a valid certificate, gets no stream, no hello, and no hint which volumes exist.
+//! node's public key is *pinned* in the configuration to the node's name (and from there to
+//! volumes); the handshake fails unless the key on the other side is pinned. So an unknown peer,
+//! even one with a valid certificate, gets no stream, no hello, and no hint which volumes exist.
 //!
-//! One provider (aws-lc-rs), TLS 1.3 only, key exchange X25519MLKEM768 only: there is nothing weaker
-//! to be talked down to. No tickets and no resumption: each connection is checked in full.
+//! One provider (aws-lc-rs), TLS 1.3 only, key exchange X25519MLKEM768 only: there is nothing
+//! weaker to be talked down to. No tickets and no resumption: each connection is checked in full.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! A link: one session's two streams over some connection, whatever kind it is.
 //!
-//! A transport (QUIC, WebSocket) makes links and moves bytes in tasks of its own; the session's task
-//! sees four bounded queues. Dropping a link stops its readers; its writers end when they have
+//! A transport (QUIC, WebSocket) makes links and moves bytes in tasks of its own; the session's
+//! task sees four bounded queues. Dropping a link stops its readers; its writers end when they have
 //! written what was queued, so that the reason for the end still reaches the peer.
 
 use bytes::Bytes;
@@ -81,7 +81,8 @@ pub(crate) struct LinkEnds {
     pub(crate) data_in: mpsc::Sender<Reads>,
 }
 
-/// Makes a link's queues, the one for the data that comes in with this many places; `start` gets the transport's ends and spawns the tasks.
+/// Makes a link's queues, the one for the data that comes in with this many places; `start` gets
+/// the transport's ends and spawns the tasks.
 pub(crate) fn link(
     keys: SessionKeys,
     data_in_places: usize,

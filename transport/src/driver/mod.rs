@@ -291,8 +291,8 @@ impl Transport {
     }
 }
 
-/// QUIC and WebSocket listen on the same port, of UDP and of TCP. If any port will do, one is looked
-/// for that is free in both.
+/// QUIC and WebSocket listen on the same port, of UDP and of TCP. If any port will do, one is
+/// looked for that is free in both.
 async fn listen_on_both(
     registry: &Arc<Registry>,
     listen: SocketAddr,

@@ -10,8 +10,8 @@
 //! 32  channel  u64      QUIC id of the control stream, tells sessions on one connection apart
 //! ```
 //!
-//! A volume that is not shared with the peer is answered with a reset, code `NOT_SHARED`, which does
-//! not tell whether the volume exists.
+//! A volume that is not shared with the peer is answered with a reset, code `NOT_SHARED`, which
+//! does not tell whether the volume exists.
 
 mod dial;
 mod endpoint;

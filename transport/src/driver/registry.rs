@@ -123,29 +123,11 @@ impl Registry {
             let Some(states) = state.volumes.get(volume).cloned() else {
                 continue;
             };
-            let (links_in, links_out) = mpsc::channel(1);
-            let (to, to_end) = mpsc::channel(HANDLE_QUEUE);
-            let (from_end, from) = mpsc::channel(HANDLE_QUEUE);
-            let task = SessionTask {
-                config: self.session.clone(),
-                clock: self.environment.clock.clone(),
-                states,
-                links: links_out,
-                to: to_end,
-                from: from_end,
-                stop: stop.subscribe(),
-                last_id: 0,
-            };
+            let (links_in, handle, task) =
+                self.session(&config.name, *volume, states, &status, &stop);
             sessions.push(tokio::spawn(task.run()));
             links.insert(*volume, links_in);
-            let (peer, link) = (config.name.clone(), status.subscribe());
-            handles.push(PeerHandle {
-                peer,
-                volume: *volume,
-                to,
-                from,
-                link,
-            });
+            handles.push(handle);
         }
         self.pins.insert(config.key_pin, &config.name);
         let mut seed = || state.random.as_mut().map_or(0, SplitMix64::next);
@@ -174,6 +156,39 @@ impl Registry {
         };
         state.peers.insert(name, peer);
         Ok((handles, dialer))
+    }
+
+    /// Makes the task of a volume and a peer, and what others hold of it.
+    fn session(
+        &self,
+        peer: &str,
+        volume: VolumeId,
+        states: watch::Receiver<LocalState>,
+        status: &watch::Sender<LinkStatus>,
+        stop: &watch::Sender<bool>,
+    ) -> (mpsc::Sender<Link>, PeerHandle, SessionTask) {
+        let (links_in, links) = mpsc::channel(1);
+        let (to, to_end) = mpsc::channel(HANDLE_QUEUE);
+        let (from_end, from) = mpsc::channel(HANDLE_QUEUE);
+        let task = SessionTask {
+            config: self.session.clone(),
+            clock: self.environment.clock.clone(),
+            states,
+            links,
+            to: to_end,
+            from: from_end,
+            stop: stop.subscribe(),
+            last_id: 0,
+        };
+        let link = status.subscribe();
+        let handle = PeerHandle {
+            peer: peer.to_owned(),
+            volume,
+            to,
+            from,
+            link,
+        };
+        (links_in, handle, task)
     }
 
     fn check_peer(&self, state: &State, config: &PeerConfig, dial: bool) -> Result<(), StartError> {

@@ -151,8 +151,9 @@ impl SessionTask {
         } = running;
         let clock = &self.clock;
         let is_open = !session.is_closed();
-        let sends_control = open.control_out && session.has_transmit(Stream::Control);
-        let sends_data = open.data_out && session.has_transmit(Stream::Data);
+        let sends = |open, stream| open && session.has_transmit(stream);
+        let sends_control = sends(open.control_out, Stream::Control);
+        let sends_data = sends(open.data_out, Stream::Data);
         let reads_control = is_open && open.control_in;
         let reads_data = is_open && open.data_in && session.accepts_data();
         select! {
@@ -202,12 +203,9 @@ impl SessionTask {
                 session.handle(clock(), Event::Daemon(Input::LocalState(state)));
             }
             newer = self.links.recv(), if replacement.is_none() => {
-                if newer.is_none() {
-                    return false;
-                }
-                *replacement = newer;
-                let why = "replaced by a newer connection of the peer".to_owned();
-                session.handle(clock(), Event::Disconnected { why });
+                let Some(newer) = newer else { return false };
+                *replacement = Some(newer);
+                session.handle(clock(), replaced());
             }
             () = sleep_until(wake), if wake.is_some() => session.handle_timeout(clock()),
         }
@@ -241,6 +239,12 @@ fn note(end: &mut SessionEnd, output: &Output) {
             end.was_silent = true;
         }
         _ => {}
+    }
+}
+
+fn replaced() -> Event {
+    Event::Disconnected {
+        why: "replaced by a newer connection of the peer".to_owned(),
     }
 }
 

@@ -1,9 +1,9 @@
 //! WebSocket: one connection for each volume and pair of nodes, where UDP does not get through.
 //!
-//! `wss://<node>/v1/volumes/<uuid>/runtime`. Each frame is one binary message; the frame's own flags
-//! say to which stream it belongs. What QUIC does by itself is done here: control overtakes data
-//! before the socket, and the data that waits for the session is bounded by bytes, so that control
-//! behind it is still read.
+//! `wss://<node>/v1/volumes/<uuid>/runtime`. Each frame is one binary message; the frame's own
+//! flags say to which stream it belongs. What QUIC does by itself is done here: control overtakes
+//! data before the socket, and the data that waits for the session is bounded by bytes, so that
+//! control behind it is still read.
 
 mod dial;
 mod listen;

@@ -93,6 +93,16 @@ impl Inbound {
                 self.feed = Feed::At(from);
                 Ok(Some(Output::FeedOpened { from }))
             }
+            seed => self.take_seed(seed, bounds),
+        }
+    }
+
+    fn take_seed(
+        &mut self,
+        message: DataMessage,
+        bounds: Bounds,
+    ) -> Result<Option<Output>, String> {
+        match message {
             DataMessage::SeedStart {
                 from,
                 log_offset,
@@ -152,6 +162,7 @@ impl Inbound {
                 }
                 Ok(Some(Output::SeedEnd { usable_after }))
             }
+            DataMessage::EpochChunk { .. } | DataMessage::FeedBegin { .. } => Ok(None),
         }
     }
 

@@ -47,7 +47,8 @@ pub struct Config {
     pub chunk_bytes: usize,
     /// Bytes of volume data in one piece of a full copy, at most.
     pub max_piece_bytes: usize,
-    /// How much longer than `max_epoch_bytes` an epoch's frame may be: header, record table, padding.
+    /// How much longer than `max_epoch_bytes` an epoch's frame may be: header, record table,
+    /// padding.
     pub epoch_overhead_bytes: u64,
     /// Unacknowledged frames on the data stream, at most. WORMHOLE_SPEC 2 says 1024.
     pub data_window: usize,

@@ -465,10 +465,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn frames_survive_any_split_of_the_stream(cuts in prop::collection::vec(1_usize..400, 1..40)) {
+        fn frames_survive_any_split_of_the_stream(
+            cuts in prop::collection::vec(1_usize..400, 1..40),
+        ) {
             let wire = sealed(8);
             let mut opener = opener();
-            let (mut rest, mut frames, mut cuts) = (wire.as_slice(), Vec::new(), cuts.iter().cycle());
+            let (mut rest, mut frames) = (wire.as_slice(), Vec::new());
+            let mut cuts = cuts.iter().cycle();
             while !rest.is_empty() {
                 let size = rest.len().min(*cuts.next().unwrap_or(&1));
                 let (piece, after) = rest.split_at(size);

@@ -1,5 +1,5 @@
-//! Nodes for tests: a transport with real sockets, and daemons so small that they fit in a test. The
-//! log of a daemon is a list of byte strings; a frame's chain hash is a running digest.
+//! Nodes for tests: a transport with real sockets, and daemons so small that they fit in a test.
+//! The log of a daemon is a list of byte strings; a frame's chain hash is a running digest.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use hn4::types::{ChainHash, Epoch, LogOffset};
-use hn4_transport::driver::TransportKind;
+use hn4_transport::driver::{PeerHandle, TransportKind};
 use hn4_transport::session::{
     AckState, CloseReason, CopyState, Field, FoundBy, Input, Output, PieceKind, Promise, SeedPiece,
 };
@@ -93,109 +93,117 @@ async fn a_long_transfer_needs_one_session_only(kind: TransportKind) {
 async fn a_fresh_copy_is_seeded_and_then_follows_the_log(kind: TransportKind) {
     let fresh = CopyState::Seeding { cursor_bytes: 4096 };
     let mut pair = Pair::start_with(kind, |state| state.copy = fresh, |address| address).await;
-    let data = |index: u64| Bytes::from(vec![index.to_le_bytes()[0]; 65536]);
-    let primary = async {
-        let (session, cursor_bytes) = wait_for(&mut pair.to_beta, |output| match output {
-            Output::SeedRequest { cursor_bytes } => Some(*cursor_bytes),
-            _ => None,
-        })
-        .await;
-        assert_eq!(cursor_bytes, 4096);
-        let start = Input::SeedStart {
+    tokio::join!(
+        seed_source(&mut pair.to_beta),
+        seed_sink(&mut pair.to_alpha)
+    );
+}
+
+fn seed_data(index: u64) -> Bytes {
+    Bytes::from(vec![index.to_le_bytes()[0]; 65536])
+}
+
+async fn seed_source(handle: &mut PeerHandle) {
+    let (session, cursor_bytes) = wait_for(handle, |output| match output {
+        Output::SeedRequest { cursor_bytes } => Some(*cursor_bytes),
+        _ => None,
+    })
+    .await;
+    assert_eq!(cursor_bytes, 4096);
+    let start = Input::SeedStart {
+        from: (Epoch(6), ChainHash([6; 32])),
+        log_offset: LogOffset(8192),
+        cursor_bytes,
+    };
+    send(handle, session, start).await;
+    for index in 0..200_u64 {
+        let kind = PieceKind::Data(seed_data(index));
+        let checksum = u32::try_from(index).expect("small");
+        let piece = SeedPiece {
+            offset_bytes: index << 16,
+            kind,
+            checksum,
+        };
+        send(handle, session, Input::SeedPiece(piece)).await;
+    }
+    let kind = PieceKind::Zero { length: 32 << 20 };
+    let piece = SeedPiece {
+        offset_bytes: 32 << 20,
+        kind,
+        checksum: 0,
+    };
+    send(handle, session, Input::SeedPiece(piece)).await;
+    let epoch = Input::SendEpoch {
+        epoch: Epoch(7),
+        frame: frame(7),
+    };
+    send(handle, session, epoch).await;
+    let end = Input::SeedEnd {
+        usable_after: Epoch(7),
+    };
+    send(handle, session, end).await;
+    let (_, cursor) = wait_for(handle, |output| match output {
+        Output::SeedAck { cursor_bytes } => Some(*cursor_bytes),
+        _ => None,
+    })
+    .await;
+    assert_eq!(cursor, 64 << 20);
+}
+
+async fn seed_sink(handle: &mut PeerHandle) {
+    let (session, _) = wait_for(handle, |output| {
+        matches!(output, Output::PeerState(_)).then_some(())
+    })
+    .await;
+    send(handle, session, Input::Credit { bytes: 1 << 20 }).await;
+    let start = next(handle).await.output;
+    assert_eq!(
+        start,
+        Output::SeedStart {
             from: (Epoch(6), ChainHash([6; 32])),
             log_offset: LogOffset(8192),
-            cursor_bytes,
-        };
-        send(&pair.to_beta, session, start).await;
-        for index in 0..200_u64 {
-            let kind = PieceKind::Data(data(index));
-            let checksum = u32::try_from(index).expect("small");
-            let piece = SeedPiece {
-                offset_bytes: index << 16,
-                kind,
-                checksum,
-            };
-            send(&pair.to_beta, session, Input::SeedPiece(piece)).await;
+            cursor_bytes: 4096
         }
-        let kind = PieceKind::Zero { length: 32 << 20 };
-        let piece = SeedPiece {
-            offset_bytes: 32 << 20,
-            kind,
-            checksum: 0,
+    );
+    for index in 0..200_u64 {
+        let piece = match next(handle).await.output {
+            Output::SeedPiece(piece) => piece,
+            other => panic!("piece {index} is missing, there is {other:?}"),
         };
-        send(&pair.to_beta, session, Input::SeedPiece(piece)).await;
-        let epoch = Input::SendEpoch {
+        assert_eq!(
+            (piece.offset_bytes, u64::from(piece.checksum)),
+            (index << 16, index)
+        );
+        assert_eq!(piece.kind, PieceKind::Data(seed_data(index)));
+        send(handle, session, Input::Credit { bytes: 65536 }).await;
+    }
+    let Output::SeedPiece(zeroes) = next(handle).await.output else {
+        panic!("the zeroes are missing");
+    };
+    assert_eq!(zeroes.kind, PieceKind::Zero { length: 32 << 20 });
+    let epoch = next(handle).await.output;
+    assert_eq!(
+        epoch,
+        Output::EpochReceived {
             epoch: Epoch(7),
-            frame: frame(7),
-        };
-        send(&pair.to_beta, session, epoch).await;
-        let end = Input::SeedEnd {
-            usable_after: Epoch(7),
-        };
-        send(&pair.to_beta, session, end).await;
-        let (_, cursor) = wait_for(&mut pair.to_beta, |output| match output {
-            Output::SeedAck { cursor_bytes } => Some(*cursor_bytes),
-            _ => None,
-        })
-        .await;
-        assert_eq!(cursor, 64 << 20);
-    };
-    let replica = async {
-        let (session, _) = wait_for(&mut pair.to_alpha, |output| {
-            matches!(output, Output::PeerState(_)).then_some(())
-        })
-        .await;
-        send(&pair.to_alpha, session, Input::Credit { bytes: 1 << 20 }).await;
-        let start = next(&mut pair.to_alpha).await.output;
-        assert_eq!(
-            start,
-            Output::SeedStart {
-                from: (Epoch(6), ChainHash([6; 32])),
-                log_offset: LogOffset(8192),
-                cursor_bytes: 4096
-            }
-        );
-        for index in 0..200_u64 {
-            let piece = match next(&mut pair.to_alpha).await.output {
-                Output::SeedPiece(piece) => piece,
-                other => panic!("piece {index} is missing, there is {other:?}"),
-            };
-            assert_eq!(
-                (piece.offset_bytes, u64::from(piece.checksum)),
-                (index << 16, index)
-            );
-            assert_eq!(piece.kind, PieceKind::Data(data(index)));
-            send(&pair.to_alpha, session, Input::Credit { bytes: 65536 }).await;
+            frame: frame(7)
         }
-        let Output::SeedPiece(zeroes) = next(&mut pair.to_alpha).await.output else {
-            panic!("the zeroes are missing");
-        };
-        assert_eq!(zeroes.kind, PieceKind::Zero { length: 32 << 20 });
-        let epoch = next(&mut pair.to_alpha).await.output;
-        assert_eq!(
-            epoch,
-            Output::EpochReceived {
-                epoch: Epoch(7),
-                frame: frame(7)
-            }
-        );
-        let end = next(&mut pair.to_alpha).await.output;
-        assert_eq!(
-            end,
-            Output::SeedEnd {
-                usable_after: Epoch(7)
-            }
-        );
-        send(
-            &pair.to_alpha,
-            session,
-            Input::SeedAck {
-                cursor_bytes: 64 << 20,
-            },
-        )
-        .await;
-    };
-    tokio::join!(primary, replica);
+    );
+    let end = next(handle).await.output;
+    assert_eq!(
+        end,
+        Output::SeedEnd {
+            usable_after: Epoch(7)
+        }
+    );
+    send(
+        handle,
+        session,
+        Input::SeedAck {
+            cursor_bytes: 64 << 20,
+        },
+    )
+    .await;
 }
 
 async fn a_copy_of_another_size_is_refused_by_both_and_says_why(kind: TransportKind) {
