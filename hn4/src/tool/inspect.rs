@@ -315,11 +315,10 @@ pub fn layout_text(superblock: &Superblock, sector: u64) -> String {
         );
     }
     let reserved = reserve::reserved(superblock, sector, false);
-    let blocks: u64 = reserved
-        .iter()
-        .skip(1)
-        .map(|range| range.blocks.end - range.blocks.start)
-        .sum();
+    // A hostile superblock's ranges may overlap, and be back to front.
+    let blocks = reserved.iter().skip(1).fold(0_u64, |sum, range| {
+        sum.saturating_add(range.blocks.end.saturating_sub(range.blocks.start))
+    });
     let _ = writeln!(
         text,
         "  {blocks} blocks behind the flux start must not hold data"
