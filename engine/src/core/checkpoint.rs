@@ -32,7 +32,8 @@ impl Volume {
             .destage_deadline()
             .is_some_and(|deadline| now.time >= deadline);
         let seeding = self.superblock.persisted().copy != CopyState::Usable;
-        pressure || rested || seeding || self.stopping || !self.drains.is_empty()
+        let wanted = self.stopping || !self.drains.is_empty() || self.is_stepping_down();
+        pressure || rested || seeding || wanted
     }
 
     pub(super) fn destage_deadline(&self) -> Option<Time> {

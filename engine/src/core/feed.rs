@@ -88,6 +88,14 @@ impl Volume {
         &self.peers
     }
 
+    /// What peers acknowledged to an earlier primary says nothing about the history of this one.
+    pub(super) fn forget_progress(&mut self) {
+        for peer in &mut self.peers {
+            peer.progress = Progress::default();
+            peer.seed_from = None;
+        }
+    }
+
     pub(super) fn close_sessions(&mut self, out: &mut Actions) {
         for index in 0..self.peers.len() {
             if self.peers[index].connected {
@@ -166,6 +174,8 @@ impl Volume {
             }),
         };
         if let Some(refusal) = refusal {
+            // Whatever it acknowledged, it holds another history now.
+            self.peers[usize::from(id.0)].progress = Progress::default();
             return out.peer(id, PeerMessage::FeedRefused(refusal));
         }
         let next = tip.epoch.next();
@@ -176,6 +186,11 @@ impl Volume {
         };
         peer.sent = tip.epoch;
         peer.hold = Some(tip.epoch);
+        // What it flushed it will say; what it flushed in an earlier life may be gone.
+        peer.progress = Progress {
+            received: tip.epoch,
+            ..Progress::default()
+        };
         out.peer(id, PeerMessage::FeedOpened(next));
         out.peer(id, PeerMessage::Anchored(self.anchored));
     }
@@ -204,6 +219,7 @@ impl Volume {
         let peer = &mut self.peers[usize::from(id.0)];
         peer.seed_from = Some(from);
         peer.hold = Some(from);
+        peer.progress = Progress::default();
         peer.feed = Feed::Seeding {
             from,
             cursor,

@@ -308,6 +308,14 @@ impl Overlay {
         (blocks, zeros)
     }
 
+    /// Forgets the open epoch. The map of newest zeroings is to be rebuilt by the caller.
+    pub fn discard_open(&mut self, mem: &mut dyn SlotMemory, open: Epoch) {
+        for block in std::mem::take(&mut self.open_blocks) {
+            self.drop_open_version(mem, open, block);
+        }
+        self.open_zeros.clear();
+    }
+
     /// Takes an epoch that was sealed elsewhere: by a primary, or before a restart. Must be newer
     /// than everything here.
     pub fn adopt(&mut self, epoch: Epoch, blocks: &[DirtyBlock], zeros: &[(Range<u64>, bool)]) {

@@ -344,10 +344,10 @@ pub fn open(
     };
     let buffer = mem.alloc().ok_or(too_small)?;
     let writer = SuperblockWriter::new(header.identity, next, 1 - slot, buffer);
-    let anchored = if next.role == Role::Primary {
-        tip
-    } else {
-        anchored
+    // A primary, also one that was fenced, may have acknowledged all of it.
+    let anchored = match next.role {
+        Role::Primary | Role::Fenced => tip,
+        Role::Replica => anchored,
     };
     let mut journal = journal;
     journal.session = next.session;

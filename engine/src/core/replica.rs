@@ -144,6 +144,8 @@ impl Volume {
                 }
             }
             PeerEvent::HigherTerm(term) => self.higher_term(term, out),
+            // What is promoted is what was settled; the session is about to end.
+            _ if self.role() == Role::Replica && self.transition.is_some() => {}
             event if self.role() == Role::Replica => self.replica_event(id, event, out),
             event => self.feed_event(id, event, out),
         }

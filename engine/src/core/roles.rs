@@ -8,6 +8,7 @@ use hn4::types::{Incarnation, Term};
 
 use super::event::{Action, Actions, Failure, RequestId};
 use super::volume::Volume;
+use crate::arena::SlotMemory;
 
 /// A change of role on its way.
 #[derive(Clone, Copy, Debug)]
@@ -69,11 +70,9 @@ impl Volume {
         let refusal = match self.superblock.persisted().role {
             _ if self.transition.is_some() => "another change of role is under way; try again",
             Role::Replica => "this node is a replica already",
-            Role::Fenced => {
-                "this node was superseded by a higher term and may hold epochs that exist nowhere \
-                 else; save its log and backing, then create it anew as a replica"
-            }
-            Role::Primary => {
+            // A fenced node keeps everything that it may have promised to somebody: as a replica it
+            // is refused by a primary whose history lacks any of it.
+            Role::Primary | Role::Fenced => {
                 let term = self.superblock.persisted().term;
                 self.transition = Some(Transition {
                     id,
@@ -90,12 +89,30 @@ impl Volume {
         });
     }
 
+    /// Whether a demotion is on its way, which begins with destaging everything.
+    pub(super) fn is_stepping_down(&self) -> bool {
+        self.transition
+            .is_some_and(|transition| transition.to == Role::Replica)
+    }
+
     /// Writes the new role once everything that must be durable before it is.
-    pub(super) fn transition_progress(&mut self, out: &mut Actions) {
+    ///
+    /// A primary that steps down has destaged everything first: then the checkpoint itself says that
+    /// none of it may ever be dropped, also after a restart.
+    pub(super) fn transition_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        if self.is_stepping_down() && self.role() == Role::Fenced {
+            self.discard_open(mem);
+            if self.journal.durable() == self.tip().epoch {
+                self.anchored = self.tip();
+            }
+        }
+        let persisted = self.superblock.persisted();
         let settled = self.journal.durable() == self.tip().epoch
             && self.overlay.open_is_empty()
             && self.waiters.is_empty()
-            && self.replica.is_settled();
+            && self.replica.is_settled()
+            && persisted.session == self.journal.session
+            && (!self.is_stepping_down() || persisted.checkpoint == self.tip().epoch);
         let Some(transition) = self.transition.as_mut().filter(|t| !t.written && settled) else {
             return;
         };
@@ -123,6 +140,7 @@ impl Volume {
         if persisted.role == Role::Primary {
             // The whole tail is adopted: it is the history of the new term.
             self.anchored = self.tip();
+            self.forget_progress();
         }
         out.push(Action::ControlDone {
             id: transition.id,
@@ -136,17 +154,35 @@ impl Volume {
             return;
         }
         self.superblock.desired.term = term;
-        if self.superblock.persisted().role == Role::Primary {
-            self.superblock.desired.role = Role::Fenced;
-            self.waiters.fail_all(|id, control| {
-                if control {
-                    let result = Err(format!("fenced by term {term}"));
-                    out.push(Action::ControlDone { id, result });
-                } else {
-                    out.complete(id, Err(Failure::Io));
-                }
-            });
-        }
         self.superblock.dirty = true;
+        let persisted = self.superblock.persisted().role;
+        let next = &mut self.superblock.desired;
+        match (persisted, next.role) {
+            // It steps down already; nothing is left to be accepted.
+            (_, Role::Replica | Role::Fenced) => {}
+            // Promoted in a term that is not the highest any more: it never was primary.
+            (Role::Replica | Role::Fenced, Role::Primary) => next.role = Role::Replica,
+            (Role::Primary, Role::Primary) => {
+                next.role = Role::Fenced;
+                self.waiters.fail_all(|id, control| {
+                    if control {
+                        let result = Err(format!("fenced by term {term}"));
+                        out.push(Action::ControlDone { id, result });
+                    } else {
+                        out.complete(id, Err(Failure::Io));
+                    }
+                });
+            }
+        }
+        // A promotion must have the highest term; a demotion is overtaken by being fenced, unless
+        // its outcome is on the medium or on the way there.
+        if let Some(transition) = self.transition
+            && (transition.to == Role::Primary || !transition.written)
+        {
+            self.transition = None;
+            let result = Err(format!("overtaken by term {term}"));
+            let id = transition.id;
+            out.push(Action::ControlDone { id, result });
+        }
     }
 }

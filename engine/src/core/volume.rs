@@ -140,7 +140,7 @@ impl Volume {
     /// Starts everything that is possible now.
     fn progress(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
         self.replica_progress(mem, out);
-        self.transition_progress(out);
+        self.transition_progress(mem, out);
         if self.failed.is_none() {
             self.try_seal(now, mem, out);
             self.journal.submit(mem, out);
@@ -194,10 +194,13 @@ impl Volume {
     /// once.
     #[must_use]
     pub fn role(&self) -> Role {
-        if self.superblock.desired.role == Role::Fenced {
-            return Role::Fenced;
+        let persisted = self.superblock.persisted().role;
+        match self.superblock.desired.role {
+            Role::Fenced => Role::Fenced,
+            // On the way down, or a promotion that was overtaken by a higher term.
+            Role::Replica if persisted == Role::Primary => Role::Fenced,
+            Role::Replica | Role::Primary => persisted,
         }
-        self.superblock.persisted().role
     }
 
     /// Why the volume fails closed, if it does.
@@ -217,7 +220,7 @@ impl Volume {
     pub fn copy_status(&self) -> CopyStatus {
         let persisted = self.superblock.persisted();
         CopyStatus {
-            role: persisted.role,
+            role: self.role(),
             term: persisted.term,
             incarnation: persisted.incarnation,
             tip: self.tip(),
@@ -377,14 +380,27 @@ impl Volume {
                 self.zero(lba, sectors, trim, &edges, mem);
                 self.written(now, id, fua, out);
             }
-            Request::Flush => match self.accepts_writes() {
-                Err(Failure::ReadOnly) => out.complete(id, Ok(())),
-                Err(failure) => out.complete(id, Err(failure)),
-                Ok(()) => {
-                    let epoch = self.last_change();
-                    self.waiters.flush(now.time, epoch, id);
-                }
-            },
+            Request::Flush => self.flush(now, id, out),
+        }
+    }
+
+    fn flush(&mut self, now: Now, id: RequestId, out: &mut Actions) {
+        match (self.accepts_writes(), self.role()) {
+            (Err(failure @ (Failure::Io | Failure::ShuttingDown)), _) => {
+                out.complete(id, Err(failure));
+            }
+            // Also while it is being demoted: what it accepted before counts.
+            (_, Role::Primary) => {
+                let epoch = self.last_change();
+                self.waiters.flush(now.time, epoch, id);
+            }
+            // Nothing was ever written here.
+            (_, Role::Replica) => out.complete(id, Ok(())),
+            (_, Role::Fenced) => {
+                let lost = !self.overlay.open_is_empty() || self.tip() != self.anchored;
+                let result = if lost { Err(Failure::Io) } else { Ok(()) };
+                out.complete(id, result);
+            }
         }
     }
 
@@ -494,6 +510,15 @@ impl Volume {
         !self.drains.is_empty() || self.stopping || self.transition.is_some()
     }
 
+    /// Drops the open epoch: nobody was promised any of it.
+    pub(super) fn discard_open(&mut self, mem: &mut dyn SlotMemory) {
+        self.overlay.discard_open(mem, self.journal.tip().epoch.next());
+        let rest = self.journal.sealed.iter();
+        self.overlay
+            .rebuild_zeros(rest.map(|s| (s.header.epoch, s.zeros.as_slice())));
+        self.open_since = None;
+    }
+
     fn seal(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
         let worst = super::seal::max_records(self.overlay.open_held(), self.overlay.zero_extents());
         let worst = u32::try_from(worst).unwrap_or(u32::MAX);
@@ -549,6 +574,9 @@ impl Volume {
         }
         if let Err(errno) = result {
             return self.fail(token, errno, out);
+        }
+        if self.failed.is_some() {
+            return; // P5: nothing follows from what still succeeds.
         }
         match token {
             IoToken::LogWrite(batch) | IoToken::LogFsync(batch) => {

@@ -38,6 +38,12 @@ impl SimMemory {
         *(if fills { &mut pins.writes } else { &mut pins.reads }) += 1;
     }
 
+    /// A disk writes into the slot, which is pinned for it.
+    pub fn fill(&mut self, slot: SlotId) -> &mut [u8] {
+        assert!(self.pins[slot.index()].writes > 0, "disks fill what is pinned");
+        self.arena.bytes_mut(slot)
+    }
+
     /// A disk is done with the slot.
     pub fn unpin(&mut self, slot: SlotId, fills: bool) {
         let pins = &mut self.pins[slot.index()];

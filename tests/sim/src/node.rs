@@ -265,11 +265,11 @@ impl Node {
             Stage::Read { offset, segs } => {
                 let mut at = *offset;
                 for seg in segs {
-                    live.mem.unpin(seg.slot, true);
                     let bytes = usize::from(seg.offset)..usize::from(seg.offset + seg.bytes);
-                    let target = &mut live.mem.bytes_mut(seg.slot)[bytes];
+                    let target = &mut live.mem.fill(seg.slot)[bytes];
                     at += target.len();
                     disk.read(at - target.len(), target);
+                    live.mem.unpin(seg.slot, true);
                 }
             }
             Stage::Write { then_fsync, segs } => {

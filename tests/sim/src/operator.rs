@@ -39,6 +39,7 @@ pub struct Operator {
     headless_since: Option<u64>,
     /// The primary was demoted to hand over.
     hand_over: bool,
+    disasters: u64,
     /// When the run became quiet.
     quiet_since: u64,
     /// Drains of the end that were not answered yet.
@@ -86,7 +87,10 @@ impl World {
                 self.trace.note(self.now, None, || "QUIET".to_owned());
                 self.quiet = true;
                 self.operator.quiet_since = self.now;
-            } else if self.rng.below(self.plan.fault_ms * MS) < tick {
+            } else if self.operator.disasters < self.plan.most_faults
+                && self.rng.below(self.plan.fault_ms * MS) < tick
+            {
+                self.operator.disasters += 1;
                 self.disaster();
             }
         }
@@ -252,8 +256,13 @@ impl World {
                 continue;
             }
             let obstacle = live.volume.obstacle();
-            let hopeless = live.volume.role() == Role::Fenced
-                || matches!(obstacle, Some(Obstacle::Diverged { .. } | Obstacle::NeedsCopy { .. }));
+            if live.volume.role() == Role::Fenced && self.rng.one_in(20) {
+                self.control(node, Control::Demote);
+                self.work_inbox()?;
+                continue;
+            }
+            let hopeless =
+                matches!(obstacle, Some(Obstacle::Diverged { .. } | Obstacle::NeedsCopy { .. }));
             let better = self.primary().is_some_and(|primary| primary != node);
             if hopeless && better && (self.quiet || self.rng.one_in(20)) {
                 self.wipe(node);

@@ -70,6 +70,8 @@ pub struct Plan {
     pub net_us: u64,
     /// Milliseconds between disasters on average.
     pub fault_ms: u64,
+    /// Disasters in all.
+    pub most_faults: u64,
     /// Weights of crash, cut link, partition, failover, switchover, drain, wipe of a replica.
     pub faults: [u64; 7],
     /// Longest downtime in milliseconds.
@@ -127,6 +129,7 @@ impl Plan {
             disk_spike: rng.pick(&[0, 50, 500]),
             net_us: rng.log_between(10, 5000),
             fault_ms: rng.log_between(5, 500),
+            most_faults: rng.log_between(1, 40),
             faults: [
                 sometimes(rng, 6),
                 sometimes(rng, 6),

@@ -71,8 +71,18 @@ impl World {
         let (before, tip) = (live.tip, status.tip);
         live.tip = tip;
         let was_usable = live.usable;
-        live.usable = status.copy == CopyState::Usable;
+        // What a fenced primary shows of its open epoch is of no consequence: it will be dropped.
+        live.usable = status.copy == CopyState::Usable && status.role != Role::Fenced;
         let usable = live.usable;
+        if status.role != Role::Primary {
+            live.open.clear();
+        }
+        if was_usable && !usable {
+            self.forget_reads(node);
+        }
+        let Some(live) = &mut self.nodes[node].live else {
+            return Ok(());
+        };
         if tip != before {
             if role == Role::Primary {
                 let changes = std::mem::take(&mut live.open);
@@ -368,7 +378,7 @@ impl World {
             return Ok(());
         };
         let status = live.volume.copy_status();
-        live.usable = status.copy == CopyState::Usable;
+        live.usable = status.copy == CopyState::Usable && status.role != Role::Fenced;
         let (tip, usable) = (status.tip, live.usable);
         if !self.oracle.knows(tip) {
             return broken("P2", format!("node {node} opened at {tip:?}, which nobody sealed"));

@@ -22,7 +22,7 @@ use crate::trace::Trace;
 pub const MS: u64 = 1_000_000;
 /// A run that is not over by then is stuck.
 const LIMIT_MS: u64 = 4_000_000;
-const LIMIT_EVENTS: u64 = 3_000_000;
+const LIMIT_EVENTS: u64 = 400_000;
 
 /// A promise that was broken.
 #[derive(Clone, Debug)]
