@@ -341,3 +341,17 @@ fn layout_json(superblock: &Superblock, sector: u64) -> Json {
             .collect(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_superblock_whose_regions_fill_the_address_space_still_has_a_picture() {
+        let mut superblock = Superblock::zeroed();
+        superblock.block_size = 512.into();
+        superblock.total_capacity = u64::MAX.into();
+        superblock.journal_start = u64::MAX.into();
+        assert!(layout_text(&superblock, 512).contains("layout: |"));
+    }
+}
