@@ -68,6 +68,11 @@ impl Peer {
         }
     }
 
+    /// Whether it takes what we send, epochs or a full copy.
+    pub(super) fn is_fed(&self) -> bool {
+        self.feed != Feed::None
+    }
+
     /// Whether epochs are being sent.
     #[must_use]
     pub fn is_live(&self) -> bool {

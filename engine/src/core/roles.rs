@@ -141,6 +141,7 @@ impl Volume {
             // The whole tail is adopted: it is the history of the new term.
             self.anchored = self.tip();
             self.forget_progress();
+            self.discarded = false;
         }
         out.push(Action::ControlDone {
             id: transition.id,

@@ -67,6 +67,8 @@ pub struct Volume {
     /// The open epoch is to be sealed, but log or slots are short: whatever frees them is an event,
     /// so that no timer is needed.
     seal_blocked: bool,
+    /// Writes that had completed were dropped when this node was superseded.
+    pub(super) discarded: bool,
     /// When the oldest durable epoch that is not destaged yet was sealed.
     pub(super) dirty_since: Option<Time>,
     /// Epochs up to this one are durable on the primary: on a primary, here.
@@ -100,6 +102,7 @@ impl Volume {
             stopping: false,
             open_since: None,
             seal_blocked: false,
+            discarded: false,
             dirty_since: None,
             anchored,
             drains: VecDeque::new(),
@@ -394,10 +397,11 @@ impl Volume {
                 let epoch = self.last_change();
                 self.waiters.flush(now.time, epoch, id);
             }
-            // Nothing was ever written here.
-            (_, Role::Replica) => out.complete(id, Ok(())),
-            (_, Role::Fenced) => {
-                let lost = !self.overlay.open_is_empty() || self.tip() != self.anchored;
+            // Nothing is written here; but a client may still be connected who wrote before.
+            (_, Role::Replica | Role::Fenced) => {
+                let open = !self.overlay.open_is_empty();
+                let fenced = self.role() == Role::Fenced && self.tip() != self.anchored;
+                let lost = self.discarded || open || fenced;
                 let result = if lost { Err(Failure::Io) } else { Ok(()) };
                 out.complete(id, result);
             }
@@ -512,6 +516,7 @@ impl Volume {
 
     /// Drops the open epoch: nobody was promised any of it.
     pub(super) fn discard_open(&mut self, mem: &mut dyn SlotMemory) {
+        self.discarded |= !self.overlay.open_is_empty();
         self.overlay.discard_open(mem, self.journal.tip().epoch.next());
         let rest = self.journal.sealed.iter();
         self.overlay
