@@ -76,6 +76,8 @@ impl World {
         let usable = live.usable;
         if status.role != Role::Primary {
             live.open.clear();
+        } else if role != Role::Primary {
+            live.completed = hn4::types::Epoch(0); // Its clients are new.
         }
         if was_usable && !usable {
             self.forget_reads(node);

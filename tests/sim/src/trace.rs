@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 /// Events that are kept in words.
-const KEPT: usize = 400;
+const KEPT: usize = 1_000_000;
 
 /// See the module.
 #[derive(Debug)]
