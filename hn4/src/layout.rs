@@ -204,6 +204,13 @@ fn horizon_start(flux: u64, chronicle: u64, bytes: u64, fallback: u64) -> Horizo
     }
 }
 
+/// The flux region starts behind the quality mask, at the profile's alignment.
+fn flux_start(profile: Profile, qmask: u64, blocks: u64, block: u64) -> u64 {
+    let qmask_end = qmask.wrapping_add(round_up(blocks.div_ceil(4), block));
+    let alignment = round_up(profile.spec().alignment.max(block), block);
+    round_up(qmask_end, alignment)
+}
+
 /// Computes the layout of a new volume.
 ///
 /// # Errors
@@ -225,9 +232,7 @@ pub fn compute(
     let cortex = epoch.wrapping_add(round_up(ring, block));
     let bitmap = cortex.wrapping_add(cortex_bytes(profile, capacity, block));
     let qmask = bitmap.wrapping_add(round_up(blocks.div_ceil(8), block));
-    let qmask_end = qmask.wrapping_add(round_up(blocks.div_ceil(4), block));
-    let alignment = round_up(profile.spec().alignment.max(block), block);
-    let flux = round_up(qmask_end, alignment);
+    let flux = flux_start(profile, qmask, blocks, block);
 
     let chronicle_bytes = round_up(if pico { 64 << 10 } else { 10 * MIB }, block);
     let no_space = |what: &str| {

@@ -7,9 +7,16 @@ use hn4::status::Conduct;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
-    let Some(anchor) = Anchor::from_bytes(input) else { return };
+    let Some(anchor) = Anchor::from_bytes(input) else {
+        return;
+    };
     let rest = &input[128..];
-    let _ = (anchor.name(), anchor.extension_lba(), anchor.is_live(), anchor.logical_blocks(464));
+    let _ = (
+        anchor.name(),
+        anchor.extension_lba(),
+        anchor.is_live(),
+        anchor.logical_blocks(464),
+    );
     assert!(anchor.sealed().is_sound());
     assert!(hinted_orbit(anchor.orbit_hints.get(), anchor.mass.get()) <= 3);
     assert!(probe_slots(anchor.seed(), 100).all(|slot| slot < 100));
@@ -19,5 +26,6 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     let _ = hn4::nano::open(rest, 7, anchor.seed(), 0);
-    let _ = hn4::nano::sector(7, anchor.seed(), anchor.gravity_center.get(), 3, 3 + anchor.mass.get() % 9999);
+    let (k, end) = (anchor.gravity_center.get(), 3 + anchor.mass.get() % 9999);
+    let _ = hn4::nano::sector(7, anchor.seed(), k, 3, end);
 });

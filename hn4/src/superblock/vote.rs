@@ -236,7 +236,7 @@ pub fn vote(medium: &Medium<'_>, conduct: Conduct) -> Result<Winner, Problem> {
             continue;
         };
         if elected.is_some_and(|uuid| superblock.uuid() != uuid) {
-            outvoted.push((superblock, copy.offset));
+            outvoted.push((&**superblock, copy.offset));
             continue;
         }
         match &best {
@@ -248,12 +248,7 @@ pub fn vote(medium: &Medium<'_>, conduct: Conduct) -> Result<Winner, Problem> {
             }
         }
     }
-    // An outvoted copy does not speak, but one of the same generation is still a reason to stop.
-    for (superblock, offset) in outvoted {
-        if let Some(known) = &best {
-            beats(known, superblock, offset / medium.device.sector())?;
-        }
-    }
+    check_outvoted(medium, best.as_ref(), &outvoted)?;
     let Some(mut superblock) = best else {
         let problem = first.err().filter(|problem| problem.code != Code::HwIo);
         let found = problem.map_or_else(|| "no readable copy".to_owned(), |p| p.found);
@@ -275,6 +270,19 @@ pub fn vote(medium: &Medium<'_>, conduct: Conduct) -> Result<Winner, Problem> {
         copies,
         corrections,
     })
+}
+
+/// An outvoted copy does not speak, but one of the same generation is still a reason to stop.
+fn check_outvoted(
+    medium: &Medium<'_>,
+    best: Option<&Superblock>,
+    outvoted: &[(&Superblock, u64)],
+) -> Result<(), Problem> {
+    let Some(best) = best else { return Ok(()) };
+    for (superblock, offset) in outvoted {
+        beats(best, superblock, offset / medium.device.sector())?;
+    }
+    Ok(())
 }
 
 /// Mirrors keep an old chronicle head, and so may the winner: the highest sequence that any copy of

@@ -4,7 +4,8 @@
 //! not recomputed, so a RAM wormhole of a rotating disk computes the disk's addresses. A device
 //! that cannot be isomorphic is refused with the field's name, before anything is written. The
 //! clone's chronicle begins with a WORMHOLE entry that carries the parent's tip; the parent gets a
-//! FORK entry that carries the clone's generation and the same fork id. A clone has no data: replicate it.
+//! FORK entry that carries the clone's generation and the same fork id. A clone has no
+//! data: replicate it.
 
 use super::certificate::Certificate;
 use super::{diverged_generation, require_strict_flush};

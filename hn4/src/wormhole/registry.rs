@@ -1,8 +1,8 @@
 //! The satellite registry: who is mounted under which UUID.
 //!
 //! A plain volume asserts that its UUID is its own; a second volume with it is a safety panic
-//! unless it says WORMHOLE, in which case it is registered as a satellite. The registry lives as long as
-//! the process; it holds no I/O and no clock.
+//! unless it says WORMHOLE, in which case it is registered as a satellite. The registry lives as
+//! long as the process; it holds no I/O and no clock.
 
 use std::collections::BTreeMap;
 
