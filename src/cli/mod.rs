@@ -1,0 +1,9 @@
+//! What `hn4ctl` does, as library functions, so that the quickstart can do the same in process.
+
+pub mod args;
+pub mod pki;
+pub mod run;
+pub mod show;
+pub mod token;
+pub mod volume;
+mod volume_commands;

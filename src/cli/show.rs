@@ -1,0 +1,323 @@
+//! Status as people read it. Pure: from reports to text.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::config::Config;
+use crate::config::attach::AttachRecord;
+use crate::control::api::{
+    CopyReport, Finding, Health, NodeStatus, PeerReport, Policy, Stage, VolumeReport, VolumeState,
+};
+
+/// Bytes with a unit that keeps the number short.
+#[must_use]
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    // In tenths, so that no rounding turns 1023.99 KiB into 1024.0.
+    let mut tenths = u128::from(count) * 10 / 1024;
+    let mut unit = 0;
+    while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// A time in seconds with one decimal, or in larger units.
+#[must_use]
+pub fn time(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..=119 => format!("{s}.{} s", ms % 1000 / 100),
+        120..=7199 => format!("{} min {} s", s / 60, s % 60),
+        7200..=172_799 => format!("{} h {} min", s / 3600, s / 60 % 60),
+        _ => format!("{} d {} h", s / 86_400, s / 3600 % 24),
+    }
+}
+
+fn health(health: Health) -> &'static str {
+    match health {
+        Health::Ok => "ok",
+        Health::Attention => "ATTENTION",
+        Health::Failed => "FAILED",
+    }
+}
+
+/// The whole status.
+#[must_use]
+pub fn node(status: &NodeStatus) -> String {
+    let mut text = format!(
+        "node {} ({}), hn4-replicad {}, up {}\n",
+        status.node,
+        status.node_id,
+        status.version,
+        time(status.uptime_ms)
+    );
+    if status.volumes.is_empty() {
+        text.push_str("\nno volumes; add a [[volume]] to the configuration\n");
+    }
+    for report in &status.volumes {
+        text.push('\n');
+        volume(&mut text, report);
+    }
+    text
+}
+
+fn line(text: &mut String, label: &str, what: impl std::fmt::Display) {
+    // Writing to a string does not fail; so it is below.
+    let _ = writeln!(text, "  {label:<9}{what}");
+}
+
+fn volume(text: &mut String, report: &VolumeReport) {
+    let role = report
+        .state
+        .as_ref()
+        .map_or("not open", |state| state.role.as_str());
+    let _ = writeln!(
+        text,
+        "volume {}: {role}, {}",
+        report.name,
+        health(report.health)
+    );
+    for finding in &report.findings {
+        show_finding(text, finding);
+    }
+    if let Some(state) = &report.state {
+        show_state(text, state);
+    }
+    line(text, "ack", ack(&report.policy));
+    if !report.listen.is_empty() {
+        line(text, "listen", report.listen.join(" "));
+    }
+    match &report.state {
+        Some(state) => {
+            line(text, "log", &state.log_device);
+            line(text, "backing", &state.backing_device);
+        }
+        None => {
+            line(text, "log", &report.log);
+            line(text, "backing", &report.backing);
+        }
+    }
+    if !report.peers.is_empty() {
+        peers(text, &report.peers);
+    }
+}
+
+fn show_finding(text: &mut String, finding: &Finding) {
+    let mark = if finding.health == Health::Ok {
+        "note"
+    } else {
+        health(finding.health)
+    };
+    let _ = writeln!(text, "  {mark} {}: {}", finding.state, finding.cause);
+    let _ = writeln!(text, "    next: {}", finding.next);
+}
+
+fn show_state(text: &mut String, state: &VolumeState) {
+    let sectors = state.sector_bytes;
+    let size = bytes(state.size_bytes);
+    let id = &state.volume_id;
+    line(
+        text,
+        "volume",
+        format!("{size}, sectors of {sectors} B, id {id}"),
+    );
+    let copy = match &state.copy {
+        CopyReport::Usable => "usable".to_owned(),
+        CopyReport::Fresh => "fresh, not usable".to_owned(),
+        CopyReport::Seeding { received_bytes, .. } => {
+            format!("seeding {} of {size}, not usable", bytes(*received_bytes))
+        }
+    };
+    let (term, incarnation) = (state.term, state.incarnation);
+    line(
+        text,
+        "copy",
+        format!("{copy}; term {term}, incarnation {incarnation}"),
+    );
+    line(
+        text,
+        "epochs",
+        format!(
+            "tip {} ({}), durable {}, proven {}, applied {}",
+            state.tip_epoch,
+            state.tip_chain,
+            state.durable_epoch,
+            state.proven_epoch,
+            state.applied_epoch
+        ),
+    );
+    line(
+        text,
+        "overlay",
+        format!(
+            "{} of {} in use; log {} of {}",
+            bytes(state.dirty_bytes),
+            bytes(state.overlay_bytes),
+            bytes(state.log_used_bytes),
+            bytes(state.log_bytes)
+        ),
+    );
+    line(
+        text,
+        "clients",
+        format!(
+            "{}; since the start {} requests, {} written, {} read; {} wait",
+            state.clients,
+            state.requests,
+            bytes(state.written_bytes),
+            bytes(state.read_bytes),
+            state.waiting_requests
+        ),
+    );
+}
+
+fn ack(policy: &Policy) -> String {
+    let write = match policy.write_ack.as_str() {
+        "durable" => "writes when durable",
+        _ => "writes when in the overlay",
+    };
+    match policy.ack_peers {
+        0 => format!("{write}, peers {}", policy.ack),
+        peers => format!(
+            "{write}, and {} on {peers} {}; fewer: {}",
+            policy.ack,
+            if peers == 1 { "peer" } else { "peers" },
+            policy.on_degraded
+        ),
+    }
+}
+
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table
+}
+
+/// The table's lines, indented, without the spaces at their ends.
+fn table_text(text: &mut String, table: &Table, indent: &str) {
+    for line in table.lines() {
+        let _ = writeln!(text, "{indent}{}", line.trim_end());
+    }
+}
+
+fn peers(text: &mut String, peers: &[PeerReport]) {
+    let mut table = plain_table();
+    table.set_header([
+        "peer", "session", "sent", "received", "durable", "proven", "applied", "lag",
+    ]);
+    for peer in peers {
+        let session = match (peer.connected, peer.live, peer.seeding_bytes) {
+            (false, ..) => "none".to_owned(),
+            (_, _, Some(done)) => format!("seeding, {} done", bytes(done)),
+            (_, true, _) => "live".to_owned(),
+            _ => "open".to_owned(),
+        };
+        let mut row = vec![peer.name.clone(), session];
+        match &peer.progress {
+            Some(progress) => {
+                let stages = [
+                    &progress.sent,
+                    &progress.received,
+                    &progress.durable,
+                    &progress.proven,
+                    &progress.applied,
+                ];
+                row.extend(stages.iter().map(|stage| stage.epoch.to_string()));
+                row.push(lag(&progress.durable));
+            }
+            None => row.extend(std::iter::repeat_n("-".to_owned(), 6)),
+        }
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut().skip(2).take(5) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table_text(text, &table, " ");
+    for peer in peers {
+        let address = peer.address.as_deref().unwrap_or("address not configured");
+        let _ = writeln!(
+            text,
+            "  {}: {} {address}, {}",
+            peer.name, peer.transport, peer.link
+        );
+    }
+}
+
+/// How far a peer is behind, durably.
+fn lag(stage: &Stage) -> String {
+    if stage.lag_epochs == 0 {
+        return "none".to_owned();
+    }
+    let mut text = format!("{} epochs", stage.lag_epochs);
+    if let (Some(count), Some(ms)) = (stage.lag_bytes, stage.lag_ms) {
+        let _ = write!(text, ", {}, {}", bytes(count), time(ms));
+    }
+    text
+}
+
+/// The configured volumes, with what the node remembers of each, and what else it remembers.
+#[must_use]
+pub fn volume_list(config: &Config, records: &[AttachRecord]) -> String {
+    let mut table = plain_table();
+    table.set_header(["volume", "id", "log may hold more", "log", "backing"]);
+    let mut configured = Vec::new();
+    for section in &config.volumes {
+        let record = records
+            .iter()
+            .find(|record| record.name == section.name && record.backing == section.backing);
+        let (id, undestaged) = match record {
+            Some(record) => (
+                record.volume.to_string(),
+                if record.undestaged { "yes" } else { "no" },
+            ),
+            None => ("not created on this node".to_owned(), "-"),
+        };
+        configured.extend(record.map(|record| record.volume));
+        table.add_row([
+            section.name.clone(),
+            id,
+            undestaged.to_owned(),
+            section.log.display().to_string(),
+            section.backing.display().to_string(),
+        ]);
+    }
+    for record in records {
+        if configured.contains(&record.volume) {
+            continue;
+        }
+        table.add_row([
+            format!("({}: not configured)", record.name),
+            record.volume.to_string(),
+            if record.undestaged { "yes" } else { "no" }.to_owned(),
+            record.log.display().to_string(),
+            record.backing.display().to_string(),
+        ]);
+    }
+    let mut text = String::new();
+    table_text(&mut text, &table, "");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_times_are_short_and_never_rounded_up() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes((1 << 20) - 1), "1023.9 KiB");
+        assert_eq!(bytes(u64::MAX), "16383.9 PiB");
+        assert_eq!(time(1_940), "1.9 s");
+        assert_eq!(time(119_999), "119.9 s");
+        assert_eq!(time(3_600_000), "60 min 0 s");
+        assert_eq!(time(200_000_000), "2 d 7 h");
+    }
+}

@@ -1,0 +1,313 @@
+//! What is said over the control socket. Stable: fields are added, never renamed or given another
+//! meaning; readers ignore fields that they do not know.
+
+use serde::{Deserialize, Serialize};
+
+/// What a client asks for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// The state of the node and its volumes; answered by [`Response::Status`].
+    Status,
+    /// Make everything durable, and acknowledged as the volume's policy asks.
+    Flush {
+        /// Name of the volume.
+        volume: String,
+    },
+    /// Write everything back to the backing.
+    Drain {
+        /// Name of the volume.
+        volume: String,
+    },
+    /// Become primary.
+    Promote {
+        /// Name of the volume.
+        volume: String,
+        /// Go on although epochs may be lost that another node acknowledged.
+        #[serde(default)]
+        accept_loss: bool,
+    },
+    /// Become a replica.
+    Demote {
+        /// Name of the volume.
+        volume: String,
+    },
+    /// Wait until the backing holds an epoch.
+    Wait {
+        /// Name of the volume.
+        volume: String,
+        /// The epoch.
+        applied: u64,
+        /// Give up after this time.
+        timeout_ms: u64,
+    },
+}
+
+impl Request {
+    /// The volume it is about, if it is about one.
+    #[must_use]
+    pub fn volume(&self) -> Option<&str> {
+        match self {
+            Self::Status => None,
+            Self::Flush { volume }
+            | Self::Drain { volume }
+            | Self::Promote { volume, .. }
+            | Self::Demote { volume }
+            | Self::Wait { volume, .. } => Some(volume),
+        }
+    }
+}
+
+/// What the daemon answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "snake_case")]
+pub enum Response {
+    /// It was done.
+    Done {
+        /// In words.
+        message: String,
+    },
+    /// Answer to [`Request::Status`].
+    Status(NodeStatus),
+    /// It was not done.
+    Error {
+        /// What was not done.
+        what: String,
+        /// Why not.
+        why: String,
+        /// What can safely be done next.
+        next: String,
+    },
+}
+
+/// The node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub node: String,
+    /// Its id, a UUID.
+    pub node_id: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Since the daemon started.
+    pub uptime_ms: u64,
+    /// Its volumes, in the order of the configuration.
+    pub volumes: Vec<VolumeReport>,
+}
+
+impl NodeStatus {
+    /// The worst of all volumes.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.volumes
+            .iter()
+            .map(|volume| volume.health)
+            .max()
+            .unwrap_or(Health::Ok)
+    }
+}
+
+/// How much a state asks for attention. Ordered.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    /// Nothing to do.
+    Ok,
+    /// Works, but a promise is weaker than configured or will be.
+    Attention,
+    /// Clients are refused or wait, or this copy cannot be used.
+    Failed,
+}
+
+/// A state that is not the ideal one, with its cause and the next safe command (P12).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Finding {
+    /// Stable name of the state, such as `failed-closed`.
+    pub state: String,
+    /// How much it asks for attention.
+    pub health: Health,
+    /// Why it is so.
+    pub cause: String,
+    /// What can safely be done.
+    pub next: String,
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeReport {
+    /// Its name.
+    pub name: String,
+    /// The worst of its findings.
+    pub health: Health,
+    /// Device or file of its blocks, as configured.
+    pub backing: String,
+    /// Device or file of its log, as configured.
+    pub log: String,
+    /// Its sockets, as configured.
+    pub listen: Vec<String>,
+    /// What acknowledgements mean, as configured.
+    pub policy: Policy,
+    /// Its state; missing if it is not open.
+    pub state: Option<VolumeState>,
+    /// Its peers, in the order of the configuration.
+    pub peers: Vec<PeerReport>,
+    /// Everything that is not as it should be, the worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// What acknowledgements mean.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Policy {
+    /// `overlay` or `durable`.
+    pub write_ack: String,
+    /// `async`, `received` or `durable`.
+    pub ack: String,
+    /// Peers that must acknowledge; 0 with `async`.
+    pub ack_peers: u64,
+    /// `block` or `degrade`.
+    pub on_degraded: String,
+}
+
+/// The state of an open volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeState {
+    /// UUID that all copies share.
+    pub volume_id: String,
+    /// 32 hexadecimal digits, drawn when the volume was created.
+    pub birth_nonce: String,
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Logical sector size.
+    pub sector_bytes: u32,
+    /// `primary`, `replica` or `fenced`.
+    pub role: String,
+    /// The counter of the term.
+    pub term: u64,
+    /// The node that was promoted in it, a UUID.
+    pub term_node: String,
+    /// Openings by a primary in this term.
+    pub incarnation: u32,
+    /// How complete the copy is.
+    pub copy: CopyReport,
+    /// The newest sealed epoch.
+    pub tip_epoch: u64,
+    /// Start of the hash of its frame header, hexadecimal. Equal on copies with an equal history.
+    pub tip_chain: String,
+    /// The newest epoch that is durable in the log.
+    pub durable_epoch: u64,
+    /// The newest epoch that is known to be anchored: durable on the primary.
+    pub proven_epoch: u64,
+    /// The epoch that the backing holds.
+    pub applied_epoch: u64,
+    /// Requests that wait for the log or for peers.
+    pub waiting_requests: u64,
+    /// It goes on without peers that its policy asks for.
+    pub degraded: bool,
+    /// Overlay in use.
+    pub dirty_bytes: u64,
+    /// Overlay in all.
+    pub overlay_bytes: u64,
+    /// Log in use, with what is kept for peers.
+    pub log_used_bytes: u64,
+    /// Log in all.
+    pub log_bytes: u64,
+    /// Connections of clients.
+    pub clients: u64,
+    /// Requests of clients since the daemon started.
+    pub requests: u64,
+    /// Bytes that clients wrote since then.
+    pub written_bytes: u64,
+    /// Bytes that clients read since then.
+    pub read_bytes: u64,
+    /// What recovery found when the volume was opened.
+    pub recovery: RecoveryFacts,
+    /// What the log lies on, in words.
+    pub log_device: String,
+    /// What the volume lies on, in words.
+    pub backing_device: String,
+    /// A flush is believed only because the configuration says so.
+    pub assumed_strict_flush: bool,
+}
+
+/// How complete a copy is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum CopyReport {
+    /// It holds nothing of the volume yet.
+    Fresh,
+    /// A full copy is being filled in.
+    Seeding {
+        /// Bytes of the volume that have arrived.
+        received_bytes: u64,
+        /// Bytes of the volume that are durable here.
+        durable_bytes: u64,
+        /// The copy is exact when this epoch has been applied; unknown until all pieces were sent.
+        usable_after_epoch: Option<u64>,
+    },
+    /// An exact prefix of the volume's history.
+    Usable,
+}
+
+/// What recovery found.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RecoveryFacts {
+    /// The backing held this epoch.
+    pub checkpoint_epoch: u64,
+    /// The log reached to this one.
+    pub tip_epoch: u64,
+    /// Epochs that were read back into the overlay.
+    pub replayed_epochs: u64,
+    /// Bytes of them.
+    pub replayed_bytes: u64,
+    /// An incomplete frame after the tip was dropped; it had never been acknowledged as durable.
+    pub torn_tail: bool,
+}
+
+/// A peer of a volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Its name.
+    pub name: String,
+    /// Its address, if this node knows it.
+    pub address: Option<String>,
+    /// `quic` or `wss`.
+    pub transport: String,
+    /// What the connection is doing, in words.
+    pub link: String,
+    /// A session about this volume is open.
+    pub connected: bool,
+    /// Epochs are being sent to it.
+    pub live: bool,
+    /// A full copy is being sent: bytes of the volume that are done.
+    pub seeding_bytes: Option<u64>,
+    /// How far it is. Only a primary knows.
+    pub progress: Option<PeerProgress>,
+}
+
+/// How far a peer is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerProgress {
+    /// Handed to the session.
+    pub sent: Stage,
+    /// In the peer's memory.
+    pub received: Stage,
+    /// In the peer's log.
+    pub durable: Stage,
+    /// Known there to be anchored.
+    pub proven: Stage,
+    /// In the peer's backing.
+    pub applied: Stage,
+}
+
+/// One stage on the way to a peer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Stage {
+    /// All epochs up to this one.
+    pub epoch: u64,
+    /// Epochs behind this node's tip.
+    pub lag_epochs: u64,
+    /// Bytes of log behind, where it is measured: at `durable`, and where nothing is missing.
+    pub lag_bytes: Option<u64>,
+    /// Milliseconds since the oldest missing epoch was sealed, where it is measured.
+    pub lag_ms: Option<u64>,
+}
