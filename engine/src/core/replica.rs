@@ -239,6 +239,9 @@ impl Volume {
         let session_is_known = self.superblock.persisted().session == self.journal.session;
         if self.replica.truncate_to.is_some()
             || self.replica.rebase.is_some()
+            // Epochs cannot be destaged before the last piece is written, and must not take the
+            // slots that pieces need.
+            || self.replica.seed.is_some()
             || !session_is_known
         {
             return;
@@ -378,6 +381,7 @@ impl Volume {
         let rest = self.journal.sealed.iter();
         self.overlay
             .rebuild_zeros(rest.map(|s| (s.header.epoch, s.zeros.as_slice())));
+        self.waiters.cut_back(to.epoch);
         // Frames of the dropped tail must prove nothing after a crash.
         self.superblock.dirty = true;
     }
@@ -449,8 +453,8 @@ impl Volume {
             }
         }
         self.overlay.rebuild_zeros(std::iter::empty());
+        self.waiters.cut_back(origin.from.epoch);
         self.replica.rebase = None;
-        self.replica.hint = None;
         let session = self.journal.session + 1;
         let base = (origin.from, origin.log_offset);
         self.journal = Journal::new(self.journal.ring_bytes(), session, base);

@@ -655,6 +655,11 @@ impl Volume {
             });
         }
         match control {
+            Control::Flush if self.role() == Role::Fenced => {
+                let why = "this node was superseded; what it did not write yet, it never will";
+                let result = Err(why.to_owned());
+                out.push(Action::ControlDone { id, result });
+            }
             Control::Flush => {
                 let epoch = self.last_change();
                 self.waiters.control(now.time, epoch, id);

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use hn4::log::Role;
 use hn4::types::Epoch;
 
 use super::config::{AckMode, OnDegraded};
@@ -81,6 +82,14 @@ impl Waiters {
         self.len() == 0
     }
 
+    /// The log was cut back: what is not there any more needs no waiting for. Only the operator waits
+    /// on a replica.
+    pub(super) fn cut_back(&mut self, last: Epoch) {
+        for wait in self.writes.iter_mut().chain(&mut self.flushes) {
+            wait.epoch = wait.epoch.min(last);
+        }
+    }
+
     /// Everyone who waits is told to give up.
     pub(super) fn fail_all(&mut self, mut fail: impl FnMut(RequestId, bool)) {
         for wait in self.writes.drain(..).chain(self.flushes.drain(..)) {
@@ -102,7 +111,8 @@ impl Volume {
     /// The newest epoch that enough peers have received, and have durably.
     fn peers_have(&self) -> (Epoch, Epoch) {
         let everything = Epoch(u64::MAX);
-        if !self.peers_count() || self.degraded {
+        // A replica answers for itself only.
+        if !self.peers_count() || self.degraded || self.role() != Role::Primary {
             return (everything, everything);
         }
         let kth = |mut epochs: Vec<Epoch>| {
