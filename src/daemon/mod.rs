@@ -1,0 +1,228 @@
+//! The daemon: opens the volumes of a configuration, connects them with their peers, answers the
+//! control socket, and stops in order.
+//!
+//! Each volume has a shard, which is a thread with a ring and knows nothing of this, and a task here
+//! that carries messages. Everything here runs on one tokio thread; no client data passes through it
+//! except what goes to or comes from peers.
+
+mod requests;
+mod translate;
+mod volume;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use hn4::types::VolumeId;
+use hn4_engine::core::VolumeConfig;
+use hn4_engine::device::DeviceOptions;
+use hn4_engine::shard::{self, ShardSetup};
+use hn4_transport::driver::{
+    Environment, PeerConfig, PeerHandle, Timings, Transport, TransportConfig,
+};
+use hn4_transport::session;
+use hn4_transport::tls::Identity;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+
+use self::requests::Node;
+use self::volume::{Ask, OpenVolume, VolumeTask};
+use crate::config::state::{NodeState, random_bytes};
+use crate::config::{Config, TransportSection, VolumeSection};
+use crate::control;
+
+/// How long a start waits for the devices of a killed predecessor.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Requests of the control socket on their way.
+const REQUESTS: usize = 64;
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// If it cannot start, or a volume could not go on; the error says what to do.
+pub fn run(config: &Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: &Config) -> Result<()> {
+    let started = Instant::now();
+    let state = NodeState::open_or_create(&config.node.state_dir)?;
+    let mut open = Vec::new();
+    let mut states = HashMap::new();
+    for section in &config.volumes {
+        let (volume, receiver) = open_volume(section, &state).await?;
+        tracing::info!(
+            volume = %volume.name, id = %volume.identity.volume, role = ?volume.status.role,
+            term = %volume.status.term, tip = %volume.status.tip.epoch, "open"
+        );
+        states.insert(volume.identity.volume, receiver);
+        open.push(volume);
+    }
+    let ids: Vec<VolumeId> = open.iter().map(|volume| volume.identity.volume).collect();
+    let transport = match &config.transport {
+        Some(section) => Some(start_transport(config, section, states).await?),
+        None => None,
+    };
+    let mut handles = connect_peers(config, &ids, transport.as_ref())?;
+    let mut tasks = JoinSet::new();
+    let mut node = Node::new(config, state.node_id, started);
+    for (index, volume) in open.into_iter().enumerate() {
+        let (asks, queue) = mpsc::channel(REQUESTS);
+        let peers = handles.remove(&index).unwrap_or_default();
+        node.add(&config.volumes[index], asks);
+        tasks.spawn(VolumeTask::new(volume, peers, queue).run());
+    }
+    let (requests, mut queue) = mpsc::channel(REQUESTS);
+    let socket = config.node.control_socket.clone();
+    let mut server = tokio::spawn(control::server::serve(socket, requests));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    notify_ready();
+    let result = loop {
+        tokio::select! {
+            Some((request, reply)) = queue.recv() => node.answer(request, reply),
+            Some(ended) = tasks.join_next() => break ended.context("a task panicked")?,
+            ended = &mut server => {
+                break ended.context("the control socket panicked")?.context("control socket");
+            }
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+        }
+    };
+    let stop = async {
+        stop_volumes(config, &node, &mut tasks).await;
+        if let Some(transport) = transport {
+            transport.shutdown().await;
+        }
+    };
+    tokio::select! {
+        () = stop => {}
+        // A second signal: recovery covers what is left.
+        _ = terminate.recv() => tracing::warn!("stopped at once by a second signal"),
+        _ = interrupt.recv() => tracing::warn!("stopped at once by a second signal"),
+    }
+    server.abort();
+    // The socket's file would only mislead; whoever starts next removes it too.
+    let _ = std::fs::remove_file(&config.node.control_socket);
+    result
+}
+
+async fn stop_volumes(config: &Config, node: &Node, tasks: &mut JoinSet<Result<()>>) {
+    tracing::info!("stopping: the log is flushed, the overlay written back");
+    for (section, asks) in config.volumes.iter().zip(node.asks()) {
+        let drain_ms = section.stop_drain_ms();
+        // Fails if the volume has ended already.
+        let _ = asks.send(Ask::Stop { drain_ms }).await;
+    }
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("{error:#}"),
+            Err(error) => tracing::error!("a task panicked: {error}"),
+        }
+    }
+}
+
+async fn open_volume(
+    section: &VolumeSection,
+    state: &NodeState,
+) -> Result<(OpenVolume, watch::Receiver<session::LocalState>)> {
+    let node = state.node_id;
+    let policies = section.clone();
+    let wake = Arc::new(Notify::new());
+    let bell = Arc::clone(&wake);
+    let patient = |options| DeviceOptions { lock_patience: LOCK_PATIENCE, ..options };
+    let (tell, told) = std::sync::mpsc::channel();
+    let setup = ShardSetup {
+        name: section.name.clone(),
+        expect: None,
+        log: section.log.clone(),
+        backing: section.backing.clone(),
+        log_options: patient(section.log_options()),
+        backing_options: patient(section.backing_options()),
+        overlay_bytes: section.overlay_bytes(),
+        configure: Box::new(move |header, slots| {
+            let mut config = VolumeConfig::new(header.identity, node, header.ring_bytes, slots);
+            config.lanes.count = header.lanes;
+            config.lanes.stripe_blocks = header.stripe_blocks;
+            policies.apply(&mut config);
+            // The receiver waits below.
+            let _ = tell.send(config);
+            config
+        }),
+        listen: section.listen.clone(),
+        cpu: section.cpu,
+    };
+    let mut shard = shard::spawn(setup, Arc::new(move || bell.notify_one()))
+        .with_context(|| format!("volume {}", section.name))?;
+    let config = told.recv().context("the shard opened without its configuration")?;
+    let (status, identity) = OpenVolume::first_state(&mut shard, &wake).await?;
+    let max_epoch_bytes = config.max_epoch_blocks as u64 * hn4::types::BLOCK_BYTES;
+    let local = translate::local_state(&identity, node, max_epoch_bytes, &status);
+    let (sender, receiver) = watch::channel(local);
+    let name = section.name.clone();
+    let volume =
+        OpenVolume { name, shard, wake, identity, node, max_epoch_bytes, status, state: sender };
+    Ok((volume, receiver))
+}
+
+async fn start_transport(
+    config: &Config,
+    section: &TransportSection,
+    states: HashMap<VolumeId, watch::Receiver<session::LocalState>>,
+) -> Result<Transport> {
+    let identity = Identity::from_files(&section.certificate, &section.key, &section.ca)?;
+    tracing::info!(listen = %section.listen, pin = %identity.pin(), "transport");
+    let transport = TransportConfig {
+        listen: section.listen,
+        node_name: config.node.name.clone(),
+        identity,
+        session: session::Config::default(),
+        timings: Timings::default(),
+    };
+    let seed = random_bytes()?;
+    let seed = u64::from_le_bytes(std::array::from_fn(|index| seed[index]));
+    Ok(Transport::start(transport, states, Environment::system(seed)).await?)
+}
+
+/// Adds all peers; gives for each volume its peers' handles with their place in the configuration.
+fn connect_peers(
+    config: &Config,
+    ids: &[VolumeId],
+    transport: Option<&Transport>,
+) -> Result<HashMap<usize, Vec<(usize, PeerHandle)>>> {
+    let mut all: HashMap<usize, Vec<(usize, PeerHandle)>> = HashMap::new();
+    let Some(transport) = transport else { return Ok(all) };
+    let place = |name: &str| config.volumes.iter().position(|volume| volume.name == name);
+    for node_peer in config.peers() {
+        let volumes: Vec<(usize, usize)> = node_peer
+            .volumes
+            .iter()
+            .filter_map(|(section, peer)| Some((place(&section.name)?, *peer)))
+            .collect();
+        let peer = node_peer.peer;
+        let handles = transport.add_peer(PeerConfig {
+            name: peer.name,
+            address: peer.address,
+            key_pin: peer.key_pin,
+            volumes: volumes.iter().map(|&(volume, _)| ids[volume]).collect(),
+            transport: peer.transport,
+        })?;
+        for handle in handles {
+            let found = volumes.iter().find(|&&(volume, _)| ids[volume] == handle.volume);
+            if let Some(&(volume, index)) = found {
+                all.entry(volume).or_default().push((index, handle));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Tells systemd that clients can be served.
+fn notify_ready() {
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}

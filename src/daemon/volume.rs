@@ -1,0 +1,293 @@
+//! One volume's task: carries messages between its shard, its sessions and the control socket.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hn4::log::LogIdentity;
+use hn4::types::{NodeId, Term};
+use hn4_engine::core::event::{Control, CopyStatus, PeerEvent, PeerId, RequestId};
+use hn4_engine::shard::{FromShard, ShardHandle, ShardStatus, ToShard};
+use hn4_transport::driver::{LinkStatus, PeerHandle};
+use hn4_transport::session::{FromSession, Input, LocalState, Output, SessionId, ToSession};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::translate;
+
+/// A request to a volume's task.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// What everything looks like.
+    Status(oneshot::Sender<Report>),
+    /// Something for the core.
+    Control(Control, oneshot::Sender<Result<(), String>>),
+    /// Become primary in the next term.
+    Promote(oneshot::Sender<Result<(), String>>),
+    /// Flush the log, drain for at most so many milliseconds, end.
+    Stop { drain_ms: u64 },
+}
+
+/// The state of a volume with what only the daemon knows.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    pub(super) shard: ShardStatus,
+    /// What the connection to each peer is doing, in the order of the configuration.
+    pub(super) links: Vec<LinkStatus>,
+}
+
+/// What is needed to talk to one peer.
+struct Peer {
+    name: String,
+    /// Bounded by the peer's credit, which bounds what the shard sends.
+    to: mpsc::UnboundedSender<ToSession>,
+    session: Option<SessionId>,
+    link: watch::Receiver<LinkStatus>,
+    /// Why the last session was refused or ended.
+    last_words: String,
+}
+
+/// See the module.
+pub(super) struct VolumeTask {
+    name: String,
+    shard: ShardHandle,
+    wake: Arc<Notify>,
+    identity: LogIdentity,
+    node: NodeId,
+    max_epoch_bytes: u64,
+    state: watch::Sender<LocalState>,
+    status: CopyStatus,
+    peers: Vec<Option<Peer>>,
+    from_sessions: mpsc::Receiver<(usize, FromSession)>,
+    asks: mpsc::Receiver<Ask>,
+    next_id: u64,
+    controls: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    statuses: HashMap<u64, oneshot::Sender<Report>>,
+}
+
+/// A volume that is open, before its peers are known.
+pub(super) struct OpenVolume {
+    pub(super) name: String,
+    pub(super) shard: ShardHandle,
+    pub(super) wake: Arc<Notify>,
+    pub(super) identity: LogIdentity,
+    pub(super) node: NodeId,
+    pub(super) max_epoch_bytes: u64,
+    pub(super) status: CopyStatus,
+    pub(super) state: watch::Sender<LocalState>,
+}
+
+impl OpenVolume {
+    /// Waits for the first word of the shard, which says what state the copy is in.
+    pub(super) async fn first_state(
+        shard: &mut ShardHandle,
+        wake: &Notify,
+    ) -> Result<(CopyStatus, LogIdentity)> {
+        shard.send(ToShard::Status(RequestId(0)));
+        loop {
+            while let Some(message) = shard.receive() {
+                match message {
+                    FromShard::Status { status, .. } => return Ok((status.copy, status.identity)),
+                    FromShard::Ended(result) => {
+                        result.map_err(anyhow::Error::msg)?;
+                        anyhow::bail!("the shard ended before it served");
+                    }
+                    _ => {}
+                }
+            }
+            wake.notified().await;
+        }
+    }
+}
+
+impl VolumeTask {
+    /// Connects a volume with its peers: for each its place in the configuration and its handle.
+    pub(super) fn new(
+        open: OpenVolume,
+        handles: Vec<(usize, PeerHandle)>,
+        asks: mpsc::Receiver<Ask>,
+    ) -> Self {
+        let (merged, from_sessions) = mpsc::channel(64);
+        let mut peers: Vec<Option<Peer>> = Vec::new();
+        for (index, handle) in handles {
+            if peers.len() <= index {
+                peers.resize_with(index + 1, || None);
+            }
+            peers[index] = Some(connect(index, handle, merged.clone()));
+        }
+        let OpenVolume { name, shard, wake, identity, node, max_epoch_bytes, status, state } = open;
+        Self {
+            name,
+            shard,
+            wake,
+            identity,
+            node,
+            max_epoch_bytes,
+            state,
+            status,
+            peers,
+            from_sessions,
+            asks,
+            next_id: 1,
+            controls: HashMap::new(),
+            statuses: HashMap::new(),
+        }
+    }
+
+    /// Runs until the shard ends.
+    ///
+    /// # Errors
+    /// If the shard could not go on.
+    pub(super) async fn run(mut self) -> Result<()> {
+        // A shard that panicked cannot say so; it is looked after now and then.
+        let mut look = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            while let Some(message) = self.shard.receive() {
+                if let FromShard::Ended(result) = message {
+                    self.shard.join();
+                    return result.map_err(anyhow::Error::msg).context(self.name);
+                }
+                self.from_shard(message);
+            }
+            tokio::select! {
+                () = self.wake.notified() => {}
+                Some((peer, message)) = self.from_sessions.recv() => self.from_session(peer, message),
+                Some(ask) = self.asks.recv() => self.ask(ask),
+                _ = look.tick() => {
+                    if self.shard.is_finished() && self.shard.receive().is_none() {
+                        anyhow::bail!("volume {}: its thread has died", self.name);
+                    }
+                }
+            }
+        }
+    }
+
+    fn from_shard(&mut self, message: FromShard) {
+        match message {
+            FromShard::Peer { peer, session, message } => {
+                self.to_session(peer, session, translate::input(message));
+            }
+            FromShard::Frame { peer, session, epoch, bytes } => {
+                let frame = bytes.into();
+                self.to_session(peer, session, Input::SendEpoch { epoch, frame });
+            }
+            FromShard::Piece { peer, session, piece } => {
+                self.to_session(peer, session, translate::piece_input(piece));
+            }
+            FromShard::ControlDone { id, result } => {
+                if let Some(reply) = self.controls.remove(&id.0) {
+                    // Who asked may be gone.
+                    let _ = reply.send(result);
+                }
+            }
+            FromShard::State(status) => {
+                self.status = status;
+                let state =
+                    translate::local_state(&self.identity, self.node, self.max_epoch_bytes, &status);
+                self.state.send_replace(state);
+            }
+            FromShard::Status { id, status } => {
+                if let Some(reply) = self.statuses.remove(&id.0) {
+                    let links = self.peers.iter().flatten().map(Peer::describe).collect();
+                    let _ = reply.send(Report { shard: *status, links });
+                }
+            }
+            FromShard::Ended(_) => {}
+        }
+    }
+
+    fn to_session(&self, peer: PeerId, session: u64, input: Input) {
+        if let Some(Some(peer)) = self.peers.get(usize::from(peer.0)) {
+            // Fails only when the driver is gone, which ends everything anyway.
+            let _ = peer.to.send(ToSession { session: SessionId(session), input });
+        }
+    }
+
+    fn from_session(&mut self, index: usize, message: FromSession) {
+        let Some(Some(peer)) = self.peers.get_mut(index) else { return };
+        let FromSession { session, output } = message;
+        let id = PeerId(u8::try_from(index).expect("the configuration bounds peers"));
+        let event = match output {
+            Output::PeerState(state) if peer.session != Some(session) => {
+                peer.session = Some(session);
+                peer.last_words.clear();
+                let (volume, role, copy) = (&self.name, state.role, state.copy);
+                tracing::info!(%volume, peer = %peer.name, ?role, ?copy, "connected");
+                PeerEvent::Connected
+            }
+            Output::Closed { reason } => {
+                if peer.session.take().is_some() {
+                    tracing::info!(volume = %self.name, peer = %peer.name, %reason, "disconnected");
+                }
+                if peer.last_words.is_empty() {
+                    peer.last_words = reason.to_string();
+                }
+                PeerEvent::Disconnected
+            }
+            Output::Refused { reason } => {
+                tracing::warn!(volume = %self.name, peer = %peer.name, %reason, "refused");
+                peer.last_words = reason.to_string();
+                return;
+            }
+            output => match translate::event(output) {
+                Some(event) => event,
+                None => return,
+            },
+        };
+        self.shard.send(ToShard::Peer { peer: id, session: session.0, event });
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        self.next_id += 1;
+        let id = RequestId(self.next_id);
+        match ask {
+            Ask::Status(reply) => {
+                self.statuses.insert(id.0, reply);
+                self.shard.send(ToShard::Status(id));
+            }
+            Ask::Control(control, reply) => {
+                self.controls.insert(id.0, reply);
+                self.shard.send(ToShard::Control { id, control });
+            }
+            Ask::Promote(reply) => {
+                self.controls.insert(id.0, reply);
+                let term = Term { counter: self.status.term.counter + 1, node: self.node };
+                self.shard.send(ToShard::Control { id, control: Control::Promote { term } });
+            }
+            Ask::Stop { drain_ms } => self.shard.send(ToShard::Stop { drain_ms }),
+        }
+    }
+}
+
+impl Peer {
+    /// What the connection is doing; after a session that failed, why it did.
+    fn describe(&self) -> LinkStatus {
+        match &*self.link.borrow() {
+            LinkStatus::Connected { .. } if self.session.is_none() && !self.last_words.is_empty() => {
+                LinkStatus::Failed { why: self.last_words.clone() }
+            }
+            link => link.clone(),
+        }
+    }
+}
+
+/// Gives a peer's session a queue of its own, so that a slow one holds up nobody else.
+fn connect(index: usize, handle: PeerHandle, merged: mpsc::Sender<(usize, FromSession)>) -> Peer {
+    let PeerHandle { peer: name, to: session, mut from, link, .. } = handle;
+    let (to, mut queue) = mpsc::unbounded_channel::<ToSession>();
+    tokio::spawn(async move {
+        while let Some(message) = queue.recv().await {
+            if session.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    tokio::spawn(async move {
+        while let Some(message) = from.recv().await {
+            if merged.send((index, message)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Peer { name, to, session: None, link, last_words: String::new() }
+}
