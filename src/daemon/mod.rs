@@ -224,5 +224,5 @@ fn connect_peers(
 /// Tells systemd that clients can be served.
 fn notify_ready() {
     // Without systemd there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
 }
