@@ -7,6 +7,7 @@ use hn4::log::{CopyState, Role};
 use hn4::types::{Epoch, LogOffset};
 
 use super::event::{Action, Actions, Now, Time, Tip};
+use super::mutants::{Mutant, planted};
 use super::sweep::{Sweep, SweepStep};
 use super::volume::Volume;
 use crate::arena::SlotMemory;
@@ -18,6 +19,9 @@ impl Volume {
         if let CopyState::Seeding { until: None, .. } | CopyState::Fresh = copy {
             // Pieces of the full copy are still to come and would overwrite newer data.
             return Epoch(0);
+        }
+        if planted(Mutant::DestageUnanchored) {
+            return self.journal.durable();
         }
         self.journal.durable().min(self.anchored.epoch)
     }
@@ -55,6 +59,9 @@ impl Volume {
             && self.wants_sweep(now, mem)
         {
             self.sweep = Some(self.plan_sweep(newest));
+            if planted(Mutant::FreeSlotsEarly) {
+                self.release_swept(newest, mem);
+            }
         }
         if let Some(sweep) = &mut self.sweep
             && sweep.advance(out) == SweepStep::WriteSuperblock
@@ -115,6 +122,10 @@ impl Volume {
             next.retained = target;
             next.retained_chain = chain;
             next.retained_offset = offset;
+            if planted(Mutant::FreeLogEarly) {
+                let (epoch, chain) = (target, next.retained_chain);
+                self.journal.forget(Tip { epoch, chain });
+            }
             // Otherwise it goes along with the next checkpoint.
             self.superblock.dirty |= pressed;
         }

@@ -13,6 +13,7 @@ use hn4::types::Epoch;
 use super::event::{
     Action, Actions, FeedRefusal, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin, Tip,
 };
+use super::mutants::{Mutant, planted};
 use super::volume::Volume;
 
 /// Frames are read from the log in runs of at most so many bytes.
@@ -96,7 +97,9 @@ impl Volume {
     /// What peers acknowledged to an earlier primary says nothing about the history of this one.
     pub(super) fn forget_progress(&mut self) {
         for peer in &mut self.peers {
-            peer.progress = Progress::default();
+            if !planted(Mutant::KeepProgress) {
+                peer.progress = Progress::default();
+            }
             peer.seed_from = None;
         }
     }
@@ -180,7 +183,9 @@ impl Volume {
         };
         if let Some(refusal) = refusal {
             // Whatever it acknowledged, it holds another history now.
-            self.peers[usize::from(id.0)].progress = Progress::default();
+            if !planted(Mutant::KeepProgress) {
+                self.peers[usize::from(id.0)].progress = Progress::default();
+            }
             return out.peer(id, PeerMessage::FeedRefused(refusal));
         }
         let next = tip.epoch.next();
@@ -192,10 +197,12 @@ impl Volume {
         peer.sent = tip.epoch;
         peer.hold = Some(tip.epoch);
         // What it flushed it will say; what it flushed in an earlier life may be gone.
-        peer.progress = Progress {
-            received: tip.epoch,
-            ..Progress::default()
-        };
+        if !planted(Mutant::KeepProgress) {
+            peer.progress = Progress {
+                received: tip.epoch,
+                ..Progress::default()
+            };
+        }
         out.peer(id, PeerMessage::FeedOpened(next));
         out.peer(id, PeerMessage::Anchored(self.anchored));
     }

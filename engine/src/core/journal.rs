@@ -15,6 +15,7 @@ use hn4::log::{FrameHeader, RING_START, Stamp};
 use hn4::types::{ChainHash, Epoch, LogOffset};
 
 use super::event::{Action, Actions, Disk, Io, IoToken, Seg, Tip};
+use super::mutants::{Mutant, planted};
 use super::overlay::DirtyBlock;
 use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
 
@@ -266,6 +267,7 @@ impl Journal {
             next += count;
             logical += count as u64 * SLOT;
         }
+        let flushes = !planted(Mutant::NoLogFlush);
         let single = parts.len() == 1;
         let writes_left = parts.len();
         for (offset, segs) in parts {
@@ -273,7 +275,7 @@ impl Journal {
                 disk: Disk::Log,
                 offset,
                 segs,
-                then_fsync: single,
+                then_fsync: single && flushes,
             };
             out.push(Action::Io {
                 token: IoToken::LogWrite(id),
@@ -313,11 +315,15 @@ impl Journal {
             batch.done = true;
         }
         let before = self.durable;
+        if planted(Mutant::DurableOutOfOrder) {
+            let done = self.batches.iter().filter(|batch| batch.done);
+            self.durable = done.map(|batch| batch.last).max().unwrap_or(before);
+        }
         while self.batches.front().is_some_and(|batch| batch.done) {
             self.durable = self
                 .batches
                 .pop_front()
-                .map_or(self.durable, |batch| batch.last);
+                .map_or(self.durable, |batch| batch.last.max(self.durable));
         }
         self.durable > before
     }

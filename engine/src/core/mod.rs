@@ -18,6 +18,7 @@ pub mod recovery;
 mod checkpoint;
 mod feed;
 mod journal;
+pub mod mutants;
 mod reads;
 mod replica;
 mod roles;

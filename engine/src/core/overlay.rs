@@ -18,6 +18,7 @@ use std::ops::Range;
 use hn4::types::{BlockIndex, Epoch, SECTORS_PER_BLOCK};
 
 use super::extents::ExtentMap;
+use super::mutants::{Mutant, planted};
 use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
 
 /// Which sectors of a block; bit 0 is the first.
@@ -180,7 +181,10 @@ impl Overlay {
     ) {
         let mut mask = mask;
         let head = self.heads.get(&block.0).copied();
-        if let Some(old) = head.filter(|old| self.versions[old.index()].epoch == open) {
+        let is_open = |old: &SlotId| {
+            self.versions[old.index()].epoch == open || planted(Mutant::OverwriteSealed)
+        };
+        if let Some(old) = head.filter(is_open) {
             self.replace(mem, block, old, slot, mask);
             return;
         }
@@ -189,7 +193,9 @@ impl Overlay {
         }
         if self.open_zeros.get(block.0).is_some() {
             self.open_zeros.remove(block.0..block.0 + 1);
-            mask = FULL;
+            if !planted(Mutant::ForgetZeroesUnderWrite) {
+                mask = FULL;
+            }
         }
         self.push(block, DirtyBlock { block, slot, mask }, open);
         self.open_blocks.push(block.0);

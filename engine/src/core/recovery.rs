@@ -23,6 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::config::VolumeConfig;
 use super::event::Tip;
 use super::journal::{FrameInfo, Journal, Sealed};
+use super::mutants::{Mutant, planted};
 use super::overlay::Overlay;
 use super::seal::{Lanes, bytes_to_slots, frame_changes};
 use super::superblock::SuperblockWriter;
@@ -450,7 +451,7 @@ impl<'a> Scan<'a> {
         };
         let rest = LogOffset(at.0 + BLOCK_BYTES);
         self.read_ring(rest, wanted - BLOCK_BYTES, buffer)?;
-        let decode = if replay {
+        let decode = if replay && !planted(Mutant::IgnorePayloadCrc) {
             FrameHead::decode_frame
         } else {
             FrameHead::decode
@@ -484,7 +485,10 @@ impl<'a> Scan<'a> {
         let needed = self.replayed_bytes * 2;
         let slots = bytes_to_slots(self.mem, payload);
         let slots = slots.ok_or(RecoveryError::OverlayTooSmall { needed })?;
-        let (blocks, zeros) = frame_changes(head, &slots);
+        let (blocks, mut zeros) = frame_changes(head, &slots);
+        if planted(Mutant::ForgetTrimInRecovery) {
+            zeros.clear();
+        }
         self.overlay.adopt(header.epoch, &blocks, &zeros);
         self.journal.recovered(info(head));
         let sealed = Sealed {

@@ -15,6 +15,7 @@ use super::event::{
     SeedPiece, Seg, Tip,
 };
 use super::journal::{Journal, Sealed};
+use super::mutants::{Mutant, planted};
 use super::seal::{bytes_to_slots, frame_changes};
 use super::volume::{Volume, free_all};
 use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
@@ -121,12 +122,7 @@ impl Volume {
         self.replica.obstacle.as_ref()
     }
 
-    pub(super) fn peer_event(
-        &mut self,
-        id: PeerId,
-        event: PeerEvent,
-        out: &mut Actions,
-    ) {
+    pub(super) fn peer_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
         if self.failed.is_some() && !matches!(event, PeerEvent::Disconnected) {
             return;
         }
@@ -236,7 +232,8 @@ impl Volume {
     fn append_pending(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
         // Frames of a new session of the log must not be on the medium before the superblock that
         // names the session: after a crash the old one would call what they replaced corrupt.
-        let session_is_known = self.superblock.persisted().session == self.journal.session;
+        let session_is_known = self.superblock.persisted().session == self.journal.session
+            || planted(Mutant::FramesBeforeSession);
         if self.replica.truncate_to.is_some()
             || self.replica.rebase.is_some()
             // Epochs cannot be destaged before the last piece is written, and must not take the
@@ -333,7 +330,10 @@ impl Volume {
         let (head_bytes, payload) = frame.split_at(split);
         let head_slots = bytes_to_slots(mem, head_bytes).expect("room was checked");
         let payload_slots = bytes_to_slots(mem, payload).expect("room was checked");
-        let (blocks, zeros) = frame_changes(head, &payload_slots);
+        let (mut blocks, zeros) = frame_changes(head, &payload_slots);
+        if planted(Mutant::ApplyHalfAnEpoch) && blocks.len() > 1 {
+            blocks.pop();
+        }
         self.overlay.adopt(header.epoch, &blocks, &zeros);
         let chain = head.chain;
         self.journal.append(Sealed {
@@ -393,7 +393,8 @@ impl Volume {
         let progress = self.copy_status().progress;
         // A copy that is not usable is worth nothing to whoever counts copies; its progress may even
         // be of another history.
-        let usable = self.superblock.persisted().copy == CopyState::Usable;
+        let usable = self.superblock.persisted().copy == CopyState::Usable
+            || planted(Mutant::AckUnusableCopy);
         if usable && self.replica.last_ack != Some(progress) {
             self.replica.last_ack = Some(progress);
             out.peer(source, PeerMessage::Ack(progress));
@@ -417,7 +418,7 @@ impl Volume {
         let at = origin.cursor_bytes;
         if at == 0 {
             self.replica.rebase = Some(origin);
-        } else if resumed && self.tip() == origin.from {
+        } else if resumed && self.tip() == origin.from || planted(Mutant::ResumeCopyAnywhere) {
             let seed = Seed {
                 written: at,
                 flushed: at,
@@ -532,7 +533,8 @@ impl Volume {
                 Some(until),
             ) = (copy, seed.ended)
             {
-                let until = Some(until).filter(|&until| until > checkpoint);
+                let until = Some(until)
+                    .filter(|&until| until > checkpoint && !planted(Mutant::UsableTooEarly));
                 let going_on = CopyState::Seeding {
                     cursor_bytes: size,
                     from,
@@ -604,11 +606,7 @@ impl Volume {
         });
     }
 
-    pub(super) fn seed_io_done(
-        &mut self,
-        mem: &mut dyn SlotMemory,
-        out: &mut Actions,
-    ) {
+    pub(super) fn seed_io_done(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
         let io = self.replica.seed_io.take();
         let SeedIo { kind, stale } = io.expect("completions come from operations on their way");
         if let SeedIoKind::Write { slots, .. } = &kind {
@@ -620,8 +618,7 @@ impl Volume {
         match kind {
             SeedIoKind::Flush => {
                 seed.flushed = seed.written;
-                if let CopyState::Seeding { cursor_bytes, .. } = &mut self.superblock.desired.copy
-                {
+                if let CopyState::Seeding { cursor_bytes, .. } = &mut self.superblock.desired.copy {
                     *cursor_bytes = seed.flushed;
                     self.superblock.dirty = true;
                 }

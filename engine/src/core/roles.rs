@@ -7,6 +7,7 @@ use hn4::log::{CopyState, Role};
 use hn4::types::{Incarnation, Term};
 
 use super::event::{Action, Actions, Failure, RequestId};
+use super::mutants::{Mutant, planted};
 use super::volume::Volume;
 use crate::arena::SlotMemory;
 
@@ -151,7 +152,8 @@ impl Volume {
 
     /// Someone was promoted in a higher term.
     pub(super) fn higher_term(&mut self, term: Term, out: &mut Actions) {
-        if term.counter <= self.superblock.desired.term.counter {
+        let lower = term.counter <= self.superblock.desired.term.counter;
+        if lower && !planted(Mutant::AcceptLowerTerm) {
             return;
         }
         self.superblock.desired.term = term;

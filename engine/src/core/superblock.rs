@@ -6,6 +6,7 @@
 use hn4::log::{LogIdentity, SUPERBLOCK_0, SUPERBLOCK_1, Superblock};
 
 use super::event::{Action, Actions, Disk, Io, IoToken, Seg};
+use super::mutants::{Mutant, planted};
 use crate::arena::{SlotId, SlotMemory};
 
 /// See the module.
@@ -75,7 +76,7 @@ impl SuperblockWriter {
             disk: Disk::Log,
             offset,
             segs: first..first + 1,
-            then_fsync: true,
+            then_fsync: !planted(Mutant::NoSuperblockFlush),
         };
         out.push(Action::Io {
             token: IoToken::Superblock,
@@ -86,6 +87,8 @@ impl SuperblockWriter {
     /// Takes the completion of the write.
     pub fn done(&mut self) {
         self.persisted = self.in_flight.take().expect("a superblock was on its way");
-        self.next_slot = 1 - self.next_slot;
+        if !planted(Mutant::OneSuperblockSlot) {
+            self.next_slot = 1 - self.next_slot;
+        }
     }
 }

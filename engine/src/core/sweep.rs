@@ -14,6 +14,7 @@ use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch};
 use super::event::{Action, Actions, Disk, Io, IoToken, Seg};
 use super::extents::ExtentMap;
 use super::journal::{Sealed, WRITE_SLOTS};
+use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, Zeroed, runs};
 
 /// Longest zeroing in one request: devices take their time over very long ones.
@@ -110,6 +111,9 @@ impl Sweep {
                 Phase::Zeros => (self.phase, self.next) = (Phase::Blocks, 0),
                 Phase::Blocks => {
                     self.phase = Phase::Flush;
+                    if planted(Mutant::NoFlushBeforeCheckpoint) {
+                        continue;
+                    }
                     self.in_flight = 1;
                     let io = Io::Fsync {
                         disk: Disk::Backing,
@@ -140,6 +144,10 @@ impl Sweep {
 
     fn issue_zeros(&mut self, out: &mut Actions) {
         while self.in_flight < self.depth && self.next < self.zeros.len() {
+            if planted(Mutant::SweepForgetsZeroes) {
+                self.next = self.zeros.len();
+                break;
+            }
             let (offset, bytes, trim) = self.zeros[self.next];
             self.next += 1;
             self.in_flight += 1;
@@ -193,6 +201,11 @@ fn plan_block(
 ) {
     let zeroed = zeros.get(block.0).map(|zeroed| zeroed.epoch);
     let start = parts.len();
+    let cut = if planted(Mutant::SweepBeyondCut) {
+        Epoch(u64::MAX)
+    } else {
+        cut
+    };
     overlay.resolve_at(block, cut, zeroed, |slot, mask| {
         for run in runs(mask) {
             let offset = block.lba().byte_offset() + run.start as u64;

@@ -27,6 +27,7 @@ use super::event::{
 };
 use super::feed::Peer;
 use super::journal::{Journal, Sealed};
+use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, mask};
 use super::reads::Reads;
 use super::replica::ReplicaState;
@@ -199,6 +200,7 @@ impl Volume {
     pub fn role(&self) -> Role {
         let persisted = self.superblock.persisted().role;
         match self.superblock.desired.role {
+            Role::Primary if planted(Mutant::WriteBeforeTerm) => Role::Primary,
             Role::Fenced => Role::Fenced,
             // On the way down, or a promotion that was overtaken by a higher term.
             Role::Replica if persisted == Role::Primary => Role::Fenced,
@@ -289,6 +291,9 @@ impl Volume {
     /// Whether slots for a write of so many blocks may be taken now.
     #[must_use]
     pub fn has_room(&self, mem: &dyn SlotMemory, blocks: usize) -> bool {
+        if planted(Mutant::AdmitAlways) {
+            return mem.free_slots() >= blocks;
+        }
         mem.free_slots() >= blocks + self.config.reserve_slots
     }
 
@@ -411,7 +416,7 @@ impl Volume {
     /// The epoch that holds the last change that was accepted.
     #[must_use]
     pub fn last_change(&self) -> Epoch {
-        if self.overlay.open_is_empty() {
+        if self.overlay.open_is_empty() || planted(Mutant::FlushForgetsOpenEpoch) {
             self.tip().epoch
         } else {
             self.open_epoch()
@@ -517,7 +522,8 @@ impl Volume {
     /// Drops the open epoch: nobody was promised any of it.
     pub(super) fn discard_open(&mut self, mem: &mut dyn SlotMemory) {
         self.discarded |= !self.overlay.open_is_empty();
-        self.overlay.discard_open(mem, self.journal.tip().epoch.next());
+        self.overlay
+            .discard_open(mem, self.journal.tip().epoch.next());
         let rest = self.journal.sealed.iter();
         self.overlay
             .rebuild_zeros(rest.map(|s| (s.header.epoch, s.zeros.as_slice())));
@@ -537,6 +543,10 @@ impl Volume {
         }
         let epoch = self.open_epoch();
         let (mut blocks, zeros) = self.overlay.seal(epoch);
+        if planted(Mutant::LoseLastRecord) && blocks.len() > 1 {
+            blocks.pop();
+        }
+        let payload_bytes = blocks.len() as u64 * BLOCK_BYTES;
         let (lanes, records) = build_records(mem, self.config.lanes, &mut blocks, &zeros);
         let persisted = self.superblock.persisted();
         let params = hn4::log::frame::FrameParams {
@@ -563,6 +573,10 @@ impl Volume {
             head,
         });
         self.open_since = None;
+        if planted(Mutant::AnchorBeforeDurable) {
+            self.anchored = self.tip();
+            self.announce_anchored(out);
+        }
         self.ship_sealed(epoch, out);
     }
 
@@ -577,7 +591,9 @@ impl Volume {
         if let IoToken::Read(op) = token {
             return self.read_done(op, result, out);
         }
-        if let Err(errno) = result {
+        if let Err(errno) = result
+            && !planted(Mutant::IgnoreErrors)
+        {
             return self.fail(token, errno, out);
         }
         if self.failed.is_some() {

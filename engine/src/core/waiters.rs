@@ -10,6 +10,7 @@ use hn4::types::Epoch;
 
 use super::config::{AckMode, OnDegraded};
 use super::event::{Action, Actions, Now, RequestId, Time};
+use super::mutants::{Mutant, planted};
 use super::volume::Volume;
 
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +145,10 @@ impl Volume {
         }
         self.update_degraded(now);
         let (received, peers_durable) = self.peers_have();
-        let durable = self.journal.durable();
+        let mut durable = self.journal.durable();
+        if planted(Mutant::AckBeforeLog) {
+            durable = self.tip().epoch;
+        }
         let write_ready = if self.config.write_ack_durable {
             received.min(durable)
         } else {
