@@ -32,6 +32,8 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+#[cfg(feature = "mutants")]
+pub use hn4_engine::core::mutants;
 pub use world::{Stats, Violation, World};
 
 /// How a seed ended.

@@ -11,6 +11,7 @@ struct Options {
     first: u64,
     trace: bool,
     keep_going: bool,
+    mutants: bool,
 }
 
 fn options() -> Result<Options, String> {
@@ -19,6 +20,7 @@ fn options() -> Result<Options, String> {
         first: 1,
         trace: false,
         keep_going: false,
+        mutants: false,
     };
     let mut one = false;
     let mut many = false;
@@ -33,6 +35,7 @@ fn options() -> Result<Options, String> {
             "--seed" => (options.first, one) = (number()?, true),
             "--trace" => options.trace = true,
             "--keep-going" => options.keep_going = true,
+            "--mutants" => options.mutants = true,
             _ => {
                 return Err(format!(
                     "{argument}? Usage: hn4-sim [--seeds N] [--seed S] [--trace] [--keep-going]"
@@ -44,6 +47,39 @@ fn options() -> Result<Options, String> {
         options.seeds = 1;
     }
     Ok(options)
+}
+
+/// Shows for each planted bug the first seed that finds it.
+#[cfg(feature = "mutants")]
+fn mutants(options: &Options) -> ExitCode {
+    use hn4_sim::mutants::{Mutant, select};
+    let mut missed = 0;
+    for mutant in Mutant::ALL {
+        select(Some(mutant));
+        let mut seeds = options.first..options.first + options.seeds;
+        let found = seeds.find_map(|seed| Some((seed, run_seed(seed, false).violation?)));
+        select(None);
+        match found {
+            Some((seed, violation)) => {
+                let needed = seed - options.first + 1;
+                let detail = violation.detail.lines().next().unwrap_or("").to_owned();
+                let detail: String = detail.chars().take(100).collect();
+                let promise = violation.promise;
+                println!("| {mutant:?} | {needed} | {seed} | {promise} | {detail} |");
+            }
+            None => {
+                missed += 1;
+                println!("| {mutant:?} | NOT FOUND | | | |");
+            }
+        }
+    }
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants(_: &Options) -> ExitCode {
+    eprintln!("this program was built without planted bugs: build with --features mutants");
+    ExitCode::from(2)
 }
 
 fn main() -> ExitCode {
@@ -58,6 +94,9 @@ fn main() -> ExitCode {
         std::panic::set_hook(Box::new(|_| {}));
     }
     let started = Instant::now();
+    if options.mutants {
+        return mutants(&options);
+    }
     let mut total = Stats::default();
     let mut failed: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for seed in options.first..options.first + options.seeds {

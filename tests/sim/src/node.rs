@@ -75,8 +75,8 @@ pub struct Node {
     pub live: Option<Live>,
     /// What must be found after a crash.
     pub promise: Tip,
-    /// Wiped by the operator, never usable since.
-    pub wipes: u64,
+    /// The highest term that it had on its medium.
+    pub top_term: u64,
 }
 
 /// The volume of every run.
@@ -114,7 +114,7 @@ impl Node {
             boot: 0,
             live: None,
             promise: Tip::default(),
-            wipes: 0,
+            top_term: 0,
         }
     }
 

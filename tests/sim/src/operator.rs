@@ -281,6 +281,7 @@ impl World {
         self.drop_requests(node);
         self.node_left(node);
         self.nodes[node].promise = Tip::default();
+        self.nodes[node].top_term = 0;
         let plan = self.plan.clone();
         let created = self.nodes[node].create(&plan, Role::Replica);
         created.expect("an empty disk takes a new log");

@@ -107,10 +107,17 @@ impl World {
             return broken("P6", detail);
         }
         let progress = status.progress;
+        let live_term = status.term.counter;
         let ordered = progress.applied <= progress.durable
             && progress.durable <= progress.received
             && progress.applied <= progress.proven;
-        if !ordered {
+        let top_term = &mut self.nodes[node].top_term;
+        let term = live_term;
+        if term < *top_term {
+            return broken("terms", format!("node {node} went from term {top_term} to {term}"));
+        }
+        *top_term = term;
+        if usable && !ordered {
             return broken("P2", format!("node {node}: {progress:?} is out of order"));
         }
         self.note_primary(node)?;
