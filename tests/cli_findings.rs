@@ -182,14 +182,10 @@ fn a_volume_that_failed_closed_names_device_operation_and_error() {
 }
 
 #[test]
-fn a_fenced_primary_names_the_term_and_saves_before_it_is_made_anew() {
+fn a_fenced_primary_names_the_term_and_the_way_back_that_deletes_nothing() {
     let mut status = ideal();
     status.copy.role = Role::Fenced;
-    let words = [
-        "term 4",
-        "save /dev/two and /dev/one",
-        "--replica --identity hn4v1:02020202",
-    ];
+    let words = ["term 4", "`hn4ctl demote vol0`", "Nothing is deleted"];
     is(&only(&status, ""), "fenced", Health::Failed, &words);
 }
 
@@ -381,6 +377,27 @@ fn a_replica_without_peers_an_assumed_flush_and_a_torn_tail_are_told() {
         "recovered-torn-tail",
         Health::Ok,
         &words,
+    );
+}
+
+#[test]
+fn back_pressure_is_told_with_its_reason_and_is_no_fault() {
+    let mut status = ideal();
+    status.dirty_bytes = 250 << 20;
+    is(
+        &only(&status, ""),
+        "overlay-nearly-full",
+        Health::Ok,
+        &["new writes wait", "overlay_mib"],
+    );
+    let mut status = ideal();
+    status.log_used_bytes = 1000 << 20;
+    status.peers[0].progress.durable = Epoch(70);
+    is(
+        &only(&status, ""),
+        "log-nearly-full",
+        Health::Ok,
+        &["beta is the furthest behind", "70"],
     );
 }
 

@@ -19,7 +19,6 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     #[command(subcommand)]
-    #[expect(missing_docs, reason = "clap would show it as help")]
     pub command: Command,
 }
 
@@ -123,7 +122,8 @@ pub enum VolumeCommand {
 #[derive(Args, Debug)]
 pub struct LogArgs {
     /// Size of the log file to be made, in MiB [default: 1024]; not for a device
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(LOG_MIB_MIN..=LOG_MIB_MAX))]
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u64).range(LOG_MIB_MIN..=LOG_MIB_MAX))]
     pub log_mib: Option<u64>,
     /// Logical sector size: 512 or 4096 [default: the backing's]
     #[arg(long, value_name = "BYTES")]
@@ -136,7 +136,6 @@ pub struct CreateArgs {
     /// Name of the volume, as in the configuration
     pub volume: String,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would show it as help")]
     pub log: LogArgs,
     /// Make the backing file, with this size in MiB
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=SIZE_MIB_MAX))]
@@ -164,7 +163,6 @@ pub struct AdoptArgs {
     /// Name of the volume, as in the configuration
     pub volume: String,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would show it as help")]
     pub log: LogArgs,
 }
 

@@ -1,18 +1,20 @@
 //! Attach records: which log belongs to which backing on this node.
 //!
 //! A backing alone cannot say that a log with epochs that it lacks exists. So the state directory
-//! remembers, for each volume, where its log and backing were when it was last open, and whether the
-//! log may hold what the backing does not. Opening another combination, or making a new log for such
-//! a backing, is refused until the operator has said what is meant.
+//! remembers, for each volume, where its log and backing were when it was last open, and whether
+//! the log may hold what the backing does not. Opening another combination, or making a new log for
+//! such a backing, is refused until the operator has said what is meant.
 //!
 //! **Invariants:** `undestaged` is set durably before a volume is opened, and cleared only after it
-//! was closed with everything in its backing. Paths are compared as configured and, if that differs,
-//! by what they lead to now, so that stable names of devices (`/dev/disk/by-id/...`) stay valid
+//! was closed with everything in its backing. Paths are compared as configured and, if that
+//! differs, by what they lead to now, so that stable names of devices (`/dev/disk/by-id/...`) stay valid
 //! across restarts.
 //!
 //! **Limit:** who loses the state directory as well as the log has no warning left but the peers.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hn4::log::{LogHeader, LogIdentity, Superblock};
 use hn4::types::VolumeId;
@@ -85,10 +87,10 @@ pub enum AttachError {
     },
     /// The recorded log is gone.
     #[error(
-        "volume \"{name}\": there is no usable log at {log} ({why}), but the state directory knows \
-         volume {volume} with backing {backing} and log {recorded_log}{}. Bring that log back and \
-         set log to its path; or create this copy anew from a peer, with `hn4ctl volume create \
-         --replica`", undestaged_text(*undestaged)
+        "volume \"{name}\": there is no usable log at {log} ({why}), but the state directory \
+         knows {record}. Bring that log back and set log to its path; or create this copy anew \
+         from a peer, with `hn4ctl volume forget {}` and `hn4ctl volume create --replica`",
+        record.volume
     )]
     LogMissing {
         /// Name of the volume.
@@ -97,43 +99,31 @@ pub enum AttachError {
         log: String,
         /// What was found there.
         why: String,
-        /// The recorded volume.
-        volume: VolumeId,
-        /// Its backing.
-        backing: String,
-        /// Its log.
-        recorded_log: String,
-        /// The log may hold what the backing lacks.
-        undestaged: bool,
+        /// What is remembered of the backing.
+        record: Box<AttachRecord>,
     },
     /// The backing belongs to another volume.
     #[error(
-        "volume \"{name}\": the backing {backing} belongs to volume {volume}, whose log was \
-         {recorded_log}{}; the log at {log} is of volume {found}. Set log to the right path. If \
-         the other volume is really given up, name it: `hn4ctl volume forget {volume}`",
-        undestaged_text(*undestaged)
+        "volume \"{name}\": the log at {log} is of volume {found}, but its backing is known as \
+         that of {record}. Set log to the right path. If the other volume is really given up, name \
+         it: `hn4ctl volume forget {}`",
+        record.volume
     )]
     OtherLog {
         /// Name of the volume.
         name: String,
-        /// The backing.
-        backing: String,
-        /// The volume it is known to belong to.
-        volume: VolumeId,
-        /// The log of that volume.
-        recorded_log: String,
-        /// That log may hold what the backing lacks.
-        undestaged: bool,
         /// The configured log.
         log: String,
         /// Whose log that is.
         found: VolumeId,
+        /// What is remembered of the backing.
+        record: Box<AttachRecord>,
     },
     /// Log or backing of a known volume stand elsewhere now.
     #[error(
-        "volume \"{name}\" ({volume}): its {part} was {was} when it was last open, now it is {now}. \
-         If that is the same {part} under another name, say so with `hn4ctl volume reattach \
-         {name}`; a copy or an older state of it must not be used"
+        "volume \"{name}\" ({volume}): its {part} was {was} when it was last open, now it is \
+         {now}. If that is the same {part} under another name, say so with `hn4ctl volume \
+         reattach {name}`; a copy or an older state of it must not be used"
     )]
     Moved {
         /// Name of the volume.
@@ -149,30 +139,32 @@ pub enum AttachError {
     },
     /// A new log is wanted for a backing that has one.
     #[error(
-        "{backing} is the backing of volume {volume} already, whose log is {recorded_log}{}. To \
-         give that volume up on this node, name it: `hn4ctl volume forget {volume}`",
-        undestaged_text(*undestaged)
+        "this backing belongs to {record} already. To give that volume up on this node, name it: \
+         `hn4ctl volume forget {}`",
+        record.volume
     )]
     Attached {
-        /// The backing.
-        backing: String,
-        /// Its volume.
-        volume: VolumeId,
-        /// Its log.
-        recorded_log: String,
-        /// The log may hold what the backing lacks.
-        undestaged: bool,
+        /// What is remembered of the backing.
+        record: Box<AttachRecord>,
     },
     /// There is no record to be forgotten.
     #[error("the state directory knows no volume {0}; `hn4ctl volume list` shows what it knows")]
     Unknown(VolumeId),
 }
 
-fn undestaged_text(undestaged: bool) -> &'static str {
-    if undestaged {
-        ", which may hold acknowledged writes that the backing lacks"
-    } else {
-        ", from which everything had been written back"
+impl fmt::Display for AttachRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { volume, name, .. } = self;
+        let (log, backing) = (self.log.display(), self.backing.display());
+        write!(
+            f,
+            "volume {volume} (\"{name}\") with backing {backing} and log {log}, "
+        )?;
+        f.write_str(if self.undestaged {
+            "which may hold acknowledged writes that the backing lacks"
+        } else {
+            "from which everything had been written back"
+        })
     }
 }
 
@@ -318,22 +310,16 @@ pub fn attach_record_check(
                 name: section.name.clone(),
                 log: text(&section.log),
                 why: why.to_owned(),
-                volume: record.volume,
-                backing: text(&record.backing),
-                recorded_log: text(&record.log),
-                undestaged: record.undestaged,
+                record: Box::new(record.clone()),
             });
         }
     };
     if let Some(record) = on_backing.find(|record| !record.is_of(identity)) {
         return Err(AttachError::OtherLog {
             name: section.name.clone(),
-            backing: text(&section.backing),
-            volume: record.volume,
-            recorded_log: text(&record.log),
-            undestaged: record.undestaged,
             log: text(&section.log),
             found: identity.volume,
+            record: Box::new(record.clone()),
         });
     }
     let Some(record) = records.iter().find(|record| record.is_of(identity)) else {
@@ -369,10 +355,7 @@ pub fn refuse_attached(state: &NodeState, backing: &Path) -> Result<(), AttachEr
     {
         None => Ok(()),
         Some(record) => Err(AttachError::Attached {
-            backing: backing.display().to_string(),
-            volume: record.volume,
-            recorded_log: record.log.display().to_string(),
-            undestaged: record.undestaged,
+            record: Box::new(record),
         }),
     }
 }
@@ -401,15 +384,21 @@ pub fn inspect_log(
 }
 
 /// All that is to be checked before the engine opens a volume: its log is there and is the one that
-/// this node remembers. Gives the log's header.
+/// this node remembers. Gives the log's header. `lock_patience` is for a predecessor that is about
+/// to let go of the log.
 ///
 /// # Errors
 /// [`AttachError`] says what is wrong and what to do; nothing was changed.
 pub fn check_before_open(
     state: &NodeState,
     section: &VolumeSection,
+    lock_patience: Duration,
 ) -> Result<LogHeader, AttachError> {
-    match inspect_log(section, section.log_options()) {
+    let options = DeviceOptions {
+        lock_patience,
+        ..section.log_options()
+    };
+    match inspect_log(section, options) {
         Ok((header, _)) => {
             attach_record_check(state, section, Ok(&header.identity))?;
             Ok(header)

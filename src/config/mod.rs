@@ -4,8 +4,8 @@
 //! what to do. A key that is not known is refused with the nearest known name; every number has its
 //! unit in its name. Relative paths are taken from the folder of the file.
 //!
-//! **Invariant:** a [`Config`] that exists is consistent in itself. Whether devices, certificates and
-//! addresses exist is found out when they are used.
+//! **Invariant:** a [`Config`] that exists is consistent in itself. Whether devices,
+//! certificates and addresses exist is found out when they are used.
 //!
 //! Not here: the state directory ([`state`]), attach records ([`attach`]), defaults of the engine.
 

@@ -1,6 +1,7 @@
 //! Promise P12: every state that is not the ideal one, with its cause and the next safe command.
 //!
-//! Pure. What stands in `next` exists and destroys nothing; where nothing is to be done, it says so.
+//! Pure. What stands in `next` exists and destroys nothing; where nothing is to be done, it
+//! says so.
 
 use std::io;
 
@@ -54,6 +55,7 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
     }
     all.extend(lonely_replica(seen, status));
     all.extend(assumed_flush(status));
+    all.extend(nearly_full(seen, status));
     all.extend(torn_tail(status));
     all.sort_by_key(|finding| std::cmp::Reverse(finding.health));
     all
@@ -104,16 +106,15 @@ fn fenced(status: &ShardStatus, section: &VolumeSection) -> Option<Finding> {
         return None;
     }
     let cause = format!(
-        "this node was primary until node {} was promoted in term {}. Its log may hold epochs up to \
-         {} that the new primary lacks",
+        "this node was primary until node {} was promoted in term {}. Its log may hold epochs up \
+         to {} that the new primary lacks",
         status.copy.term.node, status.copy.term.counter, status.copy.tip.epoch
     );
     let next = format!(
-        "let clients use the new primary. To make this node a replica: stop hn4-replicad, save {} \
-         and {} elsewhere if the lost epochs matter, {}",
-        section.log.display(),
-        section.backing.display(),
-        recreate(status, section),
+        "let clients use the new primary, and make this node a replica with `hn4ctl demote {}`: it \
+         follows if the new primary has all that this log has, else it stays as it is, state \
+         diverged. Nothing is deleted",
+        section.name
     );
     Some(finding("fenced", Health::Failed, cause, next))
 }
@@ -355,6 +356,54 @@ fn assumed_flush(status: &ShardStatus) -> Option<Finding> {
             next.to_owned(),
         )
     })
+}
+
+/// Back-pressure, or soon: not a fault, but what a client feels as slowness has its reason here.
+fn nearly_full(seen: &Seen<'_>, status: &ShardStatus) -> Vec<Finding> {
+    let nearly = |used: u64, all: u64| all > 0 && used >= all - all / 8;
+    let mut notes = Vec::new();
+    if nearly(status.dirty_bytes, status.overlay_bytes) {
+        let cause = format!(
+            "{} of {} bytes of the overlay wait to be written back; new writes wait for room",
+            status.dirty_bytes, status.overlay_bytes
+        );
+        let next = "nothing: it drains as fast as the backing takes it. A larger overlay_mib takes \
+                    longer bursts, a faster backing more load";
+        notes.push(finding(
+            "overlay-nearly-full",
+            Health::Ok,
+            cause,
+            next.to_owned(),
+        ));
+    }
+    if nearly(status.log_used_bytes, status.log_bytes) {
+        let slowest = status
+            .peers
+            .iter()
+            .zip(&seen.section.peers)
+            .filter(|(peer, _)| peer.connected)
+            .min_by_key(|(peer, _)| peer.progress.durable);
+        let held = slowest.map_or_else(String::new, |(peer, section)| {
+            format!(
+                ". Of the connected peers {} is the furthest behind, at epoch {}",
+                section.name, peer.progress.durable
+            )
+        });
+        let cause = format!(
+            "{} of {} bytes of the log are kept: epochs that are not in the backing yet, or that a \
+             connected peer has not taken{held}",
+            status.log_used_bytes, status.log_bytes
+        );
+        let next = "nothing: new writes wait for room, and it is freed as the backing and the \
+                    peers take it";
+        notes.push(finding(
+            "log-nearly-full",
+            Health::Ok,
+            cause,
+            next.to_owned(),
+        ));
+    }
+    notes
 }
 
 fn torn_tail(status: &ShardStatus) -> Option<Finding> {
