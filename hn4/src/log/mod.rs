@@ -46,8 +46,9 @@ pub const RING_START: u64 = 128 * 1024;
 pub const MIN_RING_BYTES: u64 = 4 * 1024 * 1024;
 /// Largest payload of one epoch. Bounds what a peer can make us buffer.
 pub const MAX_EPOCH_BYTES: u64 = 64 * 1024 * 1024;
-/// Most records in one epoch: one for each 4 KiB of payload, and as many without payload.
-pub const MAX_EPOCH_RECORDS: u32 = 2 * 16 * 1024;
+/// Most records in one epoch: four runs of sectors for each 4 KiB of payload, and as many zeroed
+/// extents as there are blocks of payload.
+pub const MAX_EPOCH_RECORDS: u32 = 5 * 16 * 1024;
 /// Most lanes of a volume.
 pub const MAX_LANES: u16 = 64;
 
@@ -55,5 +56,5 @@ const _: () = {
     assert!(HN4_TEMPLATE + 8192 <= RING_START);
     assert!(RING_START.is_multiple_of(crate::types::BLOCK_BYTES));
     assert!(MIN_RING_BYTES.is_multiple_of(crate::types::BLOCK_BYTES));
-    assert!(MAX_EPOCH_BYTES / crate::types::BLOCK_BYTES * 2 == MAX_EPOCH_RECORDS as u64);
+    assert!(MAX_EPOCH_BYTES / crate::types::BLOCK_BYTES * 5 == MAX_EPOCH_RECORDS as u64);
 };

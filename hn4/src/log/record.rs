@@ -347,6 +347,11 @@ fn decode_record(
         if payload_end > payload_bytes / SECTOR_BYTES {
             return Err(TableError::Payload { index, lba });
         }
+    } else if !lba.0.is_multiple_of(SECTORS_PER_BLOCK)
+        || !u64::from(sectors).is_multiple_of(SECTORS_PER_BLOCK)
+    {
+        // Zeroed edges of a block are written as data, so that extents are whole blocks.
+        return Err(range);
     } else if record.payload_sector != 0 || record.crc32c != 0 {
         return Err(TableError::Payload { index, lba });
     }
@@ -403,7 +408,7 @@ mod tests {
     #[test]
     fn table_round_trips() {
         let zero = Record {
-            lba: Lba(100),
+            lba: Lba(104),
             sectors: 1000,
             kind: RecordKind::Trim,
             payload_sector: 0,

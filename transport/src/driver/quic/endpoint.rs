@@ -11,6 +11,7 @@ use quinn::{
     AckFrequencyConfig, ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming,
     MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig as QuicConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use ring::hmac;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Semaphore;
@@ -142,6 +143,11 @@ fn endpoint_config(identity: &Identity) -> EndpointConfig {
     let secret = identity.derived_secret(b"hn4 quic stateless reset");
     let key = ResetKey(hmac::Key::new(hmac::HMAC_SHA256, &secret));
     let mut config = EndpointConfig::new(Arc::new(key));
+    // Packets with connection ids that this endpoint does not recognise as its own are dropped
+    // without a reset, so those must be recognised after a restart, too.
+    let secret = identity.derived_secret(b"hn4 quic connection ids");
+    let key = u64::from_le_bytes(std::array::from_fn(|index| secret[index]));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
     let largest = config
         .max_udp_payload_size(LARGEST_DATAGRAM_BYTES)
         .map(|_| ());
