@@ -15,7 +15,12 @@ use crate::arena::SlotMemory;
 impl Volume {
     /// The newest epoch that may go to the backing.
     fn destageable(&self) -> Epoch {
-        let copy = self.superblock.persisted().copy;
+        let persisted = self.superblock.persisted();
+        if persisted.session != self.journal.session {
+            // The log was cut back or started anew, and the checkpoint may be of another history.
+            return Epoch(0);
+        }
+        let copy = persisted.copy;
         if let CopyState::Seeding { until: None, .. } | CopyState::Fresh = copy {
             // Pieces of the full copy are still to come and would overwrite newer data.
             return Epoch(0);
