@@ -2,7 +2,8 @@
 //!
 //! What was written is visible to reads at once, but survives a crash for certain only if a flush
 //! that *began* after the write's completion has completed. At a crash every other write (also one
-//! that never completed) has persisted wholly, not at all, or sector by sector at random; writes to
+//! that never completed) has persisted wholly, not at all, or sector by sector at random, and on
+//! some disks a sector may even be left half old and half new; writes to
 //! the same sector persist in order. Two writes to the same sector at the same time have no order
 //! at all; a core that issues them is wrong, and the disk says so.
 
@@ -166,7 +167,9 @@ impl SimDisk {
     }
 
     /// Power is lost.
-    pub fn crash(&mut self, rng: &mut Rng) {
+    ///
+    /// `shears` also lets sectors be left half old and half new.
+    pub fn crash(&mut self, shears: bool, rng: &mut Rng) {
         let pending = std::mem::take(&mut self.pending);
         for write in &pending {
             let fate = rng.below(4);
@@ -177,9 +180,12 @@ impl SimDisk {
                     2 => rng.one_in(2),
                     _ => rng.below(8) != 0,
                 };
+                let at = write.offset + index * SECTOR;
                 if persists {
-                    let at = write.offset + index * SECTOR;
                     self.durable[at..at + SECTOR].copy_from_slice(sector);
+                } else if shears && fate >= 2 && rng.one_in(4) {
+                    let half = rng.index(SECTOR);
+                    self.durable[at..at + half].copy_from_slice(&sector[..half]);
                 }
             }
             self.faults.torn += u64::from(fate >= 2);

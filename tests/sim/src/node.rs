@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use hn4::log::{LogIdentity, Role};
-use hn4::types::{Epoch, NodeId};
+use hn4::log::{CopyState, LogIdentity, Role};
+use hn4::types::{Epoch, NodeId, Term};
 use hn4_engine::arena::{SLOT_BYTES, SlotMemory};
 use hn4_engine::core::event::{Disk, Io, IoToken, RequestId, Seg, Tip};
 use hn4_engine::core::recovery::{self, NewLog, RecoveryError};
@@ -75,6 +75,8 @@ pub struct Node {
     pub live: Option<Live>,
     /// What must be found after a crash.
     pub promise: Tip,
+    /// What was last seen of it: role, term, kind of copy.
+    pub standing: Option<(Role, Term, std::mem::Discriminant<CopyState>)>,
     /// The highest term that it had on its medium.
     pub top_term: u64,
 }
@@ -114,6 +116,7 @@ impl Node {
             boot: 0,
             live: None,
             promise: Tip::default(),
+            standing: None,
             top_term: 0,
         }
     }
@@ -182,10 +185,10 @@ impl Node {
     }
 
     /// Power is lost.
-    pub fn crash(&mut self, rng: &mut Rng) {
+    pub fn crash(&mut self, shears: bool, rng: &mut Rng) {
         self.live = None;
-        self.log.crash(rng);
-        self.backing.crash(rng);
+        self.log.crash(shears, rng);
+        self.backing.crash(shears, rng);
     }
 
     /// Starts an operation; the result names it.

@@ -78,6 +78,18 @@ impl World {
         }
     }
 
+    /// Changes are where things go wrong: a node that just changed is likely to crash.
+    pub(crate) fn doom_if_touchy(&mut self, node: usize) {
+        let may = self.plan.faults[0] > 0
+            && self.operator.disasters < self.plan.most_faults
+            && self.operator.doomed.is_none()
+            && !self.quiet;
+        if may && self.rng.one_in(self.plan.touchy) {
+            self.operator.disasters += 1;
+            self.operator.doomed = Some((node, self.rng.log_between(1, 32) - 1));
+        }
+    }
+
     pub(crate) fn operate(&mut self) -> Outcome {
         let tick = MS + self.rng.below(4 * MS);
         self.plan_in(tick, What::Operator);
@@ -276,7 +288,7 @@ impl World {
     fn wipe(&mut self, node: usize) {
         self.trace.note(self.now, Some(node), || "WIPE".to_owned());
         self.stats.wipes += 1;
-        self.nodes[node].crash(&mut self.rng);
+        self.nodes[node].crash(self.plan.shears, &mut self.rng);
         self.oracle.received = self.oracle.promised;
         self.drop_requests(node);
         self.node_left(node);

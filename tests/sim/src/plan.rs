@@ -64,6 +64,12 @@ pub struct Plan {
     pub think_us: u64,
     /// A disk's usual time for an operation in microseconds.
     pub disk_us: u64,
+    /// How many times slower each node's disks are.
+    pub disk_factors: [u64; 3],
+    /// A crash may also leave a sector half old and half new.
+    pub shears: bool,
+    /// Crashes just after a role, a term or the state of a copy changed.
+    pub touchy: u64,
     /// Operations that take very long.
     pub disk_spike: u64,
     /// Usual time of a message in microseconds.
@@ -126,6 +132,9 @@ impl Plan {
             fua: rng.pick(&[0, 3, 20]),
             think_us: rng.pick(&[0, 100, 1000, 20_000]),
             disk_us: rng.log_between(10, 2000),
+            disk_factors: [0; 3].map(|_: u64| rng.pick(&[1, 1, 1, 4, 20])),
+            shears: rng.one_in(3),
+            touchy: rng.pick(&[0, 0, 2, 8]),
             disk_spike: rng.pick(&[0, 50, 500]),
             net_us: rng.log_between(10, 5000),
             fault_ms: rng.log_between(5, 500),

@@ -149,6 +149,7 @@ impl World {
             return Ok(());
         }
         self.stats.truncations += 1;
+        self.doom_if_touchy(node);
         if !self.oracle.holds(tip, self.nodes[node].promise) {
             let promise = self.nodes[node].promise;
             return broken("P1", format!("node {node} dropped {promise:?} for {tip:?}"));
@@ -176,7 +177,7 @@ impl World {
                 match self.nodes[node].start_io(*token, io, &actions.segs) {
                     Err(why) => return broken("P2", format!("node {node}: {why}")),
                     Ok(id) => {
-                        let after = self.disk_time();
+                        let after = self.disk_time(node);
                         let boot = self.nodes[node].boot;
                         self.plan_in(after, What::Io { node, boot, id });
                     }
@@ -194,7 +195,7 @@ impl World {
                 let (link, side) = self.link_of(node, *peer);
                 if let Some(session) = self.links[link].sides[side].open {
                     let frames = frames.iter().map(|&(_, bytes)| bytes).collect();
-                    let after = self.disk_time();
+                    let after = self.disk_time(node);
                     let offset = offset.0;
                     self.plan_in(after, What::FeedRead { link, session, side, offset, frames });
                 }
@@ -202,7 +203,7 @@ impl World {
             Action::SeedRead { peer, offset, bytes } => {
                 let (link, side) = self.link_of(node, *peer);
                 if let Some(session) = self.links[link].sides[side].open {
-                    let after = self.disk_time();
+                    let after = self.disk_time(node);
                     let (offset, bytes) = (*offset, *bytes);
                     self.plan_in(after, What::SeedRead { link, session, side, offset, bytes });
                 }
@@ -252,6 +253,11 @@ impl World {
             return;
         };
         let status = live.volume.copy_status();
+        let kind = std::mem::discriminant(&status.copy);
+        let standing = (status.role, status.term, kind);
+        if self.nodes[node].standing.replace(standing) != Some(standing) {
+            self.doom_if_touchy(node);
+        }
         for link in 0..self.links.len() {
             let Some(side) = self.links[link].side_of(node) else {
                 continue;
@@ -342,7 +348,7 @@ impl World {
             // What peers held in memory is gone.
             self.oracle.received = self.oracle.promised;
         }
-        self.nodes[node].crash(&mut self.rng);
+        self.nodes[node].crash(self.plan.shears, &mut self.rng);
         self.drop_requests(node);
         self.node_left(node);
         let after = MS / 10 + self.rng.below(self.plan.down_ms * MS);
@@ -376,7 +382,7 @@ impl World {
             Ok(report) => report,
             Err(_) if dies => {
                 self.stats.cut_recoveries += 1;
-                self.nodes[node].crash(&mut self.rng);
+                self.nodes[node].crash(self.plan.shears, &mut self.rng);
                 self.plan_in(MS, What::Restart { node });
                 return Ok(());
             }

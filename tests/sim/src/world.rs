@@ -332,7 +332,7 @@ impl World {
         match self.nodes[node].land(id, fails, &mut self.rng) {
             None => {}
             Some(crate::node::Landed::Again) => {
-                let after = self.disk_time();
+                let after = self.disk_time(node);
                 self.plan_in(after, What::Io { node, boot, id });
             }
             Some(crate::node::Landed::Done(token, result)) => {
@@ -343,8 +343,8 @@ impl World {
     }
 
     /// How long a disk takes.
-    pub(crate) fn disk_time(&mut self) -> u64 {
-        let usual = self.plan.disk_us * 1000;
+    pub(crate) fn disk_time(&mut self, node: usize) -> u64 {
+        let usual = self.plan.disk_us * 1000 * self.plan.disk_factors[node];
         let time = usual / 4 + self.rng.below(usual * 2);
         if !self.quiet && self.rng.one_in(self.plan.disk_spike) {
             time + self.rng.below(50 * MS)
