@@ -540,8 +540,8 @@ fn exports(
     export.rotational = backing.medium == crate::device::DeviceKind::Hdd;
     // A write must fit in the open epoch with some company.
     let largest = volume.config().max_epoch_blocks as u64 / 2 * BLOCK_BYTES;
-    let largest = u32::try_from(largest).unwrap_or(u32::MAX);
-    export.max_block_bytes = export.max_block_bytes.min(largest).max(4096);
+    let largest = u32::try_from(largest).unwrap_or(u32::MAX).max(4096);
+    export.max_block_bytes = export.max_block_bytes.min(1 << largest.ilog2());
     let list = ExportList::new(vec![export]).and_then(|list| list.with_default(0));
     list.expect("names are checked by the configuration, sizes by the log's header")
 }
