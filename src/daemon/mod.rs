@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use hn4::log::LogIdentity;
 use hn4::types::VolumeId;
 use hn4_engine::core::VolumeConfig;
 use hn4_engine::device::DeviceOptions;
@@ -28,7 +29,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::requests::Node;
-use self::volume::{Ask, OpenVolume, VolumeTask};
+use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
+use crate::config::attach::{self, AttachRecord};
 use crate::config::state::{NodeState, random_bytes};
 use crate::config::{Config, TransportSection, VolumeSection};
 use crate::control;
@@ -43,7 +45,9 @@ const REQUESTS: usize = 64;
 /// # Errors
 /// If it cannot start, or a volume could not go on; the error says what to do.
 pub fn run(config: &Config) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(serve(config))
 }
 
@@ -84,7 +88,9 @@ async fn serve(config: &Config) -> Result<()> {
     let result = loop {
         tokio::select! {
             Some((request, reply)) = queue.recv() => node.answer(request, reply),
-            Some(ended) = tasks.join_next() => break ended.context("a task panicked")?,
+            Some(ended) = tasks.join_next() => {
+                break ended.context("a task panicked")?.map(drop);
+            }
             ended = &mut server => {
                 break ended.context("the control socket panicked")?.context("control socket");
             }
@@ -93,7 +99,7 @@ async fn serve(config: &Config) -> Result<()> {
         }
     };
     let stop = async {
-        stop_volumes(config, &node, &mut tasks).await;
+        stop_volumes(config, &state, &node, &mut tasks).await;
         if let Some(transport) = transport {
             transport.shutdown().await;
         }
@@ -110,7 +116,12 @@ async fn serve(config: &Config) -> Result<()> {
     result
 }
 
-async fn stop_volumes(config: &Config, node: &Node, tasks: &mut JoinSet<Result<()>>) {
+async fn stop_volumes(
+    config: &Config,
+    state: &NodeState,
+    node: &Node,
+    tasks: &mut JoinSet<Result<Ended>>,
+) {
     tracing::info!("stopping: the log is flushed, the overlay written back");
     for (section, asks) in config.volumes.iter().zip(node.asks()) {
         let drain_ms = section.stop_drain_ms();
@@ -119,7 +130,13 @@ async fn stop_volumes(config: &Config, node: &Node, tasks: &mut JoinSet<Result<(
     }
     while let Some(ended) = tasks.join_next().await {
         match ended {
-            Ok(Ok(())) => {}
+            Ok(Ok(ended)) => {
+                let section = config.volume(&ended.name).filter(|_| ended.clean);
+                let noted = section.map(|section| remember(state, section, &ended.identity, false));
+                if let Some(Err(error)) = noted {
+                    tracing::error!("{error:#}");
+                }
+            }
             Ok(Err(error)) => tracing::error!("{error:#}"),
             Err(error) => tracing::error!("a task panicked: {error}"),
         }
@@ -131,14 +148,21 @@ async fn open_volume(
     state: &NodeState,
 ) -> Result<(OpenVolume, watch::Receiver<session::LocalState>)> {
     let node = state.node_id;
+    // Before anything is written: is this the log that belongs to this backing?
+    let header = attach::check_before_open(state, section, LOCK_PATIENCE)
+        .with_context(|| format!("volume {}", section.name))?;
+    remember(state, section, &header.identity, true)?;
     let policies = section.clone();
     let wake = Arc::new(Notify::new());
     let bell = Arc::clone(&wake);
-    let patient = |options| DeviceOptions { lock_patience: LOCK_PATIENCE, ..options };
+    let patient = |options| DeviceOptions {
+        lock_patience: LOCK_PATIENCE,
+        ..options
+    };
     let (tell, told) = std::sync::mpsc::channel();
     let setup = ShardSetup {
         name: section.name.clone(),
-        expect: None,
+        expect: Some(header.identity.volume),
         log: section.log.clone(),
         backing: section.backing.clone(),
         log_options: patient(section.log_options()),
@@ -158,14 +182,24 @@ async fn open_volume(
     };
     let mut shard = shard::spawn(setup, Arc::new(move || bell.notify_one()))
         .with_context(|| format!("volume {}", section.name))?;
-    let config = told.recv().context("the shard opened without its configuration")?;
+    let config = told
+        .recv()
+        .context("the shard opened without its configuration")?;
     let (status, identity) = OpenVolume::first_state(&mut shard, &wake).await?;
     let max_epoch_bytes = config.max_epoch_blocks as u64 * hn4::types::BLOCK_BYTES;
     let local = translate::local_state(&identity, node, max_epoch_bytes, &status);
     let (sender, receiver) = watch::channel(local);
     let name = section.name.clone();
-    let volume =
-        OpenVolume { name, shard, wake, identity, node, max_epoch_bytes, status, state: sender };
+    let volume = OpenVolume {
+        name,
+        shard,
+        wake,
+        identity,
+        node,
+        max_epoch_bytes,
+        status,
+        state: sender,
+    };
     Ok((volume, receiver))
 }
 
@@ -195,7 +229,9 @@ fn connect_peers(
     transport: Option<&Transport>,
 ) -> Result<HashMap<usize, Vec<(usize, PeerHandle)>>> {
     let mut all: HashMap<usize, Vec<(usize, PeerHandle)>> = HashMap::new();
-    let Some(transport) = transport else { return Ok(all) };
+    let Some(transport) = transport else {
+        return Ok(all);
+    };
     let place = |name: &str| config.volumes.iter().position(|volume| volume.name == name);
     for node_peer in config.peers() {
         let volumes: Vec<(usize, usize)> = node_peer
@@ -212,13 +248,26 @@ fn connect_peers(
             transport: peer.transport,
         })?;
         for handle in handles {
-            let found = volumes.iter().find(|&&(volume, _)| ids[volume] == handle.volume);
+            let found = volumes
+                .iter()
+                .find(|&&(volume, _)| ids[volume] == handle.volume);
             if let Some(&(volume, index)) = found {
                 all.entry(volume).or_default().push((index, handle));
             }
         }
     }
     Ok(all)
+}
+
+/// Notes which log belongs to which backing, and whether the log may hold what the backing lacks.
+fn remember(
+    state: &NodeState,
+    section: &VolumeSection,
+    identity: &LogIdentity,
+    undestaged: bool,
+) -> Result<()> {
+    let record = AttachRecord::new(section, identity, undestaged);
+    Ok(attach::attach_record_put(state, &record)?)
 }
 
 /// Tells systemd that clients can be served.

@@ -32,16 +32,28 @@ pub(super) struct Node {
 }
 
 fn error(what: String, why: impl Into<String>, next: impl Into<String>) -> Response {
-    Response::Error { what, why: why.into(), next: next.into() }
+    Response::Error {
+        what,
+        why: why.into(),
+        next: next.into(),
+    }
 }
 
 impl Node {
     pub(super) fn new(config: &Config, id: NodeId, started: Instant) -> Self {
-        Self { name: config.node.name.clone(), id, started, volumes: Vec::new() }
+        Self {
+            name: config.node.name.clone(),
+            id,
+            started,
+            volumes: Vec::new(),
+        }
     }
 
     pub(super) fn add(&mut self, section: &VolumeSection, asks: mpsc::Sender<Ask>) {
-        self.volumes.push(Volume { section: section.clone(), asks });
+        self.volumes.push(Volume {
+            section: section.clone(),
+            asks,
+        });
     }
 
     pub(super) fn asks(&self) -> impl Iterator<Item = &mpsc::Sender<Ask>> {
@@ -60,10 +72,20 @@ impl Node {
             });
             return;
         };
-        let Some(volume) = self.volumes.iter().find(|volume| volume.section.name == name) else {
-            let known: Vec<&str> =
-                self.volumes.iter().map(|volume| volume.section.name.as_str()).collect();
-            let why = format!("the configuration has no volume {name}, only: {}", known.join(", "));
+        let Some(volume) = self
+            .volumes
+            .iter()
+            .find(|volume| volume.section.name == name)
+        else {
+            let known: Vec<&str> = self
+                .volumes
+                .iter()
+                .map(|volume| volume.section.name.as_str())
+                .collect();
+            let why = format!(
+                "the configuration has no volume {name}, only: {}",
+                known.join(", ")
+            );
             let _ = reply.send(error(format!("{request:?}"), why, "name one of them"));
             return;
         };
@@ -79,8 +101,14 @@ async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>
     let mut reports: Vec<VolumeReport> = Vec::new();
     for volume in volumes {
         let state = volume.report().await;
-        let shard = state.as_ref().map(|state| &state.shard).ok_or("it does not answer");
-        let links = state.as_ref().map(|state| state.links.as_slice()).unwrap_or_default();
+        let shard = state
+            .as_ref()
+            .map(|state| &state.shard)
+            .ok_or("it does not answer");
+        let links = state
+            .as_ref()
+            .map(|state| state.links.as_slice())
+            .unwrap_or_default();
         reports.push(report(shard, &volume.section, links));
     }
     Response::Status(NodeStatus {
@@ -105,24 +133,32 @@ impl Volume {
             Request::Status => error("status".to_owned(), "not of a volume", "ask without one"),
             Request::Flush { .. } => {
                 let done = format!("{name}: everything written before is durable");
-                self.control(Control::Flush, format!("flush {name}"), done).await
+                self.control(Control::Flush, format!("flush {name}"), done)
+                    .await
             }
             Request::Drain { .. } => {
                 let done = format!("{name}: the backing holds everything that may be written back");
-                self.control(Control::Drain, format!("drain {name}"), done).await
+                self.control(Control::Drain, format!("drain {name}"), done)
+                    .await
             }
             Request::Demote { .. } => {
                 let done = format!("{name}: this node is a replica now");
-                self.control(Control::Demote, format!("demote {name}"), done).await
+                self.control(Control::Demote, format!("demote {name}"), done)
+                    .await
             }
             Request::Promote { accept_loss, .. } => self.promote(accept_loss).await,
-            Request::Wait { applied, timeout_ms, .. } => self.wait(applied, timeout_ms).await,
+            Request::Wait {
+                applied,
+                timeout_ms,
+                ..
+            } => self.wait(applied, timeout_ms).await,
         }
     }
 
     async fn control(&self, control: Control, what: String, done: String) -> Response {
         let (reply, answer) = oneshot::channel();
-        self.finish(Ask::Control(control, reply), answer, what, done).await
+        self.finish(Ask::Control(control, reply), answer, what, done)
+            .await
     }
 
     async fn finish(
@@ -162,11 +198,15 @@ impl Volume {
                  be. It ends at epoch {}; epochs that the old primary sealed after it would be lost",
                 status.tip.epoch
             );
-            let next = format!("if the old primary is gone for good: hn4ctl promote {name} --accept-loss");
+            let next =
+                format!("if the old primary is gone for good: hn4ctl promote {name} --accept-loss");
             return error(what, why, next);
         }
         let (reply, answer) = oneshot::channel();
-        let done = format!("{name}: this node is the primary now, from epoch {} on", status.tip.epoch);
+        let done = format!(
+            "{name}: this node is the primary now, from epoch {} on",
+            status.tip.epoch
+        );
         self.finish(Ask::Promote(reply), answer, what, done).await
     }
 
@@ -180,11 +220,17 @@ impl Volume {
             };
             let at = report.shard.copy.progress.applied.0;
             if at >= applied {
-                return Response::Done { message: format!("{name}: the backing is at epoch {at}") };
+                return Response::Done {
+                    message: format!("{name}: the backing is at epoch {at}"),
+                };
             }
             if Instant::now() >= deadline {
                 let why = format!("the backing is at epoch {at} after {timeout_ms} ms");
-                return error(what, why, format!("hn4ctl status says what {name} waits for"));
+                return error(
+                    what,
+                    why,
+                    format!("hn4ctl status says what {name} waits for"),
+                );
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -39,9 +39,11 @@ pub(super) fn local_state(
         applied: status.progress.applied,
         copy: match status.copy {
             CopyState::Fresh => wire::CopyState::Fresh,
-            CopyState::Seeding { cursor_bytes, until: None, .. } => {
-                wire::CopyState::Seeding { cursor_bytes }
-            }
+            CopyState::Seeding {
+                cursor_bytes,
+                until: None,
+                ..
+            } => wire::CopyState::Seeding { cursor_bytes },
             // All pieces are here: what is missing is epochs, and those are subscribed to.
             CopyState::Seeding { until: Some(_), .. } | CopyState::Usable => {
                 wire::CopyState::Usable
@@ -61,9 +63,10 @@ fn pair(tip: Tip) -> wire::Tip {
 /// What a session says, for the core; `None` if it is not the core's business.
 pub(super) fn event(output: Output) -> Option<PeerEvent> {
     Some(match output {
-        Output::Subscribe { tip: at, anchored } => {
-            PeerEvent::Subscribe { tip: tip(at), anchored: tip(anchored) }
-        }
+        Output::Subscribe { tip: at, anchored } => PeerEvent::Subscribe {
+            tip: tip(at),
+            anchored: tip(anchored),
+        },
         Output::SeedRequest { cursor_bytes } => PeerEvent::SeedRequest { cursor_bytes },
         Output::EpochReceived { frame, .. } => PeerEvent::Epoch(frame.into()),
         Output::Anchored { epoch, chain } => PeerEvent::Anchored(Tip { epoch, chain }),
@@ -77,9 +80,15 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
         Output::Truncate { to } => PeerEvent::Truncate(tip(to)),
         Output::Diverged { epoch } => PeerEvent::Diverged(epoch),
         Output::TooOld { oldest } => PeerEvent::TooOld { oldest },
-        Output::SeedStart { from, log_offset, cursor_bytes } => {
-            PeerEvent::SeedStart(SeedOrigin { from: tip(from), log_offset, cursor_bytes })
-        }
+        Output::SeedStart {
+            from,
+            log_offset,
+            cursor_bytes,
+        } => PeerEvent::SeedStart(SeedOrigin {
+            from: tip(from),
+            log_offset,
+            cursor_bytes,
+        }),
         Output::SeedPiece(piece) => return piece_event(piece),
         Output::SeedEnd { usable_after } => PeerEvent::SeedEnd { usable_after },
         Output::HigherTerm { term } => PeerEvent::HigherTerm(term),
@@ -102,11 +111,18 @@ fn piece_event(piece: wire::SeedPiece) -> Option<PeerEvent> {
         wire::PieceKind::Zero { .. } => None,
         wire::PieceKind::Data(data) if crc32c::crc32c(&data) == piece.checksum => Some(data.into()),
         wire::PieceKind::Data(_) => {
-            tracing::warn!(offset, "a piece of a full copy was damaged on its way; it is refused");
+            tracing::warn!(
+                offset,
+                "a piece of a full copy was damaged on its way; it is refused"
+            );
             Some(Vec::new())
         }
     };
-    Some(PeerEvent::SeedPiece(SeedPiece { offset, bytes, data }))
+    Some(PeerEvent::SeedPiece(SeedPiece {
+        offset,
+        bytes,
+        data,
+    }))
 }
 
 /// What the core says, for a session.
@@ -119,9 +135,15 @@ pub(super) fn input(message: PeerMessage) -> Input {
             FeedRefusal::TooOld { oldest } => wire::FeedRefusal::TooOld { oldest },
         }),
         PeerMessage::Anchored(Tip { epoch, chain }) => Input::Anchored { epoch, chain },
-        PeerMessage::SeedStart(SeedOrigin { from, log_offset, cursor_bytes }) => {
-            Input::SeedStart { from: pair(from), log_offset, cursor_bytes }
-        }
+        PeerMessage::SeedStart(SeedOrigin {
+            from,
+            log_offset,
+            cursor_bytes,
+        }) => Input::SeedStart {
+            from: pair(from),
+            log_offset,
+            cursor_bytes,
+        },
         PeerMessage::SeedEnd { usable_after } => Input::SeedEnd { usable_after },
         PeerMessage::Ack(progress) => Input::Ack(wire::AckState {
             received: progress.received,
@@ -138,12 +160,18 @@ pub(super) fn input(message: PeerMessage) -> Input {
 /// A piece of the backing, for a session.
 pub(super) fn piece_input(piece: SeedPiece) -> Input {
     let kind = match piece.data {
-        None => wire::PieceKind::Zero { length: piece.bytes },
+        None => wire::PieceKind::Zero {
+            length: piece.bytes,
+        },
         Some(data) => wire::PieceKind::Data(Bytes::from(data)),
     };
     let checksum = match &kind {
         wire::PieceKind::Data(data) => crc32c::crc32c(data),
         wire::PieceKind::Zero { .. } => 0,
     };
-    Input::SeedPiece(wire::SeedPiece { offset_bytes: piece.offset, kind, checksum })
+    Input::SeedPiece(wire::SeedPiece {
+        offset_bytes: piece.offset,
+        kind,
+        checksum,
+    })
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hn4::log::LogIdentity;
 use hn4::types::{NodeId, Term};
 use hn4_engine::core::event::{Control, CopyStatus, PeerEvent, PeerId, RequestId};
@@ -34,6 +34,15 @@ pub(super) struct Report {
     pub(super) shard: ShardStatus,
     /// What the connection to each peer is doing, in the order of the configuration.
     pub(super) links: Vec<LinkStatus>,
+}
+
+/// How a volume was left.
+#[derive(Clone, Debug)]
+pub(super) struct Ended {
+    pub(super) name: String,
+    pub(super) identity: LogIdentity,
+    /// The backing has everything that the log has.
+    pub(super) clean: bool,
 }
 
 /// What is needed to talk to one peer.
@@ -89,7 +98,7 @@ impl OpenVolume {
                 match message {
                     FromShard::Status { status, .. } => return Ok((status.copy, status.identity)),
                     FromShard::Ended(result) => {
-                        result.map_err(anyhow::Error::msg)?;
+                        let _clean = result.map_err(anyhow::Error::msg)?;
                         anyhow::bail!("the shard ended before it served");
                     }
                     _ => {}
@@ -115,7 +124,16 @@ impl VolumeTask {
             }
             peers[index] = Some(connect(index, handle, merged.clone()));
         }
-        let OpenVolume { name, shard, wake, identity, node, max_epoch_bytes, status, state } = open;
+        let OpenVolume {
+            name,
+            shard,
+            wake,
+            identity,
+            node,
+            max_epoch_bytes,
+            status,
+            state,
+        } = open;
         Self {
             name,
             shard,
@@ -138,14 +156,21 @@ impl VolumeTask {
     ///
     /// # Errors
     /// If the shard could not go on.
-    pub(super) async fn run(mut self) -> Result<()> {
+    pub(super) async fn run(mut self) -> Result<Ended> {
         // A shard that panicked cannot say so; it is looked after now and then.
         let mut look = tokio::time::interval(Duration::from_secs(5));
         loop {
             while let Some(message) = self.shard.receive() {
                 if let FromShard::Ended(result) = message {
                     self.shard.join();
-                    return result.map_err(anyhow::Error::msg).context(self.name);
+                    return match result {
+                        Ok(clean) => Ok(Ended {
+                            name: self.name,
+                            identity: self.identity,
+                            clean,
+                        }),
+                        Err(why) => Err(anyhow::Error::msg(why).context(self.name)),
+                    };
                 }
                 self.from_shard(message);
             }
@@ -164,14 +189,27 @@ impl VolumeTask {
 
     fn from_shard(&mut self, message: FromShard) {
         match message {
-            FromShard::Peer { peer, session, message } => {
+            FromShard::Peer {
+                peer,
+                session,
+                message,
+            } => {
                 self.to_session(peer, session, translate::input(message));
             }
-            FromShard::Frame { peer, session, epoch, bytes } => {
+            FromShard::Frame {
+                peer,
+                session,
+                epoch,
+                bytes,
+            } => {
                 let frame = bytes.into();
                 self.to_session(peer, session, Input::SendEpoch { epoch, frame });
             }
-            FromShard::Piece { peer, session, piece } => {
+            FromShard::Piece {
+                peer,
+                session,
+                piece,
+            } => {
                 self.to_session(peer, session, translate::piece_input(piece));
             }
             FromShard::ControlDone { id, result } => {
@@ -182,14 +220,21 @@ impl VolumeTask {
             }
             FromShard::State(status) => {
                 self.status = status;
-                let state =
-                    translate::local_state(&self.identity, self.node, self.max_epoch_bytes, &status);
+                let state = translate::local_state(
+                    &self.identity,
+                    self.node,
+                    self.max_epoch_bytes,
+                    &status,
+                );
                 self.state.send_replace(state);
             }
             FromShard::Status { id, status } => {
                 if let Some(reply) = self.statuses.remove(&id.0) {
                     let links = self.peers.iter().flatten().map(Peer::describe).collect();
-                    let _ = reply.send(Report { shard: *status, links });
+                    let _ = reply.send(Report {
+                        shard: *status,
+                        links,
+                    });
                 }
             }
             FromShard::Ended(_) => {}
@@ -199,12 +244,17 @@ impl VolumeTask {
     fn to_session(&self, peer: PeerId, session: u64, input: Input) {
         if let Some(Some(peer)) = self.peers.get(usize::from(peer.0)) {
             // Fails only when the driver is gone, which ends everything anyway.
-            let _ = peer.to.send(ToSession { session: SessionId(session), input });
+            let _ = peer.to.send(ToSession {
+                session: SessionId(session),
+                input,
+            });
         }
     }
 
     fn from_session(&mut self, index: usize, message: FromSession) {
-        let Some(Some(peer)) = self.peers.get_mut(index) else { return };
+        let Some(Some(peer)) = self.peers.get_mut(index) else {
+            return;
+        };
         let FromSession { session, output } = message;
         let id = PeerId(u8::try_from(index).expect("the configuration bounds peers"));
         let event = match output {
@@ -234,7 +284,11 @@ impl VolumeTask {
                 None => return,
             },
         };
-        self.shard.send(ToShard::Peer { peer: id, session: session.0, event });
+        self.shard.send(ToShard::Peer {
+            peer: id,
+            session: session.0,
+            event,
+        });
     }
 
     fn ask(&mut self, ask: Ask) {
@@ -251,8 +305,14 @@ impl VolumeTask {
             }
             Ask::Promote(reply) => {
                 self.controls.insert(id.0, reply);
-                let term = Term { counter: self.status.term.counter + 1, node: self.node };
-                self.shard.send(ToShard::Control { id, control: Control::Promote { term } });
+                let term = Term {
+                    counter: self.status.term.counter + 1,
+                    node: self.node,
+                };
+                self.shard.send(ToShard::Control {
+                    id,
+                    control: Control::Promote { term },
+                });
             }
             Ask::Stop { drain_ms } => self.shard.send(ToShard::Stop { drain_ms }),
         }
@@ -263,8 +323,12 @@ impl Peer {
     /// What the connection is doing; after a session that failed, why it did.
     fn describe(&self) -> LinkStatus {
         match &*self.link.borrow() {
-            LinkStatus::Connected { .. } if self.session.is_none() && !self.last_words.is_empty() => {
-                LinkStatus::Failed { why: self.last_words.clone() }
+            LinkStatus::Connected { .. }
+                if self.session.is_none() && !self.last_words.is_empty() =>
+            {
+                LinkStatus::Failed {
+                    why: self.last_words.clone(),
+                }
             }
             link => link.clone(),
         }
@@ -273,7 +337,13 @@ impl Peer {
 
 /// Gives a peer's session a queue of its own, so that a slow one holds up nobody else.
 fn connect(index: usize, handle: PeerHandle, merged: mpsc::Sender<(usize, FromSession)>) -> Peer {
-    let PeerHandle { peer: name, to: session, mut from, link, .. } = handle;
+    let PeerHandle {
+        peer: name,
+        to: session,
+        mut from,
+        link,
+        ..
+    } = handle;
     let (to, mut queue) = mpsc::unbounded_channel::<ToSession>();
     tokio::spawn(async move {
         while let Some(message) = queue.recv().await {
@@ -289,5 +359,11 @@ fn connect(index: usize, handle: PeerHandle, merged: mpsc::Sender<(usize, FromSe
             }
         }
     });
-    Peer { name, to, session: None, link, last_words: String::new() }
+    Peer {
+        name,
+        to,
+        session: None,
+        link,
+        last_words: String::new(),
+    }
 }

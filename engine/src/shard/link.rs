@@ -95,8 +95,9 @@ pub enum FromShard {
         /// The state of everything.
         status: Box<ShardStatus>,
     },
-    /// The shard has ended, because it was asked to or because it could not go on.
-    Ended(Result<(), String>),
+    /// The shard has ended, because it was asked to or because it could not go on. True if the
+    /// backing has everything that the log has.
+    Ended(Result<bool, String>),
 }
 
 /// A bounded queue whose producer keeps what does not fit.

@@ -290,7 +290,10 @@ impl Shard {
                 let _ = std::fs::remove_file(path);
             }
         }
-        self.engine.outbox.push(FromShard::Ended(result));
+        let clean = self.engine.volume.is_clean() && self.engine.volume.failed().is_none();
+        self.engine
+            .outbox
+            .push(FromShard::Ended(result.map(|()| clean)));
         self.engine.outbox.flush();
     }
 
