@@ -278,7 +278,11 @@ fn fewer_peers_than_acknowledgements_need_are_told_by_what_it_means() {
         report.findings.into_iter().find(wanted)
     };
     let block = find(&status, "ack = \"durable\"").expect("told");
-    let words = ["asks for 1 peers, 0 can", "7 requests wait", "on_degraded"];
+    let words = [
+        "peers: 1, able to acknowledge: 0",
+        "that wait: 7",
+        "on_degraded",
+    ];
     is(&block, "waiting-for-peers", Health::Failed, &words);
     let degrade = find(&status, "ack = \"durable\"\non_degraded = \"degrade\"").expect("told");
     is(

@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use hn4_replicad::cli::token::IdentityToken;
 use hn4_replicad::config::Config;
-use hn4_replicad::config::attach::{
-    AttachError, AttachRecord, attach_record_put, attach_records, check_before_open,
-};
+use hn4_replicad::config::attach::{self, AttachError, attach_records, check_before_open};
 use hn4_replicad::config::state::NodeState;
 use tempfile::TempDir;
 
@@ -331,8 +329,9 @@ fn a_missing_log_is_told_with_what_it_may_have_held() {
     let node = Node::new();
     let token = node.create(&["--size-mib", "4"]);
     let section = node.config().volumes[0].clone();
-    let record = AttachRecord::new(&section, &token.0, true);
-    attach_record_put(&node.state(), &record).expect("recorded");
+    let opened = attach::begin(&node.state(), &section, Duration::ZERO).expect("opened");
+    assert_eq!(opened, token.0);
+    has(&node.done(&["volume", "list"]), &[" yes "]);
     std::fs::remove_file(node.path("vol0.log")).expect("removed");
     let error = node.check().expect_err("refused").to_string();
     has(
@@ -350,6 +349,16 @@ fn a_missing_log_is_told_with_what_it_may_have_held() {
         &["may hold acknowledged writes", "hn4ctl volume forget"],
     );
     assert!(!node.path("vol0.log").exists());
+}
+
+#[test]
+fn a_volume_that_was_closed_clean_is_remembered_as_such() {
+    let node = Node::new();
+    node.create(&["--size-mib", "4"]);
+    let section = node.config().volumes[0].clone();
+    let opened = attach::begin(&node.state(), &section, Duration::ZERO).expect("opened");
+    attach::end(&node.state(), &section, &opened).expect("closed");
+    has(&node.done(&["volume", "list"]), &[" no "]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use hn4::types::VolumeId;
 
+use super::hn4_args::{Hn4Command, InspectArgs};
 use super::token::IdentityToken;
 use super::volume::{LOG_MIB_MAX, LOG_MIB_MIN, SIZE_MIB_MAX};
 
@@ -27,7 +28,8 @@ const EXIT_CODES: &str = "Exit status:
   1  refused or failed; the message says why, and what to do
   2  wrong usage
   3  hn4-replicad is not running or does not answer
-  4  `status --check`: a volume needs attention";
+  4  `status --check`, `volume inspect --device`, `volume verify`, `volume chronicle --verify`:
+     a volume needs attention";
 
 /// What to do.
 #[derive(Subcommand, Debug)]
@@ -101,7 +103,7 @@ pub struct WaitArgs {
     pub timeout_s: u64,
 }
 
-/// What to do with a volume. All read the configuration; none needs the daemon.
+/// What to do with a volume. Without --device they read the configuration; none needs the daemon.
 #[derive(Subcommand, Debug)]
 pub enum VolumeCommand {
     /// Make the log of a volume that the configuration names, on a blank backing
@@ -110,12 +112,14 @@ pub enum VolumeCommand {
     Adopt(AdoptArgs),
     /// Show the volumes of the configuration and what the node remembers of each
     List,
-    /// Show the log of a volume; the daemon must not have it open
-    Inspect(VolumeArg),
+    /// Show the log of a volume, or with --device an HN4 volume; the daemon must not have it open
+    Inspect(InspectArgs),
     /// Confirm that log and backing of a volume are the same ones at other paths
     Reattach(VolumeArg),
     /// Give a volume up on this node; its log and backing are left as they are
     Forget(ForgetArgs),
+    #[command(flatten)]
+    Hn4(Hn4Command),
 }
 
 /// How to make the log.

@@ -1,6 +1,9 @@
 //! What `hn4ctl` does, as library functions, so that the quickstart can do the same in process.
 
 pub mod args;
+pub mod hn4_args;
+pub mod hn4_device;
+mod hn4_tools;
 pub mod pki;
 pub mod run;
 pub mod show;

@@ -14,13 +14,13 @@ use crate::control::api::{Health, NodeStatus};
 use crate::control::{ClientError, ControlClient, Request, Response};
 
 /// Carried out, as asked.
-const DONE: u8 = 0;
+pub(super) const DONE: u8 = 0;
 /// Refused or failed.
 const FAILED: u8 = 1;
 /// The daemon is not there.
 const NO_DAEMON: u8 = 3;
-/// `status --check` found something.
-const NOT_OK: u8 = 4;
+/// A check found something.
+pub(super) const NOT_OK: u8 = 4;
 
 /// An error as it is shown.
 pub(super) type AnyError = Box<dyn std::error::Error>;
@@ -29,9 +29,7 @@ pub(super) type AnyError = Box<dyn std::error::Error>;
 #[must_use]
 pub fn run(cli: &Cli) -> ExitCode {
     let code = match &cli.command {
-        Command::Volume(command) => {
-            load(cli).and_then(|config| volume_commands::run(&config, command))
-        }
+        Command::Volume(command) => volume_commands::run(cli, command),
         Command::Pki(command) => run_pki(cli, command),
         Command::Status(args) => status(cli, *args),
         Command::Flush(arg) => ask(
@@ -85,13 +83,13 @@ pub fn run(cli: &Cli) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn config_path(cli: &Cli) -> PathBuf {
+pub(super) fn config_path(cli: &Cli) -> PathBuf {
     cli.config
         .clone()
         .unwrap_or_else(|| PathBuf::from(DEFAULT_PATH))
 }
 
-fn load(cli: &Cli) -> Result<Config, AnyError> {
+pub(super) fn load(cli: &Cli) -> Result<Config, AnyError> {
     if cli.socket.is_some() {
         return Err("this command reads the configuration: use --config, not --socket".into());
     }

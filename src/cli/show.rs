@@ -178,19 +178,24 @@ fn show_state(text: &mut String, state: &VolumeState) {
 }
 
 fn ack(policy: &Policy) -> String {
-    let write = match policy.write_ack.as_str() {
-        "durable" => "writes when durable",
-        _ => "writes when in the overlay",
+    let here = match policy.write_ack.as_str() {
+        "durable" => "durable",
+        _ => "in the overlay",
     };
-    match policy.ack_peers {
-        0 => format!("{write}, peers {}", policy.ack),
-        peers => format!(
-            "{write}, and {} on {peers} {}; fewer: {}",
-            policy.ack,
-            if peers == 1 { "peer" } else { "peers" },
-            policy.on_degraded
-        ),
-    }
+    let peers = match policy.ack_peers {
+        0 => return format!("a write when {here}, a flush when durable; peers: async"),
+        1 => "1 peer".to_owned(),
+        peers => format!("{peers} peers"),
+    };
+    let flushed = match policy.ack.as_str() {
+        "durable" => "durable on",
+        _ => "received by",
+    };
+    format!(
+        "a write when {here} and received by {peers}, a flush when durable and {flushed} {peers}; \
+         with fewer: {}",
+        policy.on_degraded
+    )
 }
 
 fn plain_table() -> Table {

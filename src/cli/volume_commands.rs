@@ -6,8 +6,9 @@ use std::time::Duration;
 use hn4::log::{CopyState, Superblock};
 use hn4_engine::device::{Device, DeviceError, DeviceOptions};
 
-use super::args::{CreateArgs, VolumeCommand};
-use super::run::AnyError;
+use super::args::{Cli, CreateArgs, ForgetArgs, VolumeCommand};
+use super::hn4_tools;
+use super::run::{AnyError, DONE, load};
 use super::show;
 use super::token::IdentityToken;
 use super::volume::{CreateOptions, Purpose, create_volume};
@@ -18,11 +19,9 @@ use crate::config::state::NodeState;
 use crate::config::{Config, VolumeSection};
 use crate::control::report::role_text;
 
-const DONE: u8 = 0;
-
-pub(super) fn run(config: &Config, command: &VolumeCommand) -> Result<u8, AnyError> {
+pub(super) fn run(cli: &Cli, command: &VolumeCommand) -> Result<u8, AnyError> {
     match command {
-        VolumeCommand::Create(args) => create(config, &args.volume, &create_options(args)),
+        VolumeCommand::Create(args) => create(&load(cli)?, &args.volume, &create_options(args)),
         VolumeCommand::Adopt(args) => {
             let options = CreateOptions {
                 purpose: Purpose::Adopt,
@@ -30,23 +29,32 @@ pub(super) fn run(config: &Config, command: &VolumeCommand) -> Result<u8, AnyErr
                 sector_bytes: args.log.sector_bytes,
                 ..CreateOptions::default()
             };
-            create(config, &args.volume, &options)
+            create(&load(cli)?, &args.volume, &options)
         }
-        VolumeCommand::List => list(config),
-        VolumeCommand::Inspect(arg) => inspect(section(config, &arg.volume)?),
-        VolumeCommand::Reattach(arg) => reattach(config, section(config, &arg.volume)?),
-        VolumeCommand::Forget(args) => {
-            let record = attach_record_forget(&state(config)?, args.id)?;
-            writeln!(
-                io::stdout(),
-                "volume {} is forgotten; its log {} and backing {} are as they were",
-                record.volume,
-                record.log.display(),
-                record.backing.display()
-            )?;
-            Ok(DONE)
+        VolumeCommand::List => list(&load(cli)?),
+        VolumeCommand::Inspect(args) => match (&args.device, &args.volume) {
+            (Some(device), _) => hn4_tools::inspect(device, args),
+            (None, name) => inspect(section(&load(cli)?, name.as_deref().unwrap_or_default())?),
+        },
+        VolumeCommand::Reattach(arg) => {
+            let config = load(cli)?;
+            reattach(&config, section(&config, &arg.volume)?)
         }
+        VolumeCommand::Forget(args) => forget(&load(cli)?, args),
+        VolumeCommand::Hn4(command) => hn4_tools::run(cli, command),
     }
+}
+
+fn forget(config: &Config, args: &ForgetArgs) -> Result<u8, AnyError> {
+    let record = attach_record_forget(&state(config)?, args.id)?;
+    writeln!(
+        io::stdout(),
+        "volume {} is forgotten; its log {} and backing {} are as they were",
+        record.volume,
+        record.log.display(),
+        record.backing.display()
+    )?;
+    Ok(DONE)
 }
 
 fn create_options(args: &CreateArgs) -> CreateOptions {

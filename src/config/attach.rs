@@ -383,6 +383,35 @@ pub fn inspect_log(
     Ok((header, superblock))
 }
 
+/// Before the engine opens a volume: checks log and backing, see [`check_before_open`], and remembers
+/// durably that the log may hold more than the backing from now on.
+///
+/// # Errors
+/// [`AttachError`] says what is wrong and what to do.
+pub fn begin(
+    state: &NodeState,
+    section: &VolumeSection,
+    lock_patience: Duration,
+) -> Result<LogIdentity, AttachError> {
+    let header = check_before_open(state, section, lock_patience)?;
+    let record = AttachRecord::new(section, &header.identity, true);
+    attach_record_put(state, &record)?;
+    Ok(header.identity)
+}
+
+/// After a volume was closed with everything in its backing (applied epoch = tip): remembers that its
+/// log holds nothing more.
+///
+/// # Errors
+/// If the state directory cannot be written.
+pub fn end(
+    state: &NodeState,
+    section: &VolumeSection,
+    identity: &LogIdentity,
+) -> Result<(), StateError> {
+    attach_record_put(state, &AttachRecord::new(section, identity, false))
+}
+
 /// All that is to be checked before the engine opens a volume: its log is there and is the one that
 /// this node remembers. Gives the log's header. `lock_patience` is for a predecessor that is about
 /// to let go of the log.
