@@ -77,7 +77,11 @@ impl VolumeConfig {
     pub fn new(identity: LogIdentity, node: NodeId, ring_bytes: u64, slots: usize) -> Self {
         let ring_blocks = usize::try_from(ring_bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
         let most = usize::try_from(MAX_EPOCH_BYTES / BLOCK_BYTES).unwrap_or(usize::MAX);
-        let max_epoch_blocks = (ring_blocks / 8).min(slots / 8).min(most).min(4096).max(16);
+        let max_epoch_blocks = (ring_blocks / 8).min(slots / 8).min(most).clamp(16, 4096);
+        // The head of the largest epoch, twice, and some room for reads.
+        let reserve_slots = (slots / 8).clamp(8, 4096);
+        let head_records = reserve_slots / 2 * 4096 / 24;
+        let max_zero_extents = head_records.saturating_sub(4 * max_epoch_blocks + 64);
         Self {
             identity,
             node,
@@ -86,13 +90,12 @@ impl VolumeConfig {
                 stripe_blocks: 256,
             },
             max_epoch_blocks,
-            max_zero_extents: 4096,
+            max_zero_extents: max_zero_extents.clamp(16, 4096),
             log_age_ms: 100,
             destage_delay_ms: 1000,
             sweep_blocks: (slots / 4).clamp(16, 16 * 1024),
             sweep_depth: 16,
-            // The head of the largest epoch, twice, and some room for reads.
-            reserve_slots: (slots / 8).clamp(8, 4096),
+            reserve_slots,
             write_ack_durable: false,
             ack_mode: AckMode::Async,
             ack_peers: 0,

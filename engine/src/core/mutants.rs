@@ -57,8 +57,8 @@ pub enum Mutant {
     SweepBeyondCut,
     /// A failed operation counts as done.
     IgnoreErrors,
-    /// Writes are let in without room.
-    AdmitAlways,
+    /// Heads of frames are never freed.
+    LeakHeads,
     /// An acknowledgement of another history still counts.
     KeepProgress,
     /// A sweep forgets to write zeroes.
@@ -93,7 +93,7 @@ impl Mutant {
         Self::FlushForgetsOpenEpoch,
         Self::SweepBeyondCut,
         Self::IgnoreErrors,
-        Self::AdmitAlways,
+        Self::LeakHeads,
         Self::KeepProgress,
         Self::SweepForgetsZeroes,
     ];

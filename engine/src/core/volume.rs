@@ -261,7 +261,6 @@ impl Volume {
     }
 
     /// Whether clients may write here.
-    #[must_use]
     pub fn accepts_writes(&self) -> Result<(), Failure> {
         if self.failed.is_some() {
             return Err(Failure::Io);
@@ -269,7 +268,8 @@ impl Volume {
         if self.stopping {
             return Err(Failure::ShuttingDown);
         }
-        let primary = self.role() == Role::Primary && self.transition.is_none();
+        let settled = self.transition.is_none() || planted(Mutant::WriteBeforeTerm);
+        let primary = self.role() == Role::Primary && settled;
         let usable = self.superblock.persisted().copy == CopyState::Usable;
         if primary && usable {
             Ok(())
@@ -291,9 +291,6 @@ impl Volume {
     /// Whether slots for a write of so many blocks may be taken now.
     #[must_use]
     pub fn has_room(&self, mem: &dyn SlotMemory, blocks: usize) -> bool {
-        if planted(Mutant::AdmitAlways) {
-            return mem.free_slots() >= blocks;
-        }
         mem.free_slots() >= blocks + self.config.reserve_slots
     }
 
@@ -604,7 +601,9 @@ impl Volume {
                 let before = self.journal.durable();
                 let flushed = matches!(token, IoToken::LogFsync(_));
                 if self.journal.io_done(batch, flushed, out) {
-                    self.journal.free_heads(mem, before);
+                    if !planted(Mutant::LeakHeads) {
+                        self.journal.free_heads(mem, before);
+                    }
                     self.became_durable(now, out);
                 }
             }

@@ -2,6 +2,7 @@
 
 use hn4::types::SECTORS_PER_BLOCK;
 use hn4_engine::arena::SlotMemory;
+use hn4_engine::core::event::Disk;
 
 use crate::disk::SECTOR;
 use crate::oracle::{describe, index, is};
@@ -9,6 +10,15 @@ use crate::world::{Outcome, World, broken};
 
 impl World {
     pub(crate) fn final_checks(&mut self) -> Outcome {
+        for node in &mut self.nodes {
+            for disk in [Disk::Log, Disk::Backing] {
+                let faults = node.disk(disk).faults;
+                self.stats.torn += faults.torn + faults.lost_in_cache;
+            }
+        }
+        if self.stats.refused_logs > 0 && self.nodes.len() == 1 {
+            return Ok(());
+        }
         for node in &self.nodes {
             let Some(live) = &node.live else {
                 return broken("P10", format!("node {} is dead at the end", node.index));
@@ -34,7 +44,10 @@ impl World {
             let (free, all) = (live.mem.free_slots(), live.mem.capacity());
             // One holds the superblock.
             if free != all - 1 || live.volume.dirty_slots() != 0 {
-                return broken("P8", format!("node {}: {free} of {all} slots are free", node.index));
+                return broken(
+                    "P8",
+                    format!("node {}: {free} of {all} slots are free", node.index),
+                );
             }
         }
         Ok(())

@@ -12,17 +12,30 @@ use crate::world::{MS, Outcome, What, World, broken};
 
 /// One connection, which waits for each answer before it asks again.
 #[derive(Debug, Default)]
-pub struct Client {
+pub(crate) struct Client {
     /// It asks no more.
-    pub done: bool,
+    pub(crate) done: bool,
 }
 
 /// What is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wish {
-    Write { lba: u64, sectors: u64, fua: bool, tag: Tag },
-    Zero { lba: u64, sectors: u64, fua: bool, trim: bool },
-    Read { lba: u64, sectors: u64 },
+    Write {
+        lba: u64,
+        sectors: u64,
+        fua: bool,
+        tag: Tag,
+    },
+    Zero {
+        lba: u64,
+        sectors: u64,
+        fua: bool,
+        trim: bool,
+    },
+    Read {
+        lba: u64,
+        sectors: u64,
+    },
     Flush,
 }
 
@@ -30,8 +43,8 @@ pub(crate) enum Wish {
 #[derive(Debug)]
 pub(crate) struct Pending {
     client: Option<usize>,
-    pub node: usize,
-    pub wish: Wish,
+    pub(crate) node: usize,
+    pub(crate) wish: Wish,
     /// Writes: the epoch that they went into. Flushes: the epoch they must make durable.
     epoch: Epoch,
     slots: Vec<SlotId>,
@@ -81,7 +94,10 @@ impl World {
         if self.rng.one_in(20) && !live.is_empty() {
             return Some(self.rng.pick(&live).2);
         }
-        live.into_iter().filter(|node| node.0).max().map(|node| node.2)
+        live.into_iter()
+            .filter(|node| node.0)
+            .max()
+            .map(|node| node.2)
     }
 
     fn wish(&mut self) -> Wish {
@@ -96,7 +112,9 @@ impl World {
         let mut sectors = self.rng.log_between(1, most);
         if self.rng.one_in(2) {
             lba = lba / SECTORS_PER_BLOCK * SECTORS_PER_BLOCK;
-            sectors = sectors.next_multiple_of(SECTORS_PER_BLOCK).min(volume - lba);
+            sectors = sectors
+                .next_multiple_of(SECTORS_PER_BLOCK)
+                .min(volume - lba);
         }
         let fua = self.rng.one_in(self.plan.fua);
         let weights = self.plan.weights;
@@ -110,7 +128,12 @@ impl World {
             0 => {
                 // Tags 1 and 2 are the initial contents.
                 let tag = self.next_request + 10;
-                Wish::Write { lba, sectors, fua, tag }
+                Wish::Write {
+                    lba,
+                    sectors,
+                    fua,
+                    tag,
+                }
             }
             1 => {
                 let trim = self.rng.one_in(2);
@@ -119,7 +142,12 @@ impl World {
                 } else {
                     sectors
                 };
-                Wish::Zero { lba, sectors, fua, trim }
+                Wish::Zero {
+                    lba,
+                    sectors,
+                    fua,
+                    trim,
+                }
             }
             2 => Wish::Read { lba, sectors },
             _ => Wish::Flush,
@@ -194,8 +222,16 @@ impl World {
         };
         let accepts = live.volume.accepts_writes().is_ok();
         let change = match pending.wish {
-            Wish::Write { lba, sectors, tag, .. } => Change { sectors: lba..lba + sectors, tag },
-            Wish::Zero { lba, sectors, .. } => Change { sectors: lba..lba + sectors, tag: 0 },
+            Wish::Write {
+                lba, sectors, tag, ..
+            } => Change {
+                sectors: lba..lba + sectors,
+                tag,
+            },
+            Wish::Zero { lba, sectors, .. } => Change {
+                sectors: lba..lba + sectors,
+                tag: 0,
+            },
             Wish::Read { lba, sectors } => {
                 let range = index(lba)..index(lba + sectors);
                 let view = live.view.get(range).filter(|_| live.usable);
@@ -214,7 +250,10 @@ impl World {
         let term = live.volume.superblock().term.counter;
         live.open.push(change.clone());
         if !self.oracle.wrote(term, node) {
-            return broken("terms", format!("node {node} writes in term {term} of another node"));
+            return broken(
+                "terms",
+                format!("node {node} writes in term {term} of another node"),
+            );
         }
         self.change_view(node, &change);
         Ok(())
@@ -229,7 +268,11 @@ impl World {
             return;
         }
         apply(&mut live.view, change);
-        for pending in self.pending.values_mut().filter(|pending| pending.node == node) {
+        for pending in self
+            .pending
+            .values_mut()
+            .filter(|pending| pending.node == node)
+        {
             let (Wish::Read { lba, .. }, Some(legal)) = (pending.wish, &mut pending.legal) else {
                 continue;
             };
@@ -243,7 +286,11 @@ impl World {
 
     /// A copy's contents were replaced: reads that are on their way may see anything.
     pub(crate) fn forget_reads(&mut self, node: usize) {
-        for pending in self.pending.values_mut().filter(|pending| pending.node == node) {
+        for pending in self
+            .pending
+            .values_mut()
+            .filter(|pending| pending.node == node)
+        {
             pending.legal = None;
         }
     }
@@ -261,7 +308,11 @@ impl World {
         self.stats.requests += 1;
         self.trace.mix(&[id.0, u64::from(result.is_ok())]);
         if let Some(client) = pending.client {
-            let pause = if result.is_ok() { self.plan.think_us * 1000 } else { 20 * MS };
+            let pause = if result.is_ok() {
+                self.plan.think_us * 1000
+            } else {
+                20 * MS
+            };
             let after = self.rng.below(pause + 1000);
             self.plan_in(after, What::Client(client));
         }
@@ -317,7 +368,10 @@ impl World {
     fn peers_have_it(&self, node: usize) -> bool {
         self.plan.ack_mode != AckMode::Async
             && self.plan.ack_peers > 0
-            && self.nodes[node].live.as_ref().is_some_and(|live| !live.volume.is_degraded())
+            && self.nodes[node]
+                .live
+                .as_ref()
+                .is_some_and(|live| !live.volume.is_degraded())
     }
 
     fn place(&self, node: usize, epoch: Epoch) -> Option<Tip> {
@@ -355,10 +409,17 @@ impl World {
 
     /// A node is gone: its clients notice.
     pub(crate) fn drop_requests(&mut self, node: usize) {
-        let lost = self.pending.iter().filter(|(_, pending)| pending.node == node);
+        let lost = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.node == node);
         let lost: Vec<RequestId> = lost.map(|(&id, _)| id).collect();
         for id in lost {
-            if let Some(Pending { client: Some(client), .. }) = self.pending.remove(&id) {
+            if let Some(Pending {
+                client: Some(client),
+                ..
+            }) = self.pending.remove(&id)
+            {
                 let after = self.rng.below(20 * MS);
                 self.plan_in(after, What::Client(client));
             }
@@ -370,21 +431,48 @@ impl World {
 fn request(wish: Wish, slots: &[SlotId], mem: &mut dyn SlotMemory) -> Request {
     let slots_vec = slots.to_vec();
     match wish {
-        Wish::Write { lba, sectors, fua, tag } => {
+        Wish::Write {
+            lba,
+            sectors,
+            fua,
+            tag,
+        } => {
             for sector in lba..lba + sectors {
                 let block = index(sector / SECTORS_PER_BLOCK - lba / SECTORS_PER_BLOCK);
                 let from = index(sector % SECTORS_PER_BLOCK) * SECTOR;
-                fill(tag, sector, &mut mem.bytes_mut(slots[block])[from..from + SECTOR]);
+                fill(
+                    tag,
+                    sector,
+                    &mut mem.bytes_mut(slots[block])[from..from + SECTOR],
+                );
             }
             let sectors = u32::try_from(sectors).expect("bounded by the plan");
-            Request::Write { lba: Lba(lba), sectors, fua, slots: slots_vec }
+            Request::Write {
+                lba: Lba(lba),
+                sectors,
+                fua,
+                slots: slots_vec,
+            }
         }
-        Wish::Zero { lba, sectors, fua, trim } => {
-            Request::Zero { lba: Lba(lba), sectors, fua, trim, edges: slots_vec }
-        }
+        Wish::Zero {
+            lba,
+            sectors,
+            fua,
+            trim,
+        } => Request::Zero {
+            lba: Lba(lba),
+            sectors,
+            fua,
+            trim,
+            edges: slots_vec,
+        },
         Wish::Read { lba, sectors } => {
             let sectors = u32::try_from(sectors).expect("bounded by the plan");
-            Request::Read { lba: Lba(lba), sectors, slots: slots_vec }
+            Request::Read {
+                lba: Lba(lba),
+                sectors,
+                slots: slots_vec,
+            }
         }
         Wish::Flush => Request::Flush,
     }

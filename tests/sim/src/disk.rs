@@ -15,7 +15,7 @@ use hn4_engine::core::recovery::{AlignedBlock, Medium};
 use crate::rng::Rng;
 
 /// Sectors are what a device writes atomically.
-pub const SECTOR: usize = 512;
+pub(crate) const SECTOR: usize = 512;
 
 #[derive(Clone, Debug)]
 struct Pending {
@@ -34,22 +34,16 @@ impl Pending {
 
 /// What a disk did in a run.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct DiskFaults {
+pub(crate) struct DiskFaults {
     /// Writes that a crash tore.
-    pub torn: u64,
+    pub(crate) torn: u64,
     /// Writes that a crash lost.
-    pub lost_in_cache: u64,
-    /// Bits that rotted.
-    pub rotten: u64,
-    /// Writes that were acknowledged and never reached the medium.
-    pub lost: u64,
-    /// Writes that reached another place.
-    pub misdirected: u64,
+    pub(crate) lost_in_cache: u64,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub struct SimDisk {
+pub(crate) struct SimDisk {
     /// What a read sees.
     seen: Vec<u8>,
     /// What surely survives a crash.
@@ -57,16 +51,16 @@ pub struct SimDisk {
     pending: Vec<Pending>,
     completions: u64,
     /// Synchronous operations until the node dies in the middle of recovery.
-    pub dies_after: Option<u64>,
+    pub(crate) dies_after: Option<u64>,
     next_id: u64,
     /// What happened so far.
-    pub faults: DiskFaults,
+    pub(crate) faults: DiskFaults,
 }
 
 impl SimDisk {
     /// A disk full of zeroes.
     #[must_use]
-    pub fn new(bytes: usize) -> Self {
+    pub(crate) fn new(bytes: usize) -> Self {
         Self {
             seen: vec![0; bytes],
             durable: vec![0; bytes],
@@ -79,19 +73,19 @@ impl SimDisk {
     }
 
     /// Sets contents that are durable from the start.
-    pub fn format(&mut self, offset: usize, bytes: &[u8]) {
+    pub(crate) fn format(&mut self, offset: usize, bytes: &[u8]) {
         self.seen[offset..offset + bytes.len()].copy_from_slice(bytes);
         self.durable[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
     /// What a read sees.
     #[must_use]
-    pub fn contents(&self) -> &[u8] {
+    pub(crate) fn contents(&self) -> &[u8] {
         &self.seen
     }
 
     /// Fills the buffer.
-    pub fn read(&self, offset: usize, buffer: &mut [u8]) {
+    pub(crate) fn read(&self, offset: usize, buffer: &mut [u8]) {
         buffer.copy_from_slice(&self.seen[offset..offset + buffer.len()]);
     }
 
@@ -99,7 +93,12 @@ impl SimDisk {
     ///
     /// # Errors
     /// If another one to the same place is, too.
-    pub fn start_write(&mut self, id: u64, offset: usize, data: Vec<u8>) -> Result<(), String> {
+    pub(crate) fn start_write(
+        &mut self,
+        id: u64,
+        offset: usize,
+        data: Vec<u8>,
+    ) -> Result<(), String> {
         assert!(offset.is_multiple_of(SECTOR) && data.len().is_multiple_of(SECTOR));
         let write = Pending {
             id,
@@ -110,7 +109,10 @@ impl SimDisk {
         if write.range().end > self.seen.len() {
             return Err(format!("a write to {:?} is beyond the end", write.range()));
         }
-        let in_flight = self.pending.iter().filter(|other| other.completed.is_none());
+        let in_flight = self
+            .pending
+            .iter()
+            .filter(|other| other.completed.is_none());
         for other in in_flight {
             let (a, b) = (write.range(), other.range());
             if a.start < b.end && b.start < a.end {
@@ -122,7 +124,7 @@ impl SimDisk {
     }
 
     /// A write completed.
-    pub fn finish_write(&mut self, id: u64) {
+    pub(crate) fn finish_write(&mut self, id: u64) {
         self.completions += 1;
         let completions = self.completions;
         let index = self.pending.iter().position(|write| write.id == id);
@@ -135,27 +137,21 @@ impl SimDisk {
     }
 
     /// A write failed: whatever part of it arrived may be there or not.
-    pub fn fail_write(&mut self, id: u64, rng: &mut Rng) {
+    pub(crate) fn fail_write(&mut self, id: u64, rng: &mut Rng) {
         if rng.one_in(2) {
             return self.finish_write(id);
         }
         self.pending.retain(|write| write.id != id);
     }
 
-    /// A write that is acknowledged but never gets anywhere.
-    pub fn lose_write(&mut self, id: u64) {
-        self.faults.lost += 1;
-        self.pending.retain(|write| write.id != id);
-    }
-
     /// A flush begins; the result names what it covers.
     #[must_use]
-    pub fn start_flush(&self) -> u64 {
+    pub(crate) fn start_flush(&self) -> u64 {
         self.completions
     }
 
     /// The flush is done: all that had completed when it began is durable.
-    pub fn finish_flush(&mut self, covers: u64) {
+    pub(crate) fn finish_flush(&mut self, covers: u64) {
         let durable = &mut self.durable;
         self.pending.retain(|write| {
             let covered = write.completed.is_some_and(|completed| completed <= covers);
@@ -169,7 +165,7 @@ impl SimDisk {
     /// Power is lost.
     ///
     /// `shears` also lets sectors be left half old and half new.
-    pub fn crash(&mut self, shears: bool, rng: &mut Rng) {
+    pub(crate) fn crash(&mut self, shears: bool, rng: &mut Rng) {
         let pending = std::mem::take(&mut self.pending);
         for write in &pending {
             let fate = rng.below(4);
@@ -199,8 +195,7 @@ impl SimDisk {
     }
 
     /// A bit flips on the medium.
-    pub fn rot(&mut self, offset: usize, bit: u8) {
-        self.faults.rotten += 1;
+    pub(crate) fn rot(&mut self, offset: usize, bit: u8) {
         self.seen[offset] ^= 1 << bit;
         self.durable[offset] ^= 1 << bit;
     }

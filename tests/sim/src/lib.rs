@@ -34,7 +34,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[cfg(feature = "mutants")]
 pub use hn4_engine::core::mutants;
-pub use world::{Stats, Violation, World};
+use world::World;
+pub use world::{Stats, Violation};
 
 /// How a seed ended.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use hn4_engine::core::event::{CopyStatus, FeedRefusal, PeerEvent, Tip};
 
 /// Lanes of a direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Lane {
+pub(crate) enum Lane {
     /// Acks, anchors, credit, questions.
     Control,
     /// Frames and pieces.
@@ -22,7 +22,7 @@ pub enum Lane {
 
 /// What travels.
 #[derive(Clone, Debug)]
-pub enum Message {
+pub(crate) enum Message {
     /// How the sender stands.
     State(CopyStatus),
     /// For the other core.
@@ -44,19 +44,19 @@ enum Asked {
 
 /// One side of a link.
 #[derive(Debug, Default)]
-pub struct Side {
+pub(crate) struct Side {
     /// The session that is open here.
-    pub open: Option<u64>,
+    pub(crate) open: Option<u64>,
     asked: Asked,
     ours: Option<CopyStatus>,
     theirs: Option<CopyStatus>,
     /// When the last message of a lane arrives here.
-    pub busy_until: [u64; 2],
+    pub(crate) busy_until: [u64; 2],
 }
 
 /// What a change of our state calls for.
 #[derive(Debug)]
-pub enum News {
+pub(crate) enum News {
     /// Nothing.
     None,
     /// Tell the peer.
@@ -67,7 +67,7 @@ pub enum News {
 
 impl Side {
     /// A session opens.
-    pub fn open(&mut self, session: u64, ours: CopyStatus, theirs: CopyStatus) {
+    pub(crate) fn open(&mut self, session: u64, ours: CopyStatus, theirs: CopyStatus) {
         *self = Self {
             open: Some(session),
             asked: Asked::Nothing,
@@ -79,13 +79,13 @@ impl Side {
 
     /// The term of the peer, if it is higher than ours.
     #[must_use]
-    pub fn higher_term(&self) -> Option<Term> {
+    pub(crate) fn higher_term(&self) -> Option<Term> {
         let (ours, theirs) = (self.ours?.term, self.theirs?.term);
         (theirs.counter > ours.counter).then_some(theirs)
     }
 
     /// Our state changed.
-    pub fn local_changed(&mut self, new: CopyStatus) -> News {
+    pub(crate) fn local_changed(&mut self, new: CopyStatus) -> News {
         let (Some(old), Some(theirs)) = (self.ours, self.theirs) else {
             return News::None;
         };
@@ -101,7 +101,7 @@ impl Side {
     }
 
     /// The peer's state changed. Returns false if the session must end.
-    pub fn peer_changed(&mut self, new: CopyStatus) -> bool {
+    pub(crate) fn peer_changed(&mut self, new: CopyStatus) -> bool {
         let (Some(ours), Some(old)) = (self.ours, self.theirs) else {
             return false;
         };
@@ -111,7 +111,7 @@ impl Side {
     }
 
     /// A subscription was refused.
-    pub fn refused(&mut self, refusal: FeedRefusal) -> PeerEvent {
+    pub(crate) fn refused(&mut self, refusal: FeedRefusal) -> PeerEvent {
         match refusal {
             FeedRefusal::Truncate(tip) => {
                 self.asked = Asked::TruncateFirst(tip);
@@ -129,7 +129,7 @@ impl Side {
     }
 
     /// What to ask the peer now.
-    pub fn ask(&mut self) -> Option<PeerEvent> {
+    pub(crate) fn ask(&mut self) -> Option<PeerEvent> {
         let (ours, theirs) = (self.ours?, self.theirs?);
         let is_pair =
             ours.role == Role::Replica && theirs.role == Role::Primary && ours.term == theirs.term;
@@ -164,23 +164,23 @@ impl Side {
 
 /// A pair of nodes.
 #[derive(Debug)]
-pub struct Link {
+pub(crate) struct Link {
     /// The nodes.
-    pub nodes: [usize; 2],
+    pub(crate) nodes: [usize; 2],
     /// How each sees the session.
-    pub sides: [Side; 2],
+    pub(crate) sides: [Side; 2],
     /// Sessions so far.
-    pub sessions: u64,
+    pub(crate) sessions: u64,
     /// Nothing gets through until then.
-    pub cut_until: u64,
+    pub(crate) cut_until: u64,
     /// An attempt to connect is planned.
-    pub connecting: bool,
+    pub(crate) connecting: bool,
 }
 
 impl Link {
     /// A pair of nodes without a session.
     #[must_use]
-    pub fn new(nodes: [usize; 2]) -> Self {
+    pub(crate) fn new(nodes: [usize; 2]) -> Self {
         Self {
             nodes,
             sides: [Side::default(), Side::default()],
@@ -192,7 +192,7 @@ impl Link {
 
     /// Which side a node is.
     #[must_use]
-    pub fn side_of(&self, node: usize) -> Option<usize> {
+    pub(crate) fn side_of(&self, node: usize) -> Option<usize> {
         self.nodes.iter().position(|&other| other == node)
     }
 }

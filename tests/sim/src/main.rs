@@ -27,8 +27,11 @@ fn options() -> Result<Options, String> {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || {
-            let text = arguments.next().ok_or(format!("{argument} needs a number"))?;
-            text.parse::<u64>().map_err(|error| format!("{argument} {text}: {error}"))
+            let text = arguments
+                .next()
+                .ok_or(format!("{argument} needs a number"))?;
+            text.parse::<u64>()
+                .map_err(|error| format!("{argument} {text}: {error}"))
         };
         match argument.as_str() {
             "--seeds" => (options.seeds, many) = (number()?, true),
@@ -73,7 +76,11 @@ fn mutants(options: &Options) -> ExitCode {
             }
         }
     }
-    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 #[cfg(not(feature = "mutants"))]
@@ -104,7 +111,10 @@ fn main() -> ExitCode {
         total.add(&report.stats);
         if options.seeds == 1 {
             report.words.iter().for_each(|words| println!("{words}"));
-            println!("seed {seed}: trace {:016x}, {:?}", report.trace_hash, report.stats);
+            println!(
+                "seed {seed}: trace {:016x}, {:?}",
+                report.trace_hash, report.stats
+            );
         }
         let Some(violation) = report.violation else {
             continue;
@@ -115,9 +125,22 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
         let digits = |c: char| if c.is_ascii_digit() { '#' } else { c };
-        let short: String = detail.lines().next().unwrap_or("").chars().map(digits).collect();
-        let short: String = short.replace("##", "#").replace("##", "#").chars().take(90).collect();
-        let entry = failed.entry(format!("{} {short}", violation.promise)).or_insert((seed, 0));
+        let short: String = detail
+            .lines()
+            .next()
+            .unwrap_or("")
+            .chars()
+            .map(digits)
+            .collect();
+        let short: String = short
+            .replace("##", "#")
+            .replace("##", "#")
+            .chars()
+            .take(90)
+            .collect();
+        let entry = failed
+            .entry(format!("{} {short}", violation.promise))
+            .or_insert((seed, 0));
         entry.1 += 1;
     }
     for (what, (seed, times)) in &failed {

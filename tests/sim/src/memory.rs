@@ -14,7 +14,7 @@ struct Pins {
 }
 
 /// See the module.
-pub struct SimMemory {
+pub(crate) struct SimMemory {
     arena: VecArena,
     pins: Vec<Pins>,
     rubbish: u8,
@@ -23,7 +23,7 @@ pub struct SimMemory {
 impl SimMemory {
     /// So many slots.
     #[must_use]
-    pub fn new(slots: u32) -> Self {
+    pub(crate) fn new(slots: u32) -> Self {
         Self {
             arena: VecArena::new(slots),
             pins: vec![Pins::default(); slots as usize],
@@ -32,22 +32,33 @@ impl SimMemory {
     }
 
     /// A disk starts to use the slot; `fills` if it will write into it.
-    pub fn pin(&mut self, slot: SlotId, fills: bool) {
+    pub(crate) fn pin(&mut self, slot: SlotId, fills: bool) {
         let _ = self.arena.bytes(slot); // It must be allocated.
         let pins = &mut self.pins[slot.index()];
-        *(if fills { &mut pins.writes } else { &mut pins.reads }) += 1;
+        *(if fills {
+            &mut pins.writes
+        } else {
+            &mut pins.reads
+        }) += 1;
     }
 
     /// A disk writes into the slot, which is pinned for it.
-    pub fn fill(&mut self, slot: SlotId) -> &mut [u8] {
-        assert!(self.pins[slot.index()].writes > 0, "disks fill what is pinned");
+    pub(crate) fn fill(&mut self, slot: SlotId) -> &mut [u8] {
+        assert!(
+            self.pins[slot.index()].writes > 0,
+            "disks fill what is pinned"
+        );
         self.arena.bytes_mut(slot)
     }
 
     /// A disk is done with the slot.
-    pub fn unpin(&mut self, slot: SlotId, fills: bool) {
+    pub(crate) fn unpin(&mut self, slot: SlotId, fills: bool) {
         let pins = &mut self.pins[slot.index()];
-        *(if fills { &mut pins.writes } else { &mut pins.reads }) -= 1;
+        *(if fills {
+            &mut pins.writes
+        } else {
+            &mut pins.reads
+        }) -= 1;
     }
 
     fn assert_idle(&self, slot: SlotId, what: &str) {

@@ -32,7 +32,7 @@ struct Flight {
 
 /// What came of an operation.
 #[derive(Debug)]
-pub enum Landed {
+pub(crate) enum Landed {
     /// It goes on with a flush.
     Again,
     /// It is done.
@@ -40,50 +40,52 @@ pub enum Landed {
 }
 
 /// The part of a node that a crash takes.
-pub struct Live {
+pub(crate) struct Live {
     /// The real thing.
-    pub volume: Volume,
+    pub(crate) volume: Volume,
     /// Its memory.
-    pub mem: SimMemory,
+    pub(crate) mem: SimMemory,
     flights: BTreeMap<u64, Flight>,
     next_io: u64,
     /// Changes of the open epoch.
-    pub open: Vec<Change>,
+    pub(crate) open: Vec<Change>,
     /// End of the log after the last step.
-    pub tip: Tip,
+    pub(crate) tip: Tip,
     /// What reads must see; only while the copy is usable.
-    pub view: Vec<Tag>,
+    pub(crate) view: Vec<Tag>,
     /// The copy was usable after the last step.
-    pub usable: bool,
+    pub(crate) usable: bool,
     /// The newest epoch that holds a completed write.
-    pub completed: Epoch,
+    pub(crate) completed: Epoch,
     /// Requests that have to wait for room.
-    pub held: VecDeque<RequestId>,
+    pub(crate) held: VecDeque<RequestId>,
     /// When the next timer fires.
-    pub timer_at: Option<u64>,
+    pub(crate) timer_at: Option<u64>,
 }
 
 /// See the module.
-pub struct Node {
+pub(crate) struct Node {
     /// Position among the nodes.
-    pub index: usize,
+    pub(crate) index: usize,
     log: SimDisk,
     backing: SimDisk,
     /// Counts starts, so that what was meant for an earlier life is recognised.
-    pub boot: u64,
+    pub(crate) boot: u64,
     /// Alive.
-    pub live: Option<Live>,
+    pub(crate) live: Option<Live>,
     /// What must be found after a crash.
-    pub promise: Tip,
+    pub(crate) promise: Tip,
     /// What was last seen of it: role, term, kind of copy.
-    pub standing: Option<(Role, Term, std::mem::Discriminant<CopyState>)>,
+    pub(crate) standing: Option<(Role, Term, std::mem::Discriminant<CopyState>)>,
+    /// Its log was damaged since it was last made.
+    pub(crate) rotten: bool,
     /// The highest term that it had on its medium.
-    pub top_term: u64,
+    pub(crate) top_term: u64,
 }
 
 /// The volume of every run.
 #[must_use]
-pub fn identity(plan: &Plan) -> LogIdentity {
+pub(crate) fn identity(plan: &Plan) -> LogIdentity {
     LogIdentity {
         volume: hn4::types::VolumeId([7; 16]),
         birth_nonce: [9; 16],
@@ -98,14 +100,14 @@ fn small(bytes: u64) -> usize {
 
 /// Name of a node.
 #[must_use]
-pub fn node_id(index: usize) -> NodeId {
+pub(crate) fn node_id(index: usize) -> NodeId {
     NodeId([u8::try_from(index).expect("few nodes") + 1; 16])
 }
 
 impl Node {
     /// A node with empty disks; the backing holds whatever `backing` says.
     #[must_use]
-    pub fn new(index: usize, plan: &Plan, backing: &[u8]) -> Self {
+    pub(crate) fn new(index: usize, plan: &Plan, backing: &[u8]) -> Self {
         let log_bytes = hn4::log::RING_START + plan.ring_bytes;
         let mut disk = SimDisk::new(backing.len());
         disk.format(0, backing);
@@ -117,12 +119,13 @@ impl Node {
             live: None,
             promise: Tip::default(),
             standing: None,
+            rotten: false,
             top_term: 0,
         }
     }
 
     /// One of the disks.
-    pub fn disk(&mut self, disk: Disk) -> &mut SimDisk {
+    pub(crate) fn disk(&mut self, disk: Disk) -> &mut SimDisk {
         match disk {
             Disk::Log => &mut self.log,
             Disk::Backing => &mut self.backing,
@@ -131,7 +134,7 @@ impl Node {
 
     /// What the backing holds.
     #[must_use]
-    pub fn backing(&self) -> &[u8] {
+    pub(crate) fn backing(&self) -> &[u8] {
         self.backing.contents()
     }
 
@@ -139,9 +142,10 @@ impl Node {
     ///
     /// # Errors
     /// If the engine refuses.
-    pub fn create(&mut self, plan: &Plan, role: Role) -> Result<(), RecoveryError> {
+    pub(crate) fn create(&mut self, plan: &Plan, role: Role) -> Result<(), RecoveryError> {
         let log_bytes = hn4::log::RING_START + plan.ring_bytes;
         self.log = SimDisk::new(small(log_bytes));
+        self.rotten = false;
         let new = NewLog {
             identity: identity(plan),
             node: node_id(self.index),
@@ -159,7 +163,7 @@ impl Node {
     ///
     /// # Errors
     /// What recovery says.
-    pub fn open(&mut self, plan: &Plan) -> Result<recovery::RecoveryReport, RecoveryError> {
+    pub(crate) fn open(&mut self, plan: &Plan) -> Result<recovery::RecoveryReport, RecoveryError> {
         self.boot += 1;
         let mut mem = SimMemory::new(plan.slots);
         let index = self.index;
@@ -185,7 +189,7 @@ impl Node {
     }
 
     /// Power is lost.
-    pub fn crash(&mut self, shears: bool, rng: &mut Rng) {
+    pub(crate) fn crash(&mut self, shears: bool, rng: &mut Rng) {
         self.live = None;
         self.log.crash(shears, rng);
         self.backing.crash(shears, rng);
@@ -195,7 +199,12 @@ impl Node {
     ///
     /// # Errors
     /// If it conflicts with one that is on its way.
-    pub fn start_io(&mut self, token: IoToken, io: &Io, segs: &[Seg]) -> Result<u64, String> {
+    pub(crate) fn start_io(
+        &mut self,
+        token: IoToken,
+        io: &Io,
+        segs: &[Seg],
+    ) -> Result<u64, String> {
         let Some(live) = &mut self.live else {
             return Err("a dead node does nothing".to_owned());
         };
@@ -256,7 +265,7 @@ impl Node {
     }
 
     /// An operation's time has come.
-    pub fn land(&mut self, id: u64, fails: bool, rng: &mut Rng) -> Option<Landed> {
+    pub(crate) fn land(&mut self, id: u64, fails: bool, rng: &mut Rng) -> Option<Landed> {
         let live = self.live.as_mut()?;
         let mut flight = live.flights.remove(&id)?;
         let disk = match flight.disk {
@@ -302,7 +311,7 @@ impl Node {
 
     /// Whether an operation is a flush at the moment, for its duration.
     #[must_use]
-    pub fn in_flight(&self) -> usize {
+    pub(crate) fn in_flight(&self) -> usize {
         self.live.as_ref().map_or(0, |live| live.flights.len())
     }
 }

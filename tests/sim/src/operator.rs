@@ -25,7 +25,7 @@ enum Failover {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Operator {
+pub(crate) struct Operator {
     failover: Failover,
     /// The highest term that was ever handed out.
     top_term: u64,
@@ -45,7 +45,7 @@ pub struct Operator {
     /// Drains of the end that were not answered yet.
     draining: Vec<RequestId>,
     /// Both sides agree on everything.
-    pub finished: bool,
+    pub(crate) finished: bool,
 }
 
 /// The end must be reached within this time, once faults have stopped.
@@ -179,7 +179,8 @@ impl World {
     fn control(&mut self, node: usize, control: Control) -> RequestId {
         self.next_request += 1;
         let id = RequestId(self.next_request);
-        self.trace.note(self.now, Some(node), || format!("CONTROL {control:?}"));
+        self.trace
+            .note(self.now, Some(node), || format!("CONTROL {control:?}"));
         self.post(node, Event::Control { id, control });
         id
     }
@@ -197,12 +198,17 @@ impl World {
                 return broken("P10", format!("node {node} does not drain: {why}"));
             }
         }
-        let status = self.nodes[node].live.as_ref().map(|live| live.volume.copy_status());
+        let status = self.nodes[node]
+            .live
+            .as_ref()
+            .map(|live| live.volume.copy_status());
         if status.is_some_and(|status| status.role == Role::Replica) {
             // Perhaps it was demoted: somebody is to take over.
             self.operator.hand_over |= self.primary().is_none();
         }
-        if let Failover::Promote { node: candidate, .. } = self.operator.failover
+        if let Failover::Promote {
+            node: candidate, ..
+        } = self.operator.failover
             && candidate == node
         {
             self.operator.failover = Failover::None;
@@ -244,7 +250,9 @@ impl World {
             if !self.oracle.holds(tip, place) && self.operator.safe_term == term {
                 return broken(
                     "P1",
-                    format!("node {node} was promoted with {tip:?} without what was {what}: {place:?}"),
+                    format!(
+                        "node {node} was promoted with {tip:?} without what was {what}: {place:?}"
+                    ),
                 );
             }
         }
@@ -273,8 +281,10 @@ impl World {
                 self.work_inbox()?;
                 continue;
             }
-            let hopeless =
-                matches!(obstacle, Some(Obstacle::Diverged { .. } | Obstacle::NeedsCopy { .. }));
+            let hopeless = matches!(
+                obstacle,
+                Some(Obstacle::Diverged { .. } | Obstacle::NeedsCopy { .. })
+            );
             let better = self.primary().is_some_and(|primary| primary != node);
             if hopeless && better && (self.quiet || self.rng.one_in(20)) {
                 self.wipe(node);
@@ -282,6 +292,17 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A damaged log was refused, as it must be. With peers the copy is made anew; without, the run
+    /// ends here, since nothing may be made up.
+    pub(crate) fn refused(&mut self, node: usize) {
+        self.stats.refused_logs += 1;
+        if self.plan.nodes == 1 {
+            self.operator.finished = true;
+        } else {
+            self.wipe(node);
+        }
     }
 
     /// Makes a copy anew.
@@ -312,8 +333,17 @@ impl World {
             let live = self.nodes[node].live.as_ref();
             if live.is_some_and(|live| live.volume.role() == Role::Replica) {
                 let node_id = NodeId::default();
-                let promise = PeerEvent::HigherTerm(Term { counter: term, node: node_id });
-                self.post(node, Event::Peer { peer: PeerId(0), event: promise });
+                let promise = PeerEvent::HigherTerm(Term {
+                    counter: term,
+                    node: node_id,
+                });
+                self.post(
+                    node,
+                    Event::Peer {
+                        peer: PeerId(0),
+                        event: promise,
+                    },
+                );
             }
         }
         let until = self.now + 500 * MS;
@@ -326,7 +356,11 @@ impl World {
             self.operator.hand_over = false;
         } else {
             let since = *self.operator.headless_since.get_or_insert(self.now);
-            let patience = if self.operator.hand_over { 0 } else { 8000 * MS };
+            let patience = if self.operator.hand_over {
+                0
+            } else {
+                8000 * MS
+            };
             if self.plan.nodes > 1 && self.now >= since + patience {
                 self.start_fail_over();
             }
@@ -363,7 +397,9 @@ impl World {
             AckMode::Received | AckMode::Durable => peers - self.plan.ack_peers + 1,
         };
         let safe = answers.len() >= wanted;
-        let longest = answers.iter().max_by_key(|answer| self.oracle.length(answer.2));
+        let longest = answers
+            .iter()
+            .max_by_key(|answer| self.oracle.length(answer.2));
         self.operator.failover = Failover::None;
         let Some(&&(node, ..)) = longest else {
             return;
@@ -376,7 +412,10 @@ impl World {
         self.operator.safe_term = if safe { term + 1 } else { 0 };
         let (boot, until) = (self.nodes[node].boot, self.now + 20_000 * MS);
         self.operator.failover = Failover::Promote { node, boot, until };
-        let term = Term { counter: term + 1, node: crate::node::node_id(node) };
+        let term = Term {
+            counter: term + 1,
+            node: crate::node::node_id(node),
+        };
         self.control(node, Control::Promote { term });
     }
 

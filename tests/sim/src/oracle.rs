@@ -16,15 +16,15 @@ use hn4_engine::core::event::Tip;
 use crate::disk::SECTOR;
 
 /// Names the contents of a sector.
-pub type Tag = u64;
+pub(crate) type Tag = u64;
 
 /// A change that a client made.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub(crate) struct Change {
     /// Sectors.
-    pub sectors: Range<u64>,
+    pub(crate) sectors: Range<u64>,
     /// Their new contents.
-    pub tag: Tag,
+    pub(crate) tag: Tag,
 }
 
 #[derive(Debug)]
@@ -32,26 +32,28 @@ struct SealedEpoch {
     epoch: Epoch,
     parent: ChainHash,
     term: u64,
+    /// Some primary had it on its medium.
+    durable: bool,
     changes: Vec<Change>,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub struct Oracle {
+pub(crate) struct Oracle {
     initial: Vec<Tag>,
     epochs: BTreeMap<[u8; 32], SealedEpoch>,
     /// Who wrote in a term.
     writers: BTreeMap<u64, usize>,
     /// What no promotion that had enough answers may lose.
-    pub promised: Tip,
+    pub(crate) promised: Tip,
     /// What peers hold at least in memory: gone when a peer crashes.
-    pub received: Tip,
+    pub(crate) received: Tip,
 }
 
 impl Oracle {
     /// A volume with these contents at epoch 0.
     #[must_use]
-    pub fn new(initial: Vec<Tag>) -> Self {
+    pub(crate) fn new(initial: Vec<Tag>) -> Self {
         Self {
             initial,
             epochs: BTreeMap::new(),
@@ -62,31 +64,48 @@ impl Oracle {
     }
 
     /// A primary sealed an epoch.
-    pub fn sealed(&mut self, tip: Tip, parent: Tip, changes: Vec<Change>, term: Term) {
+    pub(crate) fn sealed(&mut self, tip: Tip, parent: Tip, changes: Vec<Change>, term: Term) {
         let epoch = SealedEpoch {
             epoch: tip.epoch,
             parent: parent.chain,
             term: term.counter,
+            durable: false,
             changes,
         };
         self.epochs.insert(tip.chain.0, epoch);
     }
 
+    /// A primary has this on its medium, and all before it.
+    pub(crate) fn became_durable(&mut self, place: Tip) {
+        let mut chain = place.chain;
+        while let Some(epoch) = self.epochs.get_mut(&chain.0).filter(|epoch| !epoch.durable) {
+            epoch.durable = true;
+            chain = epoch.parent;
+        }
+    }
+
+    /// Whether a primary ever had this on its medium.
+    #[must_use]
+    pub(crate) fn was_durable(&self, place: Tip) -> bool {
+        let epoch = self.epochs.get(&place.chain.0);
+        epoch.map_or(place == Tip::default(), |epoch| epoch.durable)
+    }
+
     /// How long a history is: first by the term of its last epoch.
     #[must_use]
-    pub fn length(&self, tip: Tip) -> (u64, Epoch) {
+    pub(crate) fn length(&self, tip: Tip) -> (u64, Epoch) {
         let term = self.epochs.get(&tip.chain.0).map_or(0, |epoch| epoch.term);
         (term, tip.epoch)
     }
 
     /// A node accepted a write in a term. Returns false if another node did so in the same term.
-    pub fn wrote(&mut self, term: u64, node: usize) -> bool {
+    pub(crate) fn wrote(&mut self, term: u64, node: usize) -> bool {
         *self.writers.entry(term).or_insert(node) == node
     }
 
     /// Whether any primary ever sealed this.
     #[must_use]
-    pub fn knows(&self, tip: Tip) -> bool {
+    pub(crate) fn knows(&self, tip: Tip) -> bool {
         match self.epochs.get(&tip.chain.0) {
             Some(epoch) => epoch.epoch == tip.epoch,
             None => tip == Tip::default(),
@@ -95,7 +114,7 @@ impl Oracle {
 
     /// The place at an epoch on the way to a tip.
     #[must_use]
-    pub fn ancestor(&self, tip: Tip, at: Epoch) -> Option<Tip> {
+    pub(crate) fn ancestor(&self, tip: Tip, at: Epoch) -> Option<Tip> {
         let mut here = tip;
         while here.epoch > at {
             let sealed = self.epochs.get(&here.chain.0)?;
@@ -109,13 +128,13 @@ impl Oracle {
 
     /// Whether the history that ends in `tip` holds `place`.
     #[must_use]
-    pub fn holds(&self, tip: Tip, place: Tip) -> bool {
+    pub(crate) fn holds(&self, tip: Tip, place: Tip) -> bool {
         self.ancestor(tip, place.epoch) == Some(place)
     }
 
     /// The changes from one place (exclusive) to another (inclusive), if one leads to the other.
     #[must_use]
-    pub fn changes(&self, from: Tip, to: Tip) -> Option<Vec<&Change>> {
+    pub(crate) fn changes(&self, from: Tip, to: Tip) -> Option<Vec<&Change>> {
         let mut path = Vec::new();
         let mut here = to;
         while here.epoch > from.epoch {
@@ -131,7 +150,7 @@ impl Oracle {
 
     /// What a copy whose log ends here holds.
     #[must_use]
-    pub fn contents(&self, tip: Tip) -> Option<Vec<Tag>> {
+    pub(crate) fn contents(&self, tip: Tip) -> Option<Vec<Tag>> {
         let mut contents = self.initial.clone();
         for change in self.changes(Tip::default(), tip)? {
             apply(&mut contents, change);
@@ -141,18 +160,18 @@ impl Oracle {
 }
 
 /// Makes a change.
-pub fn apply(contents: &mut [Tag], change: &Change) {
+pub(crate) fn apply(contents: &mut [Tag], change: &Change) {
     contents[index(change.sectors.start)..index(change.sectors.end)].fill(change.tag);
 }
 
 /// A sector number as an index: simulated volumes are small.
 #[must_use]
-pub fn index(sector: u64) -> usize {
+pub(crate) fn index(sector: u64) -> usize {
     usize::try_from(sector).expect("simulated volumes are small")
 }
 
 /// The bytes of a sector.
-pub fn fill(tag: Tag, sector: u64, bytes: &mut [u8]) {
+pub(crate) fn fill(tag: Tag, sector: u64, bytes: &mut [u8]) {
     assert_eq!(bytes.len(), SECTOR);
     if tag == 0 {
         return bytes.fill(0);
@@ -170,7 +189,7 @@ pub fn fill(tag: Tag, sector: u64, bytes: &mut [u8]) {
 
 /// Whether these are the bytes of a sector.
 #[must_use]
-pub fn is(tag: Tag, sector: u64, bytes: &[u8]) -> bool {
+pub(crate) fn is(tag: Tag, sector: u64, bytes: &[u8]) -> bool {
     let mut expected = [0; SECTOR];
     fill(tag, sector, &mut expected);
     bytes == expected
@@ -178,7 +197,7 @@ pub fn is(tag: Tag, sector: u64, bytes: &[u8]) -> bool {
 
 /// What a sector seems to hold, for messages.
 #[must_use]
-pub fn describe(bytes: &[u8]) -> String {
+pub(crate) fn describe(bytes: &[u8]) -> String {
     if bytes.iter().all(|&byte| byte == 0) {
         return "zeroes".to_owned();
     }

@@ -9,89 +9,91 @@ use crate::rng::Rng;
 
 /// See the module. Rates are "once in so many", zero is never.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Nodes, 1 to 3.
-    pub nodes: usize,
+    pub(crate) nodes: usize,
     /// Blocks of the volume.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
     /// Slots of each node's memory.
-    pub slots: u32,
+    pub(crate) slots: u32,
     /// Bytes of each node's ring.
-    pub ring_bytes: u64,
+    pub(crate) ring_bytes: u64,
     /// Lanes of the volume.
-    pub lanes: u16,
+    pub(crate) lanes: u16,
     /// Blocks of a stripe.
-    pub stripe_blocks: u32,
+    pub(crate) stripe_blocks: u32,
     /// See [`hn4_engine::core::VolumeConfig`], as all up to `seed_flush_bytes`.
-    pub max_epoch_blocks: usize,
+    pub(crate) max_epoch_blocks: usize,
     /// Zeroed extents.
-    pub max_zero_extents: usize,
+    pub(crate) max_zero_extents: usize,
     /// Age of an epoch.
-    pub log_age_ms: u64,
+    pub(crate) log_age_ms: u64,
     /// Rest before destaging.
-    pub destage_delay_ms: u64,
+    pub(crate) destage_delay_ms: u64,
     /// Blocks of a sweep.
-    pub sweep_blocks: usize,
+    pub(crate) sweep_blocks: usize,
     /// Operations of a sweep.
-    pub sweep_depth: usize,
+    pub(crate) sweep_depth: usize,
     /// Writes complete when durable.
-    pub write_ack_durable: bool,
+    pub(crate) write_ack_durable: bool,
     /// What peers must have.
-    pub ack_mode: AckMode,
+    pub(crate) ack_mode: AckMode,
     /// On how many.
-    pub ack_peers: usize,
+    pub(crate) ack_peers: usize,
     /// If there are fewer.
-    pub on_degraded: OnDegraded,
+    pub(crate) on_degraded: OnDegraded,
     /// Credit of a replica.
-    pub window_bytes: u64,
+    pub(crate) window_bytes: u64,
     /// Piece of a full copy.
-    pub seed_piece_bytes: u64,
+    pub(crate) seed_piece_bytes: u64,
     /// Flush of a full copy.
-    pub seed_flush_bytes: u64,
+    pub(crate) seed_flush_bytes: u64,
     /// Clients at work at the same time.
-    pub clients: usize,
+    pub(crate) clients: usize,
     /// Requests in all.
-    pub requests: u64,
+    pub(crate) requests: u64,
     /// Longest write in sectors.
-    pub max_sectors: u64,
+    pub(crate) max_sectors: u64,
     /// Clients prefer so many blocks at the start of the volume.
-    pub hot_blocks: u64,
+    pub(crate) hot_blocks: u64,
     /// Weights of write, zero or trim, read, flush.
-    pub weights: [u64; 4],
+    pub(crate) weights: [u64; 4],
     /// Writes are FUA.
-    pub fua: u64,
+    pub(crate) fua: u64,
     /// Longest pause of a client in microseconds.
-    pub think_us: u64,
+    pub(crate) think_us: u64,
     /// A disk's usual time for an operation in microseconds.
-    pub disk_us: u64,
+    pub(crate) disk_us: u64,
     /// How many times slower each node's disks are.
-    pub disk_factors: [u64; 3],
+    pub(crate) disk_factors: [u64; 3],
     /// A crash may also leave a sector half old and half new.
-    pub shears: bool,
+    pub(crate) shears: bool,
     /// Crashes just after a role, a term or the state of a copy changed.
-    pub touchy: u64,
+    pub(crate) touchy: u64,
     /// Operations that take very long.
-    pub disk_spike: u64,
+    pub(crate) disk_spike: u64,
     /// Usual time of a message in microseconds.
-    pub net_us: u64,
+    pub(crate) net_us: u64,
     /// Milliseconds between disasters on average.
-    pub fault_ms: u64,
+    pub(crate) fault_ms: u64,
     /// Disasters in all.
-    pub most_faults: u64,
+    pub(crate) most_faults: u64,
     /// Weights of crash, cut link, partition, failover, switchover, drain, wipe of a replica.
-    pub faults: [u64; 7],
+    pub(crate) faults: [u64; 7],
     /// Longest downtime in milliseconds.
-    pub down_ms: u64,
+    pub(crate) down_ms: u64,
     /// Writes and flushes that fail.
-    pub disk_error: u64,
+    pub(crate) disk_error: u64,
+    /// Crashes after which a bit of the log has rotted.
+    pub(crate) rot: u64,
     /// Recoveries that are cut off in the middle.
-    pub dies_in_recovery: u64,
+    pub(crate) dies_in_recovery: u64,
 }
 
 impl Plan {
     /// The plan of a seed.
     #[must_use]
-    pub fn draw(rng: &mut Rng) -> Self {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
         let nodes = rng.pick(&[1, 1, 2, 2, 2, 3, 3]);
         let slots = rng.pick(&[128_u32, 192, 256, 512, 1024]);
         let ring_bytes = MIN_RING_BYTES + rng.pick(&[0, 0, 1, 7, 200]) * BLOCK_BYTES;
@@ -150,6 +152,7 @@ impl Plan {
             ],
             down_ms: rng.log_between(1, 5000),
             disk_error: rng.pick(&[0, 0, 0, 2000]),
+            rot: rng.pick(&[0, 0, 0, 0, 0, 2]),
             dies_in_recovery: rng.pick(&[0, 0, 3]),
         }
     }

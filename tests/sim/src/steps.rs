@@ -14,7 +14,8 @@ impl World {
     /// Takes a step of a node's core and carries out what it says.
     pub(crate) fn step(&mut self, node: usize, event: Event) -> Outcome {
         self.trace.mix(&[self.now, node as u64]);
-        self.trace.note(self.now, Some(node), || format!("{event:?}"));
+        self.trace
+            .note(self.now, Some(node), || format!("{event:?}"));
         if let Event::Request { id, .. } = &event {
             self.note_request(node, *id)?;
         }
@@ -26,15 +27,25 @@ impl World {
         let role = live.volume.role();
         let mut actions = Actions::default();
         live.volume.step(now, event, &mut live.mem, &mut actions);
-        if is_timer && live.volume.next_deadline().is_some_and(|at| at.0 <= self.now) {
+        if is_timer
+            && live
+                .volume
+                .next_deadline()
+                .is_some_and(|at| at.0 <= self.now)
+        {
             let detail = format!("node {node} would spin on its timer. {}", self.describe());
             return broken("P9", detail);
         }
         self.observe(node, role)?;
         let dies = self.dies_now(node);
-        let keeps = if dies { self.rng.index(actions.list.len() + 1) } else { actions.list.len() };
+        let keeps = if dies {
+            self.rng.index(actions.list.len() + 1)
+        } else {
+            actions.list.len()
+        };
         for action in &actions.list[..keeps] {
-            self.trace.note(self.now, Some(node), || format!("   {action:?}"));
+            self.trace
+                .note(self.now, Some(node), || format!("   {action:?}"));
             self.carry_out(node, action, &actions)?;
         }
         if dies {
@@ -55,7 +66,10 @@ impl World {
             return;
         };
         let at = deadline.0.max(self.now);
-        if live.timer_at.is_none_or(|planned| planned > at || planned < self.now) {
+        if live
+            .timer_at
+            .is_none_or(|planned| planned > at || planned < self.now)
+        {
             live.timer_at = Some(at);
             let boot = self.nodes[node].boot;
             self.plan_at(at, What::Timer { node, boot });
@@ -89,7 +103,10 @@ impl World {
             if role == Role::Primary {
                 let changes = std::mem::take(&mut live.open);
                 if tip.epoch != before.epoch.next() || changes.is_empty() {
-                    return broken("P2", format!("primary {node} went from {before:?} to {tip:?}"));
+                    return broken(
+                        "P2",
+                        format!("primary {node} went from {before:?} to {tip:?}"),
+                    );
                 }
                 self.oracle.sealed(tip, before, changes, status.term);
                 self.stats.epochs += 1;
@@ -103,10 +120,22 @@ impl World {
             self.verify(node);
         }
         if !self.oracle.holds(tip, status.anchored) {
-            let detail = format!("node {node}: {:?} is not on the way to {tip:?}", status.anchored);
+            let detail = format!(
+                "node {node}: {:?} is not on the way to {tip:?}",
+                status.anchored
+            );
             return broken("P6", detail);
         }
         let progress = status.progress;
+        // Also a fenced one answers for what it has on its own medium.
+        if status.role != Role::Replica
+            && let Some(durable) = self.oracle.ancestor(tip, progress.durable)
+        {
+            self.oracle.became_durable(durable);
+        } else if !self.oracle.was_durable(status.anchored) {
+            let detail = format!("node {node}: {:?} was durable nowhere", status.anchored);
+            return broken("P2", detail);
+        }
         let live_term = status.term.counter;
         let ordered = progress.applied <= progress.durable
             && progress.durable <= progress.received
@@ -114,7 +143,10 @@ impl World {
         let top_term = &mut self.nodes[node].top_term;
         let term = live_term;
         if term < *top_term {
-            return broken("terms", format!("node {node} went from term {top_term} to {term}"));
+            return broken(
+                "terms",
+                format!("node {node} went from term {top_term} to {term}"),
+            );
         }
         *top_term = term;
         if usable && !ordered {
@@ -130,7 +162,10 @@ impl World {
         };
         let (used, ring) = live.volume.log_usage();
         if used > ring || live.volume.dirty_slots() > live.mem.capacity() {
-            return broken("P8", format!("node {node}: {used} of {ring} bytes of log in use"));
+            return broken(
+                "P8",
+                format!("node {node}: {used} of {ring} bytes of log in use"),
+            );
         }
         Ok(())
     }
@@ -138,7 +173,10 @@ impl World {
     /// The log of a copy went from one place to another.
     fn follow(&mut self, node: usize, before: Tip, tip: Tip) -> Outcome {
         if !self.oracle.knows(tip) {
-            return broken("P6", format!("node {node} took {tip:?}, which nobody sealed"));
+            return broken(
+                "P6",
+                format!("node {node} took {tip:?}, which nobody sealed"),
+            );
         }
         let changes = self.oracle.changes(before, tip);
         if let Some(changes) = changes {
@@ -164,7 +202,10 @@ impl World {
             return Ok(());
         };
         let Some(contents) = self.oracle.contents(live.tip) else {
-            return broken("P2", format!("node {node}: no history leads to {:?}", live.tip));
+            return broken(
+                "P2",
+                format!("node {node}: no history leads to {:?}", live.tip),
+            );
         };
         live.view = contents;
         Ok(())
@@ -189,23 +230,54 @@ impl World {
                 let Some(frame) = frame else {
                     return broken("P10", format!("node {node} has no frame of epoch {epoch}"));
                 };
-                self.send_to(node, *peer, Lane::Data, Message::Event(PeerEvent::Epoch(frame)));
+                self.send_to(
+                    node,
+                    *peer,
+                    Lane::Data,
+                    Message::Event(PeerEvent::Epoch(frame)),
+                );
             }
-            Action::FeedRead { peer, offset, frames } => {
+            Action::FeedRead {
+                peer,
+                offset,
+                frames,
+            } => {
                 let (link, side) = self.link_of(node, *peer);
                 if let Some(session) = self.links[link].sides[side].open {
                     let frames = frames.iter().map(|&(_, bytes)| bytes).collect();
                     let after = self.disk_time(node);
                     let offset = offset.0;
-                    self.plan_in(after, What::FeedRead { link, session, side, offset, frames });
+                    self.plan_in(
+                        after,
+                        What::FeedRead {
+                            link,
+                            session,
+                            side,
+                            offset,
+                            frames,
+                        },
+                    );
                 }
             }
-            Action::SeedRead { peer, offset, bytes } => {
+            Action::SeedRead {
+                peer,
+                offset,
+                bytes,
+            } => {
                 let (link, side) = self.link_of(node, *peer);
                 if let Some(session) = self.links[link].sides[side].open {
                     let after = self.disk_time(node);
                     let (offset, bytes) = (*offset, *bytes);
-                    self.plan_in(after, What::SeedRead { link, session, side, offset, bytes });
+                    self.plan_in(
+                        after,
+                        What::SeedRead {
+                            link,
+                            session,
+                            side,
+                            offset,
+                            bytes,
+                        },
+                    );
                 }
             }
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
@@ -333,7 +405,11 @@ impl World {
         let is_zero = data.iter().all(|&byte| byte == 0);
         let data = (!is_zero).then_some(data);
         let sent = Some(if is_zero { 0 } else { bytes });
-        let piece = SeedPiece { offset, bytes, data };
+        let piece = SeedPiece {
+            offset,
+            bytes,
+            data,
+        };
         let message = Message::Event(PeerEvent::SeedPiece(piece));
         self.send(link, session, side, Lane::Data, message);
         self.post_peer(link, side, PeerEvent::SeedReadDone { sent });
@@ -349,6 +425,15 @@ impl World {
             self.oracle.received = self.oracle.promised;
         }
         self.nodes[node].crash(self.plan.shears, &mut self.rng);
+        if !self.quiet && self.rng.one_in(self.plan.rot) {
+            let ring = RING_START;
+            let offset = ring + self.rng.log_between(1, self.plan.ring_bytes) - 1;
+            let bit = u8::try_from(self.rng.below(8)).unwrap_or(0);
+            let log = self.nodes[node].disk(hn4_engine::core::event::Disk::Log);
+            log.rot(crate::oracle::index(offset), bit);
+            self.nodes[node].rotten = true;
+            self.stats.rotten += 1;
+        }
         self.drop_requests(node);
         self.node_left(node);
         let after = MS / 10 + self.rng.below(self.plan.down_ms * MS);
@@ -364,7 +449,14 @@ impl World {
             if let Some(session) = self.links[link].sides[side].open.take() {
                 let after = self.rng.below(50 * MS);
                 let side = 1 - side;
-                self.plan_in(after, What::SessionEnds { link, session, side });
+                self.plan_in(
+                    after,
+                    What::SessionEnds {
+                        link,
+                        session,
+                        side,
+                    },
+                );
             }
         }
     }
@@ -377,7 +469,9 @@ impl World {
         log.dies_after = dies.then_some(operations);
         let plan = self.plan.clone();
         let opened = self.nodes[node].open(&plan);
-        self.nodes[node].disk(hn4_engine::core::event::Disk::Log).dies_after = None;
+        self.nodes[node]
+            .disk(hn4_engine::core::event::Disk::Log)
+            .dies_after = None;
         let report = match opened {
             Ok(report) => report,
             Err(_) if dies => {
@@ -386,9 +480,14 @@ impl World {
                 self.plan_in(MS, What::Restart { node });
                 return Ok(());
             }
+            Err(_) if self.nodes[node].rotten => {
+                self.refused(node);
+                return Ok(());
+            }
             Err(error) => return broken("P1", format!("node {node} does not open: {error}")),
         };
-        self.trace.note(self.now, Some(node), || format!("OPEN {report:?}"));
+        self.trace
+            .note(self.now, Some(node), || format!("OPEN {report:?}"));
         let Some(live) = &mut self.nodes[node].live else {
             return Ok(());
         };
@@ -396,7 +495,15 @@ impl World {
         live.usable = status.copy == CopyState::Usable && status.role != Role::Fenced;
         let (tip, usable) = (status.tip, live.usable);
         if !self.oracle.knows(tip) {
-            return broken("P2", format!("node {node} opened at {tip:?}, which nobody sealed"));
+            return broken(
+                "P2",
+                format!("node {node} opened at {tip:?}, which nobody sealed"),
+            );
+        }
+        if self.nodes[node].rotten && !self.oracle.holds(tip, self.nodes[node].promise) {
+            // The last frame, of which nothing proves that it was durable, may be taken for torn.
+            self.nodes[node].promise = Tip::default();
+            self.oracle.promised = Tip::default();
         }
         let promise = self.nodes[node].promise;
         if !self.oracle.holds(tip, promise) {

@@ -19,7 +19,7 @@ use crate::rng::Rng;
 use crate::trace::Trace;
 
 /// Nanoseconds of a millisecond.
-pub const MS: u64 = 1_000_000;
+pub(crate) const MS: u64 = 1_000_000;
 /// A run that is not over by then is stuck.
 const LIMIT_MS: u64 = 4_000_000;
 const LIMIT_EVENTS: u64 = 400_000;
@@ -34,13 +34,13 @@ pub struct Violation {
 }
 
 /// How a run goes on.
-pub type Outcome = Result<(), Violation>;
+pub(crate) type Outcome = Result<(), Violation>;
 
 /// Says that a promise was broken.
 ///
 /// # Errors
 /// Always.
-pub fn broken<T>(promise: &'static str, detail: impl Into<String>) -> Result<T, Violation> {
+pub(crate) fn broken<T>(promise: &'static str, detail: impl Into<String>) -> Result<T, Violation> {
     let detail = detail.into();
     Err(Violation { promise, detail })
 }
@@ -48,15 +48,47 @@ pub fn broken<T>(promise: &'static str, detail: impl Into<String>) -> Result<T, 
 /// What is to happen.
 #[derive(Debug)]
 pub(crate) enum What {
-    Io { node: usize, boot: u64, id: u64 },
-    Timer { node: usize, boot: u64 },
+    Io {
+        node: usize,
+        boot: u64,
+        id: u64,
+    },
+    Timer {
+        node: usize,
+        boot: u64,
+    },
     Client(usize),
-    Deliver { link: usize, session: u64, side: usize, message: Message },
-    SessionEnds { link: usize, session: u64, side: usize },
-    Connect { link: usize },
-    FeedRead { link: usize, session: u64, side: usize, offset: u64, frames: Vec<u64> },
-    SeedRead { link: usize, session: u64, side: usize, offset: u64, bytes: u64 },
-    Restart { node: usize },
+    Deliver {
+        link: usize,
+        session: u64,
+        side: usize,
+        message: Message,
+    },
+    SessionEnds {
+        link: usize,
+        session: u64,
+        side: usize,
+    },
+    Connect {
+        link: usize,
+    },
+    FeedRead {
+        link: usize,
+        session: u64,
+        side: usize,
+        offset: u64,
+        frames: Vec<u64>,
+    },
+    SeedRead {
+        link: usize,
+        session: u64,
+        side: usize,
+        offset: u64,
+        bytes: u64,
+    },
+    Restart {
+        node: usize,
+    },
     Operator,
 }
 
@@ -108,6 +140,12 @@ pub struct Stats {
     pub truncations: u64,
     /// Replicas wiped and made anew.
     pub wipes: u64,
+    /// Bits of logs that rotted.
+    pub rotten: u64,
+    /// Recoveries that refused a damaged log.
+    pub refused_logs: u64,
+    /// Torn or lost writes.
+    pub torn: u64,
     /// Sectors that were compared.
     pub compared: u64,
 }
@@ -127,6 +165,9 @@ impl Stats {
             seeded,
             truncations,
             wipes,
+            rotten,
+            refused_logs,
+            torn,
             compared,
         } = other;
         self.events += events;
@@ -140,12 +181,15 @@ impl Stats {
         self.seeded += seeded;
         self.truncations += truncations;
         self.wipes += wipes;
+        self.rotten += rotten;
+        self.refused_logs += refused_logs;
+        self.torn += torn;
         self.compared += compared;
     }
 }
 
 /// See the module.
-pub struct World {
+pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) rng: Rng,
     pub(crate) now: u64,
@@ -163,15 +207,15 @@ pub struct World {
     /// Faults have stopped, and clients are done.
     pub(crate) quiet: bool,
     /// What happened.
-    pub stats: Stats,
+    pub(crate) stats: Stats,
     /// Record of the run.
-    pub trace: Trace,
+    pub(crate) trace: Trace,
 }
 
 impl World {
     /// The world of a seed.
     #[must_use]
-    pub fn new(seed: u64, trace: bool) -> Self {
+    pub(crate) fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng.fork());
         let sectors = plan.blocks * SECTORS_PER_BLOCK;
@@ -214,9 +258,13 @@ impl World {
     ///
     /// # Errors
     /// The first promise that was broken.
-    pub fn run(&mut self) -> Outcome {
+    pub(crate) fn run(&mut self) -> Outcome {
         for index in 0..self.nodes.len() {
-            let role = if index == 0 { Role::Primary } else { Role::Replica };
+            let role = if index == 0 {
+                Role::Primary
+            } else {
+                Role::Replica
+            };
             let created = self.nodes[index].create(&self.plan.clone(), role);
             if let Err(error) = created {
                 return broken("liveness", format!("node {index}: {error}"));
@@ -293,11 +341,20 @@ impl World {
                 Ok(())
             }
             What::Client(client) => self.client(client),
-            What::Deliver { link, session, side, message } => {
+            What::Deliver {
+                link,
+                session,
+                side,
+                message,
+            } => {
                 self.deliver(link, session, side, message);
                 Ok(())
             }
-            What::SessionEnds { link, session, side } => {
+            What::SessionEnds {
+                link,
+                session,
+                side,
+            } => {
                 self.end_session(link, session, side);
                 Ok(())
             }
@@ -305,11 +362,23 @@ impl World {
                 self.connect(link);
                 Ok(())
             }
-            What::FeedRead { link, session, side, offset, frames } => {
+            What::FeedRead {
+                link,
+                session,
+                side,
+                offset,
+                frames,
+            } => {
                 self.feed_read(link, session, side, offset, &frames);
                 Ok(())
             }
-            What::SeedRead { link, session, side, offset, bytes } => {
+            What::SeedRead {
+                link,
+                session,
+                side,
+                offset,
+                bytes,
+            } => {
                 self.seed_read(link, session, side, offset, bytes);
                 Ok(())
             }
@@ -361,9 +430,10 @@ impl World {
     /// The link between two nodes, and the side of the first.
     pub(crate) fn link_of(&self, node: usize, peer: PeerId) -> (usize, usize) {
         let other = usize::from(peer.0) + usize::from(usize::from(peer.0) >= node);
-        let link = self.links.iter().position(|link| {
-            link.side_of(node).is_some() && link.side_of(other).is_some()
-        });
+        let link = self
+            .links
+            .iter()
+            .position(|link| link.side_of(node).is_some() && link.side_of(other).is_some());
         let link = link.expect("all nodes are linked");
         (link, usize::from(self.links[link].nodes[1] == node))
     }
@@ -374,7 +444,12 @@ impl World {
         PeerId(u8::try_from(other - usize::from(other > own)).expect("few nodes"))
     }
 
-    pub(crate) fn post_peer(&mut self, link: usize, side: usize, event: hn4_engine::core::event::PeerEvent) {
+    pub(crate) fn post_peer(
+        &mut self,
+        link: usize,
+        side: usize,
+        event: hn4_engine::core::event::PeerEvent,
+    ) {
         let (node, peer) = (self.links[link].nodes[side], self.peer_id(link, side));
         self.post(node, Event::Peer { peer, event });
     }
@@ -399,13 +474,18 @@ impl World {
         let [Some(a), Some(b)] = states else {
             return; // Whoever starts connects again.
         };
-        let closed = self.links[link].sides.iter().all(|side| side.open.is_none());
+        let closed = self.links[link]
+            .sides
+            .iter()
+            .all(|side| side.open.is_none());
         if !closed || self.links[link].cut_until > self.now {
             return self.plan_connect(link);
         }
         self.links[link].sessions += 1;
         let session = self.links[link].sessions;
-        self.trace.note(self.now, None, || format!("session {session} of {ends:?} opens"));
+        self.trace.note(self.now, None, || {
+            format!("session {session} of {ends:?} opens")
+        });
         for (side, ours, theirs) in [(0, a, b), (1, b, a)] {
             self.links[link].sides[side].open(session, ours, theirs);
             self.post_peer(link, side, hn4_engine::core::event::PeerEvent::Connected);
@@ -444,7 +524,15 @@ impl World {
         let at = (self.now + after).max(*busy);
         *busy = at;
         let side = 1 - side;
-        self.plan_at(at, What::Deliver { link, session, side, message });
+        self.plan_at(
+            at,
+            What::Deliver {
+                link,
+                session,
+                side,
+                message,
+            },
+        );
     }
 
     fn deliver(&mut self, link: usize, session: u64, side: usize, message: Message) {
@@ -482,14 +570,21 @@ impl World {
         if self.links[link].sides[1 - side].open == Some(session) {
             let after = self.net_time() + if self.rng.one_in(3) { 20 * MS } else { 0 };
             let side = 1 - side;
-            self.plan_in(after, What::SessionEnds { link, session, side });
+            self.plan_in(
+                after,
+                What::SessionEnds {
+                    link,
+                    session,
+                    side,
+                },
+            );
         }
         self.plan_connect(link);
     }
 
     /// Where the run stands, for messages.
     #[must_use]
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         use std::fmt::Write;
         let mut text = format!(
             "at {} ms, {} events, {} requests pending, operator {:?}",
