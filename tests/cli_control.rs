@@ -182,7 +182,7 @@ fn a_watch_ends_quietly_when_nobody_reads_it_any_more() {
     let daemon = Daemon::start(|_| Response::Status(node(Vec::new())));
     let output = Command::new("sh")
         .arg("-c")
-        .arg("{ \"$1\" status --watch --json --interval-s 1 --socket \"$2\"; echo $? >&2; } | head -n 1")
+        .arg("{ \"$1\" status --watch --json --socket \"$2\"; echo $? >&2; } | head -n 1")
         .arg("sh")
         .arg(env!("CARGO_BIN_EXE_hn4ctl"))
         .arg(daemon.socket())

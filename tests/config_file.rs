@@ -41,6 +41,41 @@ backing = \"/dev/one\"
 log = \"/dev/two\"
 ";
 
+/// Every key there is. `PIN` stands for a key pin.
+const FULL: &str = r#"
+[node]
+name = "alpha"
+state_dir = "/srv/state"
+control_socket = "/run/hn4/control.sock"
+[transport]
+listen = "0.0.0.0:7420"
+certificate = "pki/alpha.pem"
+key = "pki/alpha.key"
+ca = "pki/ca.pem"
+[[volume]]
+name = "vol0"
+backing = "/dev/nvme1n1"
+log = "/dev/nvme2n1"
+overlay_mib = 512
+listen = ["unix:/run/hn4/vol0.sock", "tcp:127.0.0.1:10809", "tcp:[::1]:10809"]
+write_ack = "durable"
+ack = "received"
+ack_peers = 1
+on_degraded = "degrade"
+peer_timeout_ms = 5000
+log_age_ms = 50
+destage_delay_ms = 0
+stop_drain_s = 0
+assume_strict_flush = true
+device_kind = "hdd"
+cpu = 3
+[[volume.peer]]
+name = "beta"
+address = "beta.example:7420"
+key_pin = "PIN"
+transport = "wss"
+"#;
+
 fn with_peer(volume: &str, peer: &str) -> String {
     format!(
         "[transport]\nlisten = \"0.0.0.0:7420\"\ncertificate = \"a.pem\"\nkey = \"a.key\"\n\
@@ -50,41 +85,7 @@ fn with_peer(volume: &str, peer: &str) -> String {
 
 #[test]
 fn a_full_configuration_becomes_what_it_says() {
-    let text = format!(
-        r#"
-        [node]
-        name = "alpha"
-        state_dir = "/srv/state"
-        control_socket = "/run/hn4/control.sock"
-        [transport]
-        listen = "0.0.0.0:7420"
-        certificate = "pki/alpha.pem"
-        key = "pki/alpha.key"
-        ca = "pki/ca.pem"
-        [[volume]]
-        name = "vol0"
-        backing = "/dev/nvme1n1"
-        log = "/dev/nvme2n1"
-        overlay_mib = 512
-        listen = ["unix:/run/hn4/vol0.sock", "tcp:127.0.0.1:10809", "tcp:[::1]:10809"]
-        write_ack = "durable"
-        ack = "received"
-        ack_peers = 1
-        on_degraded = "degrade"
-        peer_timeout_ms = 5000
-        log_age_ms = 50
-        destage_delay_ms = 0
-        stop_drain_s = 0
-        assume_strict_flush = true
-        device_kind = "hdd"
-        cpu = 3
-        [[volume.peer]]
-        name = "beta"
-        address = "beta.example:7420"
-        key_pin = "{PIN}"
-        transport = "wss"
-        "#
-    );
+    let text = FULL.replace("PIN", PIN);
     let config = parse(&text).expect("a good configuration");
     assert_eq!(config.node.state_dir, Path::new("/srv/state"));
     let transport = config.transport.as_ref().expect("[transport]");

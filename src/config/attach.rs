@@ -7,8 +7,8 @@
 //!
 //! **Invariants:** `undestaged` is set durably before a volume is opened, and cleared only after it
 //! was closed with everything in its backing. Paths are compared as configured and, if that
-//! differs, by what they lead to now, so that stable names of devices (`/dev/disk/by-id/...`) stay valid
-//! across restarts.
+//! differs, by what they lead to now, so that stable names of devices (`/dev/disk/by-id/...`) stay
+//! valid across restarts.
 //!
 //! **Limit:** who loses the state directory as well as the log has no warning left but the peers.
 
@@ -383,8 +383,8 @@ pub fn inspect_log(
     Ok((header, superblock))
 }
 
-/// Before the engine opens a volume: checks log and backing, see [`check_before_open`], and remembers
-/// durably that the log may hold more than the backing from now on.
+/// Before the engine opens a volume: checks log and backing, see [`check_before_open`], and
+/// remembers durably that the log may hold more than the backing from now on.
 ///
 /// # Errors
 /// [`AttachError`] says what is wrong and what to do.
@@ -399,8 +399,8 @@ pub fn begin(
     Ok(header.identity)
 }
 
-/// After a volume was closed with everything in its backing (applied epoch = tip): remembers that its
-/// log holds nothing more.
+/// After a volume was closed with everything in its backing (applied epoch = tip): remembers that
+/// its log holds nothing more.
 ///
 /// # Errors
 /// If the state directory cannot be written.

@@ -216,7 +216,8 @@ fn too_few_peers(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
         return None;
     }
     let cause = format!(
-        "ack = \"{}\" asks for peers: {required}, able to acknowledge: {live}, requests that wait: {}",
+        "ack = \"{}\" asks for peers: {required}, able to acknowledge: {live}, requests that \
+         wait: {}",
         ack_text(seen.section.ack),
         status.waiting
     );
