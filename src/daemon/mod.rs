@@ -33,7 +33,7 @@ use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
 use crate::config::attach::{self, AttachRecord};
 use crate::config::state::{NodeState, random_bytes};
 use crate::config::{Config, TransportSection, VolumeSection};
-use crate::control;
+use crate::control::server::ControlServer;
 
 /// How long a start waits for the devices of a killed predecessor.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -54,6 +54,8 @@ pub fn run(config: &Config) -> Result<()> {
 async fn serve(config: &Config) -> Result<()> {
     let started = Instant::now();
     let state = NodeState::open_or_create(&config.node.state_dir)?;
+    // Taken first: another daemon with this configuration has it.
+    let control = ControlServer::bind(&config.node.control_socket)?;
     let mut open = Vec::new();
     let mut states = HashMap::new();
     for section in &config.volumes {
@@ -80,8 +82,7 @@ async fn serve(config: &Config) -> Result<()> {
         tasks.spawn(VolumeTask::new(volume, peers, queue).run());
     }
     let (requests, mut queue) = mpsc::channel(REQUESTS);
-    let socket = config.node.control_socket.clone();
-    let mut server = tokio::spawn(control::server::serve(socket, requests));
+    let mut server = tokio::spawn(control.serve(requests));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     notify_ready();
@@ -92,7 +93,7 @@ async fn serve(config: &Config) -> Result<()> {
                 break ended.context("a task panicked")?.map(drop);
             }
             ended = &mut server => {
-                break ended.context("the control socket panicked")?.context("control socket");
+                break ended.context("the control socket panicked");
             }
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),

@@ -230,7 +230,7 @@ impl VolumeTask {
             }
             FromShard::Status { id, status } => {
                 if let Some(reply) = self.statuses.remove(&id.0) {
-                    let links = self.peers.iter().flatten().map(Peer::describe).collect();
+                    let links = self.peers.iter().map(describe).collect();
                     let _ = reply.send(Report {
                         shard: *status,
                         links,
@@ -333,6 +333,11 @@ impl Peer {
             link => link.clone(),
         }
     }
+}
+
+/// A peer whose connection was never started counts as being connected to.
+fn describe(peer: &Option<Peer>) -> LinkStatus {
+    peer.as_ref().map_or(LinkStatus::Connecting, Peer::describe)
 }
 
 /// Gives a peer's session a queue of its own, so that a slow one holds up nobody else.
