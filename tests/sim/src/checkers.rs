@@ -16,7 +16,7 @@ impl World {
                 self.stats.torn += faults.torn + faults.lost_in_cache;
             }
         }
-        if self.stats.refused_logs > 0 && self.nodes.len() == 1 {
+        if self.operator.lost {
             return Ok(());
         }
         for node in &self.nodes {

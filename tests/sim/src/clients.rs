@@ -380,9 +380,18 @@ impl World {
     }
 
     fn received(&mut self, node: usize, epoch: Epoch) {
+        // A peer that crashed after it acknowledged may be missed a little later: that is a second
+        // failure, against which memory does not help.
+        let there = |place: Tip| {
+            let others = self.nodes.iter().filter(|other| other.index != node);
+            let live = others.filter_map(|other| other.live.as_ref());
+            let holders = live.filter(|live| self.oracle.holds(live.tip, place));
+            holders.count() >= self.plan.ack_peers
+        };
         if self.peers_have_it(node)
             && let Some(place) = self.place(node, epoch)
             && place.epoch > self.oracle.received.epoch
+            && there(place)
         {
             self.oracle.received = place;
         }

@@ -44,6 +44,8 @@ pub(crate) struct Operator {
     quiet_since: u64,
     /// Drains of the end that were not answered yet.
     draining: Vec<RequestId>,
+    /// Damage took the last copy.
+    pub(crate) lost: bool,
     /// Both sides agree on everything.
     pub(crate) finished: bool,
 }
@@ -298,10 +300,14 @@ impl World {
     /// ends here, since nothing may be made up.
     pub(crate) fn refused(&mut self, node: usize) {
         self.stats.refused_logs += 1;
-        if self.plan.nodes == 1 {
-            self.operator.finished = true;
-        } else {
+        let patience = self.quiet && self.now < self.operator.quiet_since + 60_000 * MS;
+        if self.plan.nodes > 1 && self.primary().is_some() {
             self.wipe(node);
+        } else if self.plan.nodes > 1 && (patience || !self.quiet) {
+            self.plan_in(100 * MS, What::Restart { node });
+        } else {
+            self.operator.finished = true;
+            self.operator.lost = true;
         }
     }
 
