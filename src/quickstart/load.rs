@@ -1,8 +1,8 @@
 //! A load of random writes over several connections, with an [`Oracle`] that keeps the books.
 //!
 //! A connection that breaks ends its thread: what was on its way then may or may not have happened,
-//! which the oracle allows for. Therefore nothing here gives up a connection to a server that lives:
-//! a write that is still on its way could land after a later one.
+//! which the oracle allows for. Therefore nothing here gives up a connection to a server that
+//! lives: a write that is still on its way could land after a later one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -419,7 +419,8 @@ impl Worker {
 pub fn fetch(client: &mut Client, offset: u64, bytes: u64) -> Result<Vec<u8>> {
     let mut image = Vec::with_capacity(usize::try_from(bytes)?);
     let mut tickets = HashMap::new();
-    let piece = |at: u64| u32::try_from((bytes - at).min(READ_BYTES.into())).unwrap_or(READ_BYTES);
+    let longest = READ_BYTES.min(client.info().max_block_bytes);
+    let piece = |at: u64| u32::try_from((bytes - at).min(longest.into())).unwrap_or(longest);
     image.resize(usize::try_from(bytes)?, 0);
     let mut next = 0;
     while next < bytes || !tickets.is_empty() {

@@ -1,12 +1,12 @@
-//! `hn4-replicad quickstart`: two real daemons, real files, real kills, and a table of what was lost.
+//! `hn4-replicad quickstart`: two real daemons, real files, real kills, a table of what was lost.
 //!
 //! Nothing is simulated: the daemons are child processes of this program's own executable, clients
 //! talk NBD to their sockets, and processes die by SIGKILL. That the machine goes on running means
 //! that a power cut is not shown here; the tests do that.
 //!
 //! The volume has two parts: a file system image that is written once and compared at the end, and
-//! behind it a part for random writes whose every sector an [`oracle`] knows. One volume rather than
-//! two, so that the promise about prefixes spans both.
+//! behind it a part for random writes whose every sector an [`oracle`] knows. One volume rather
+//! than two, so that the promise about prefixes spans both.
 
 pub mod image;
 pub mod load;

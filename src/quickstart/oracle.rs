@@ -12,9 +12,10 @@
 //! **Invariant:** the clock is read for an issue before the request can reach the server, and for a
 //! completion after its answer has arrived. So what counts as earlier here really was earlier.
 //!
-//! Zeroed sectors do not say which write zeroed them. Where several may have, the one that complains
-//! least is assumed.
+//! Zeroed sectors do not say which write zeroed them. Where several may have, the one that
+//! complains least is assumed.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use thiserror::Error;
@@ -99,10 +100,12 @@ pub enum Violation {
         missing_at: u64,
     },
     /// A write is there in part.
-    #[error("torn: {write} is at sector {here}, but sector {missing_at} is older")]
+    #[error("torn: {write} is at sector {here}, but sector {missing_at} holds {older}")]
     Torn {
         /// The write.
         write: String,
+        /// What is where it should be.
+        older: String,
         /// Where it is.
         here: u64,
         /// Where it is not.
@@ -276,7 +279,12 @@ impl Oracle {
             NEVER => "never completed".to_owned(),
             at => format!("completed at {at}"),
         };
-        format!("{id} (issued at {}, {done})", write.issued)
+        let kind = if write.zeroes { "zeroes" } else { "data" };
+        let (first, end) = (write.first, write.first + write.sectors);
+        format!(
+            "{id} ({kind}, sectors {first}..{end}, issued at {}, {done})",
+            write.issued
+        )
     }
 
     /// What a sector holds.
@@ -399,8 +407,10 @@ impl Oracle {
                 let newest = present[index(other)].1 as usize;
                 if self.history[index(other)][newest] < id {
                     let write = self.name(id);
+                    let older = self.name(self.history[index(other)][newest]);
                     return Err(Violation::Torn {
                         write,
+                        older,
                         here: sector,
                         missing_at: other,
                     });
@@ -431,8 +441,13 @@ impl Oracle {
     /// will never be, and what never completed but is there has completed now.
     pub fn settle(&mut self, seen: &Seen) {
         let now = self.tick();
+        let mut dropped: HashSet<WriteId> = HashSet::new();
         for (versions, &(_, last)) in self.history.iter_mut().zip(&seen.present) {
-            versions.truncate(last as usize + 1);
+            dropped.extend(versions.drain(last as usize + 1..));
+        }
+        for versions in &mut self.history {
+            // Where it may have been a zeroing that is missing elsewhere, it was an earlier one.
+            versions.retain(|id| !dropped.contains(id));
             for &id in versions.iter() {
                 let write = &mut self.writes[index(id.0)];
                 write.completed = write.completed.min(now);

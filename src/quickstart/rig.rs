@@ -255,6 +255,19 @@ impl Node {
         Ok(create_volume(section, &state, &options)?)
     }
 
+    /// Creates a new volume on a log and a backing that exist.
+    ///
+    /// # Errors
+    /// As [`create_volume`].
+    pub fn create_on_existing(&self) -> Result<IdentityToken> {
+        let config = Config::load(&self.config())?;
+        let state = NodeState::open_or_create(&config.node.state_dir)?;
+        let section = config
+            .volume(VOLUME)
+            .context("the configuration has no volume")?;
+        Ok(create_volume(section, &state, &CreateOptions::default())?)
+    }
+
     /// Starts the daemon; does not wait until it serves.
     ///
     /// # Errors

@@ -164,3 +164,19 @@ fn what_was_dropped_at_a_crash_must_not_come_back() {
     let next = put(&mut oracle, 1);
     assert!(oracle.check(&image(&oracle, &[kept, next])).is_ok());
 }
+
+#[test]
+fn a_zeroing_that_was_dropped_is_not_held_against_sectors_that_were_zero_before() {
+    let mut oracle = Oracle::new(7, SECTORS);
+    let data = put(&mut oracle, 0);
+    let zeroes = oracle.issue(0, 2, true).expect("not busy");
+    oracle.complete(zeroes, false);
+    let seen = oracle.check(&image(&oracle, &[data])).expect("a prefix");
+    oracle.settle(&seen);
+    flush(&mut oracle);
+    let seen = oracle
+        .check(&image(&oracle, &[data]))
+        .expect("nothing has changed");
+    oracle.settle(&seen);
+    assert!(oracle.check(&image(&oracle, &[data])).is_ok());
+}

@@ -1,0 +1,214 @@
+//! Clients that others have written, against the real daemon.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{folder, running_pair, single, succeed, tool};
+use hn4_replicad::quickstart::load::Random;
+use hn4_replicad::quickstart::rig::{Node, Plan, quiesce_and_compare};
+
+fn plan() -> Plan {
+    Plan {
+        size_mib: 96,
+        log_mib: 64,
+        overlay_mib: 48,
+        ..Plan::default()
+    }
+}
+
+fn serving(folder: &Path) -> Node {
+    let mut node = single(folder, plan());
+    node.start().expect("it serves");
+    node
+}
+
+/// An image of the volume's size with data and holes of many sizes.
+fn image(path: &Path) -> Vec<u8> {
+    let mut random = Random::new(11);
+    let size = usize::try_from(plan().size_mib << 20).expect("small");
+    let mut bytes = Vec::with_capacity(size);
+    while bytes.len() < size {
+        let words = 64 * (1 + random.below(4000));
+        let is_hole = random.one_in(2);
+        for _ in 0..words {
+            bytes.extend((if is_hole { 0 } else { random.next() }).to_le_bytes());
+        }
+    }
+    bytes.truncate(size);
+    std::fs::write(path, &bytes).expect("the image");
+    bytes
+}
+
+#[test]
+fn nbdinfo_sees_what_the_volume_offers() {
+    let Some(mut nbdinfo) = tool("nbdinfo") else {
+        return;
+    };
+    let place = folder();
+    let node = serving(place.path());
+    let json = succeed(nbdinfo.arg("--json").arg(node.uri()));
+    for part in [
+        "\"export-name\": \"vol0\"",
+        "\"export-size\": 100663296",
+        "\"structured\": true",
+        "\"can_flush\": true",
+        "\"can_fua\": true",
+        "\"can_multi_conn\": true",
+        "\"can_trim\": true",
+        "\"can_zero\": true",
+        "\"is_read_only\": false",
+        "\"block_size_minimum\": 512",
+    ] {
+        assert!(json.contains(part), "{part} is missing from {json}");
+    }
+}
+
+#[test]
+fn nbdcopy_moves_an_image_both_ways_and_the_copies_agree() {
+    let Some(mut there) = tool("nbdcopy") else {
+        return;
+    };
+    let place = folder();
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan());
+    let (source, found) = (place.path().join("source"), place.path().join("found"));
+    let bytes = image(&source);
+    succeed(
+        there
+            .args(["--flush", "--connections=4", "--requests=32"])
+            .arg(&source)
+            .arg(alpha.uri()),
+    );
+    let mut back = tool("nbdcopy").expect("it was there");
+    succeed(back.arg("--connections=4").arg(alpha.uri()).arg(&found));
+    assert!(
+        std::fs::read(&found).expect("the copy") == bytes,
+        "what came back differs"
+    );
+    quiesce_and_compare(&mut alpha, &mut beta, common::LIMIT).expect("equal backings");
+    assert!(
+        std::fs::read(beta.backing()).expect("a backing") == bytes,
+        "P3: the same place"
+    );
+}
+
+#[test]
+fn qemu_img_converts_and_compares() {
+    let Some(mut convert) = tool("qemu-img") else {
+        return;
+    };
+    let place = folder();
+    let node = serving(place.path());
+    let source = place.path().join("source");
+    image(&source);
+    succeed(
+        convert
+            .args(["convert", "-n", "-f", "raw", "-O", "raw", "-W", "-m", "8"])
+            .arg(&source)
+            .arg(node.uri()),
+    );
+    let mut compare = tool("qemu-img").expect("it was there");
+    let words = succeed(
+        compare
+            .args(["compare", "-f", "raw", "-F", "raw"])
+            .arg(&source)
+            .arg(node.uri()),
+    );
+    assert!(words.contains("identical"), "{words}");
+}
+
+#[test]
+fn qemu_io_patterns_of_single_sectors_survive_a_restart() {
+    let Some(mut write) = tool("qemu-io") else {
+        return;
+    };
+    let place = folder();
+    let mut node = serving(place.path());
+    let commands = |verb: &str, command: &mut Command| {
+        for sector in 0..40_u64 {
+            // Neighbours in one block, blocks apart, and across a border of blocks.
+            let at = 512 * (sector + sector / 8 * 37);
+            command
+                .arg("-c")
+                .arg(format!("{verb} -P {} {at} 512", sector + 1));
+        }
+    };
+    commands("write", &mut write);
+    write.args([
+        "-c",
+        "write -z 1048576 1536",
+        "-c",
+        "discard 2097152 512",
+        "-c",
+        "flush",
+    ]);
+    let words = succeed(write.args(["-f", "raw"]).arg(node.uri()));
+    assert!(!words.contains("error"), "{words}");
+    node.kill().expect("killed");
+    node.start().expect("it recovers");
+    let mut read = tool("qemu-io").expect("it was there");
+    commands("read", &mut read);
+    read.args(["-c", "read -P 0 1048576 1536", "-c", "read -P 0 512000 512"]);
+    let words = succeed(read.args(["-r", "-f", "raw"]).arg(node.uri()));
+    assert!(!words.contains("verification failed"), "{words}");
+}
+
+#[test]
+fn fio_verifies_what_it_wrote_with_many_requests_in_flight() {
+    let Some(mut fio) = tool("fio") else { return };
+    let engines = succeed(tool("fio").expect("it was there").arg("--enghelp"));
+    if !engines.contains("nbd") {
+        return common::missing("fio's nbd engine");
+    }
+    let place = folder();
+    let node = serving(place.path());
+    succeed(
+        fio.current_dir(place.path())
+            .args([
+                "--name=verify",
+                "--ioengine=nbd",
+                "--rw=randwrite",
+                "--bsrange=512-64k",
+            ])
+            .args([
+                "--bs_unaligned=0",
+                "--blockalign=512",
+                "--iodepth=32",
+                "--size=48m",
+            ])
+            .args([
+                "--verify=crc32c",
+                "--verify_fatal=1",
+                "--do_verify=1",
+                "--fsync=64",
+            ])
+            .args(["--randseed=7", "--verify_state_save=0"])
+            .arg(format!("--uri={}", node.uri())),
+    );
+    let report = node.report().expect("a report");
+    let state = report.state.expect("open");
+    assert!(
+        state.written_bytes >= 48 << 20,
+        "{} bytes were written",
+        state.written_bytes
+    );
+}
+
+#[test]
+fn a_client_that_reads_a_replica_is_told_that_there_is_nothing() {
+    let Some(mut nbdinfo) = tool("nbdinfo") else {
+        return;
+    };
+    let place = folder();
+    let (_alpha, beta) = running_pair(place.path(), &plan());
+    let output = nbdinfo
+        .arg(beta.uri())
+        .output()
+        .expect("timeout(1) is there");
+    assert!(
+        !output.status.success(),
+        "a replica is not served: {}",
+        common::text(&output)
+    );
+}
