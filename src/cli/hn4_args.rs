@@ -32,7 +32,7 @@ pub enum Hn4Command {
 }
 
 /// How to see a device.
-#[derive(Args, Clone, Copy, Default, Debug)]
+#[derive(Args, Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct MediumArgs {
     /// Sector size that the volume counts in [default: what the volume or the device says, or 512]
     #[arg(long, value_name = "BYTES", requires = "device", value_parser = parse_sector)]
@@ -69,7 +69,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "PATH")]
     pub device: Option<PathBuf>,
     /// The HN4 volume as JSON, one line
-    #[arg(long, requires = "device")]
+    #[arg(long, requires = "device", conflicts_with = "volume")]
     pub json: bool,
     #[command(flatten)]
     pub medium: MediumArgs,

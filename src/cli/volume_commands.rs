@@ -7,6 +7,7 @@ use hn4::log::{CopyState, Superblock};
 use hn4_engine::device::{Device, DeviceError, DeviceOptions};
 
 use super::args::{Cli, CreateArgs, ForgetArgs, VolumeCommand};
+use super::hn4_args::MediumArgs;
 use super::hn4_tools;
 use super::run::{AnyError, DONE, load};
 use super::show;
@@ -34,6 +35,9 @@ pub(super) fn run(cli: &Cli, command: &VolumeCommand) -> Result<u8, AnyError> {
         VolumeCommand::List => list(&load(cli)?),
         VolumeCommand::Inspect(args) => match (&args.device, &args.volume) {
             (Some(device), _) => hn4_tools::inspect(device, args),
+            (None, _) if args.medium != MediumArgs::default() => {
+                Err("sectors, zones and flushes can be told of a --device only".into())
+            }
             (None, name) => inspect(section(&load(cli)?, name.as_deref().unwrap_or_default())?),
         },
         VolumeCommand::Reattach(arg) => {
