@@ -11,16 +11,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use hn4::types::{BLOCK_BYTES, Lba, SECTOR_BYTES};
+use hn4::types::BLOCK_BYTES;
 
 use super::engine::Engine;
-use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
+use super::tokens::Tokens;
+use super::transfer::{Packer, Reply, SEGMENTS, Write, blocks_of, sectors_of};
+use crate::arena::SlotId;
 use crate::core::event::{Failure, Request};
 use crate::nbd::Limits;
 use crate::nbd::connection::{Decoded, Decoder};
 use crate::nbd::export::{ExportDirectory, ExportList};
 use crate::nbd::handshake::{BASE_ALLOCATION_ID, Handshake, Status, greeting};
-use crate::nbd::reply::{Extent, HeaderBytes, Replier};
+use crate::nbd::reply::{Extent, Replier};
 use crate::nbd::request::{ByteRange, Command, Cookie, NbdErrno, Operation, Refusal};
 use crate::ring::{FileId, Memory, Op, OwnedBuf, Seg};
 
@@ -28,8 +30,6 @@ use crate::ring::{FileId, Memory, Op, OwnedBuf, Seg};
 const RECEIVE_BYTES: usize = 256 * 1024;
 /// Headers of replies in one send.
 const SEND_BYTES: usize = 16 * 1024;
-/// Segments in one transfer; the ring is made for a few more.
-const SEGMENTS: usize = 256;
 /// Requests of one connection in the core at the same time.
 const REQUESTS: usize = 1024;
 /// Payload that is left when the buffer is used up is copied through it, if it is shorter.
@@ -55,26 +55,6 @@ struct Transmission {
     replier: Replier,
     write: Option<Write>,
     stalled: Option<Command>,
-}
-
-/// A write whose payload is arriving, or has arrived and waits for room in the open epoch.
-struct Write {
-    cookie: Cookie,
-    range: ByteRange,
-    fua: bool,
-    slots: Vec<SlotId>,
-    arrived: bool,
-}
-
-enum Reply {
-    Bytes(Vec<u8>),
-    Header(HeaderBytes),
-    Read {
-        header: HeaderBytes,
-        range: ByteRange,
-        slots: Vec<SlotId>,
-        sent: usize,
-    },
 }
 
 /// See the module.
@@ -396,7 +376,7 @@ impl Client {
                 let mut out = Vec::new();
                 let id = BASE_ALLOCATION_ID;
                 t.replier
-                    .block_status(cookie, range, req_one, id, [extent].into_iter(), &mut out);
+                    .block_status(cookie, range, req_one, id, [extent], &mut out);
                 self.replies.push_back(Reply::Bytes(out));
             }
             Operation::Cache { .. } => {
@@ -591,135 +571,6 @@ impl Asked {
     }
 }
 
-impl Write {
-    fn first_offset(&self) -> usize {
-        usize::try_from(self.range.offset % BLOCK_BYTES).expect("less than 4096")
-    }
-
-    /// Copies payload that came through the buffer to its slots.
-    fn copy_payload(&self, at: u32, mut bytes: &[u8], mem: &mut dyn SlotMemory) {
-        let mut position = self.first_offset() + at as usize;
-        while !bytes.is_empty() {
-            let offset = position % SLOT_BYTES;
-            let count = bytes.len().min(SLOT_BYTES - offset);
-            let (now, later) = bytes.split_at(count);
-            let slot = self.slots[position / SLOT_BYTES];
-            mem.bytes_mut(slot)[offset..offset + count].copy_from_slice(now);
-            position += count;
-            bytes = later;
-        }
-    }
-
-    /// Appends segments for the last `left` bytes of payload, at most so many, and returns how many
-    /// bytes they take.
-    fn push_rest(&self, left: u32, segments: usize, segs: &mut Vec<Seg>) -> u32 {
-        let mut position = self.first_offset() + (self.range.length - left) as usize;
-        let end = self.first_offset() + self.range.length as usize;
-        let mut taken = 0;
-        while position < end && segs.len() < segments {
-            let offset = position % SLOT_BYTES;
-            let count = (end - position).min(SLOT_BYTES - offset);
-            let length = u32::try_from(count).expect("at most 4096");
-            let offset = u32::try_from(offset).expect("less than 4096");
-            segs.push(Seg::slot(self.slots[position / SLOT_BYTES], offset, length));
-            position += count;
-            taken += length;
-        }
-        taken
-    }
-}
-
-/// Packs replies into one send.
-struct Packer<'a> {
-    segs: &'a mut Vec<Seg>,
-    used: usize,
-    done: &'a mut Vec<SlotId>,
-}
-
-impl Packer<'_> {
-    /// Adds a reply, or as much of a long read as fits. True if it is complete.
-    fn add(&mut self, reply: &mut Reply, buf: &mut [u8]) -> bool {
-        match reply {
-            Reply::Bytes(bytes) => {
-                let count = bytes.len().min(buf.len() - self.used);
-                let taken: Vec<u8> = bytes.drain(..count).collect();
-                self.add_bytes(&taken, buf) && bytes.is_empty()
-            }
-            Reply::Header(header) => self.add_bytes(header, buf),
-            Reply::Read {
-                header,
-                range,
-                slots,
-                sent,
-            } => {
-                if *sent == 0 && (self.segs.len() + 2 > SEGMENTS || !self.add_bytes(header, buf)) {
-                    return false;
-                }
-                let first = usize::try_from(range.offset % BLOCK_BYTES).expect("less than 4096");
-                let end = first + range.length as usize;
-                while *sent < slots.len() && self.segs.len() < SEGMENTS {
-                    let slot = slots[*sent];
-                    let from = if *sent == 0 { first } else { 0 };
-                    let to = (end - *sent * SLOT_BYTES).min(SLOT_BYTES);
-                    let length = u32::try_from(to - from).expect("at most 4096");
-                    let from = u32::try_from(from).expect("less than 4096");
-                    self.segs.push(Seg::slot(slot, from, length));
-                    self.done.push(slot);
-                    *sent += 1;
-                }
-                *sent == slots.len()
-            }
-        }
-    }
-
-    fn add_bytes(&mut self, bytes: &[u8], buf: &mut [u8]) -> bool {
-        if bytes.is_empty() {
-            return true;
-        }
-        if self.used + bytes.len() > buf.len() || self.segs.len() >= SEGMENTS {
-            return false;
-        }
-        buf[self.used..self.used + bytes.len()].copy_from_slice(bytes);
-        let offset = u32::try_from(self.used).expect("a small buffer");
-        let length = u32::try_from(bytes.len()).expect("a small buffer");
-        match self.segs.last_mut() {
-            Some(Seg {
-                source: crate::ring::SegSource::Buf,
-                offset: at,
-                len,
-            }) if *at + *len == offset => {
-                *len += length;
-            }
-            _ => self.segs.push(Seg::buf(offset, length)),
-        }
-        self.used += bytes.len();
-        true
-    }
-}
-
-/// Makes the tokens of a client's operations.
-pub(super) struct Tokens {
-    pub(super) receive: u64,
-    pub(super) send: u64,
-    pub(super) close: u64,
-}
-
-impl Tokens {
-    fn receive(&self, index: u32, generation: u32) -> u64 {
-        self.receive | pack(index, generation)
-    }
-    fn send(&self, index: u32, generation: u32) -> u64 {
-        self.send | pack(index, generation)
-    }
-    fn close(&self, index: u32, generation: u32) -> u64 {
-        self.close | pack(index, generation)
-    }
-}
-
-fn pack(index: u32, generation: u32) -> u64 {
-    u64::from(index) | u64::from(generation & 0xFF_FFFF) << 32
-}
-
 fn changes(operation: Operation) -> bool {
     matches!(
         operation,
@@ -739,18 +590,4 @@ fn refusal_of(failure: Failure) -> Refusal {
         ),
         Failure::ShuttingDown => Refusal::new(NbdErrno::Shutdown, "the daemon is stopping"),
     }
-}
-
-fn blocks_of(range: ByteRange) -> usize {
-    let first = range.offset / BLOCK_BYTES;
-    let end = range.end().div_ceil(BLOCK_BYTES);
-    usize::try_from(end - first).expect("requests are bounded")
-}
-
-fn sectors_of(range: ByteRange) -> (Lba, u32) {
-    let sectors = u64::from(range.length) / SECTOR_BYTES;
-    (
-        Lba(range.offset / SECTOR_BYTES),
-        u32::try_from(sectors).expect("a length is 32 bits"),
-    )
 }

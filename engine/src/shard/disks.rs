@@ -5,16 +5,11 @@
 //! whatever the device is.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 
 use hn4::log::RING_START;
 use hn4::types::Epoch;
-use zerocopy::IntoBytes;
 
 use crate::core::event::{Disk, Io, IoToken, PeerId, Seg as CoreSeg};
-use crate::core::recovery::{AlignedBlock, Medium};
 use crate::device::{Device, DeviceError, ZeroSupport};
 use crate::ring::{
     Completion, FallocateMode, FileId, Memory, Op, OpError, OpId, OwnedBuf, Refusal, Refused, Ring,
@@ -586,44 +581,5 @@ fn errno(error: OpError) -> i32 {
         OpError::Os(errno) => errno as i32,
         OpError::UnexpectedEof | OpError::WroteNothing => libc::EIO,
         OpError::Cancelled => libc::ECANCELED,
-    }
-}
-
-/// A device before the shard runs, read and written synchronously.
-#[derive(Debug)]
-pub struct DeviceMedium {
-    file: File,
-    size_bytes: u64,
-}
-
-impl DeviceMedium {
-    /// Shares the device's descriptor and lock.
-    ///
-    /// # Errors
-    /// When the process has too many open files.
-    pub fn new(device: &Device) -> io::Result<Self> {
-        let file = File::from(device.descriptor()?);
-        Ok(Self {
-            file,
-            size_bytes: device.info().size_bytes,
-        })
-    }
-}
-
-impl Medium for DeviceMedium {
-    fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> io::Result<()> {
-        self.file.read_exact_at(blocks.as_mut_bytes(), offset)
-    }
-
-    fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> io::Result<()> {
-        self.file.write_all_at(blocks.as_bytes(), offset)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.size_bytes
     }
 }

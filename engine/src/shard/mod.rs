@@ -10,12 +10,12 @@ mod client;
 mod disks;
 mod engine;
 mod link;
+mod listen;
+mod medium;
 mod status;
+mod tokens;
+mod transfer;
 
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -27,43 +27,30 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use thiserror::Error;
 
-pub use self::disks::DeviceMedium;
 pub use self::link::{FromShard, ShardHandle, ToShard};
+pub use self::listen::Listen;
+pub use self::medium::DeviceMedium;
 pub use self::status::{PeerStatus, ShardStatus};
 
-use self::client::{Client, Tokens};
+use self::client::Client;
 use self::disks::Disks;
 use self::engine::Engine;
 use self::link::ShardEnd;
+use self::listen::{Listener, no_delay, open_listener, start_accept};
+use self::tokens::{ACCEPT, DISK, KIND, TOKENS};
 use crate::arena::{Arena, SlotMemory};
 use crate::core::VolumeConfig;
 use crate::core::event::Event;
 use crate::core::recovery::{self, RecoveryError, RecoveryReport};
 use crate::device::{Device, DeviceError, DeviceInfo, DeviceOptions, FlushTrust};
 use crate::nbd::export::{Export, ExportList};
-use crate::ring::{Completion, FileId, Op, Ring, RingConfig, RingError, Waker};
-
-/// Kinds of operations, in the highest byte of their tokens.
-const DISK: u64 = 1 << 56;
-const ACCEPT: u64 = 2 << 56;
-const TOKENS: Tokens = Tokens {
-    receive: 3 << 56,
-    send: 4 << 56,
-    close: 5 << 56,
-};
-const KIND: u64 = 0xFF << 56;
+use crate::ring::{Completion, Op, Ring, RingConfig, RingError, Waker};
 
 /// Connections at the same time.
 const CLIENTS: usize = 200;
 
-/// Where clients come from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Listen {
-    /// A unix socket at this path.
-    Unix(PathBuf),
-    /// TCP.
-    Tcp(SocketAddr),
-}
+/// Decides limits and policies from a log's header and the number of slots.
+pub type Configure = Box<dyn FnOnce(&LogHeader, usize) -> VolumeConfig + Send>;
 
 /// What a shard needs to start.
 pub struct ShardSetup {
@@ -81,8 +68,8 @@ pub struct ShardSetup {
     pub backing_options: DeviceOptions,
     /// Memory for the overlay.
     pub overlay_bytes: u64,
-    /// Decides limits and policies from the log's header and the number of slots.
-    pub configure: Box<dyn FnOnce(&LogHeader, usize) -> VolumeConfig + Send>,
+    /// Decides limits and policies.
+    pub configure: Configure,
     /// Sockets for clients.
     pub listen: Vec<Listen>,
     /// The processor to stay on.
@@ -130,11 +117,6 @@ pub enum ShardError {
         /// The system's word.
         source: std::io::Error,
     },
-}
-
-struct Listener {
-    file: FileId,
-    socket: Option<PathBuf>,
 }
 
 /// What is found while a shard opens and told in its status.
@@ -547,58 +529,6 @@ fn exports(
     export.max_block_bytes = export.max_block_bytes.min(1 << largest.ilog2());
     let list = ExportList::new(vec![export]).and_then(|list| list.with_default(0));
     list.expect("names are checked by the configuration, sizes by the log's header")
-}
-
-fn start_accept(ring: &mut Ring, index: usize, file: FileId) {
-    // A full ring cannot be: connections and the core's operations are bounded far below.
-    let _ = ring.submit(Op::Accept { file }, ACCEPT | index as u64);
-}
-
-fn open_listener(ring: &mut Ring, listen: &Listen) -> Result<Listener, ShardError> {
-    let address = match listen {
-        Listen::Unix(path) => path.display().to_string(),
-        Listen::Tcp(address) => address.to_string(),
-    };
-    let failed = |source| ShardError::Listen {
-        address: address.clone(),
-        source,
-    };
-    let (fd, socket): (OwnedFd, _) = match listen {
-        Listen::Unix(path) => {
-            remove_stale_socket(path).map_err(failed)?;
-            (
-                UnixListener::bind(path).map_err(failed)?.into(),
-                Some(path.clone()),
-            )
-        }
-        Listen::Tcp(address) => (TcpListener::bind(address).map_err(failed)?.into(), None),
-    };
-    let file = ring.add_file(fd).map_err(failed)?;
-    Ok(Listener { file, socket })
-}
-
-/// A socket file that a killed daemon left is removed; one that somebody listens on is not.
-fn remove_stale_socket(path: &Path) -> std::io::Result<()> {
-    let Ok(metadata) = path.symlink_metadata() else {
-        return Ok(());
-    };
-    if !metadata.file_type().is_socket() {
-        return Err(std::io::Error::other(
-            "there is a file that is no socket; remove it",
-        ));
-    }
-    if UnixStream::connect(path).is_ok() {
-        return Err(std::io::Error::other("another process listens there"));
-    }
-    std::fs::remove_file(path)
-}
-
-fn no_delay(ring: &Ring, file: FileId) {
-    if let Some(fd) = ring.fd(file) {
-        // Fails on unix sockets, which do not delay.
-        let _ =
-            nix::sys::socket::setsockopt(&fd.as_fd(), nix::sys::socket::sockopt::TcpNoDelay, &true);
-    }
 }
 
 fn pin_to(cpu: usize) {
