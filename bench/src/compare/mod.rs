@@ -1,0 +1,263 @@
+//! Side by side: the same load on our server and on every other one that is installed.
+//!
+//! All NBD servers get the same client, a file of the same size on the same file system, filled
+//! with the same data. Rounds are interleaved: in each round every peer does every row once, the
+//! order of the peers changes from round to round, and the medians are compared. A server runs
+//! only while it is measured, so that none works in the background of another.
+//!
+//! **Not here:** the engine in process, replication, nbd-server, and a device with injected
+//! latency, on which margins below 25 % would have to be judged.
+
+mod fio;
+pub mod rows;
+pub mod servers;
+mod summary;
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+use self::rows::{Peer, ROWS, Row};
+use self::servers::{Place, Server, missing};
+use self::summary::Table;
+use crate::drive;
+use crate::job::{Job, JobFile};
+use crate::nbd::{connect, fill};
+use crate::pattern::Random;
+use crate::stats::Stats;
+use crate::target::{Target, TargetSpec};
+
+/// A quick comparison begins no further round after this.
+const QUICK_LIMIT: Duration = Duration::from_secs(70);
+
+/// What to compare, and how long.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Short runs on small files: an impression in less than two minutes
+    #[arg(long)]
+    pub quick: bool,
+    /// Rounds [default: 5, with --quick 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: Option<u32>,
+    /// Folder on the disk to be measured [default: the current one]; all files are removed
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// The daemon to be measured, hn4ctl beside it [default: the ones beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub daemon: Option<PathBuf>,
+}
+
+/// What was measured of a peer in a row and a round.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Requests per second.
+    pub iops: f64,
+    /// Bytes per second.
+    pub bytes_per_second: f64,
+    /// 99th percentile of the latency of reads and writes, in microseconds.
+    pub p99_us: f64,
+    /// CPU time of the load for each request, in microseconds.
+    pub client_us: Option<f64>,
+    /// CPU time of the server for each request, in microseconds.
+    pub server_us: Option<f64>,
+    /// Of our server: how long it took after the run to write back what was in memory.
+    pub drain: Option<Duration>,
+}
+
+impl Sample {
+    fn of(stats: &Stats) -> Result<Self> {
+        ensure!(stats.ios() > 0, "not one request was completed in the time");
+        let mut latency = stats.read.latency.clone();
+        latency.add(&stats.write.latency)?;
+        Ok(Self {
+            iops: stats.iops(),
+            bytes_per_second: stats.bytes_per_second(),
+            p99_us: latency.value_at_percentile(99.0) as f64 / 1e3,
+            client_us: stats.client_us_per_io(),
+            server_us: stats.server_us_per_io(),
+            drain: None,
+        })
+    }
+}
+
+/// Runs the comparison and prints it.
+///
+/// # Errors
+/// If a server that is there cannot be started, or fails a request.
+pub fn run(options: &Options) -> Result<()> {
+    let begun = Instant::now();
+    let dir = options.dir.canonicalize();
+    let dir = dir.with_context(|| format!("{}", options.dir.display()))?;
+    let folder = tempfile::Builder::new()
+        .prefix("hn4-bench-")
+        .tempdir_in(dir)?;
+    let sockets = tempfile::tempdir()?;
+    let daemon = match &options.daemon {
+        Some(path) => path.canonicalize().context("--daemon")?,
+        None => std::env::current_exe()?.with_file_name("hn4-replicad"),
+    };
+    let place = Place {
+        data: folder.path().to_owned(),
+        sockets: sockets.path().to_owned(),
+        size_mib: if options.quick { 256 } else { 1024 },
+        overlay_mib: if options.quick { 256 } else { 512 },
+        log_mib: if options.quick { 512 } else { 2048 },
+        daemon,
+    };
+    let (runtime, ramp) = if options.quick {
+        (700, 200)
+    } else {
+        (2000, 500)
+    };
+    let mut comparison = Comparison {
+        table: Table::default(),
+        runtime: Duration::from_millis(runtime),
+        ramp: Duration::from_millis(ramp),
+        place: &place,
+    };
+    summary::print_machine(&place);
+    comparison.prepare()?;
+    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });
+    let mut done = 0;
+    for round in 0..rounds {
+        if round > 0 && options.quick && begun.elapsed() >= QUICK_LIMIT {
+            println!("time is up: {round} of {rounds} rounds were done");
+            break;
+        }
+        comparison.round(round)?;
+        done += 1;
+    }
+    println!();
+    print!("{}", comparison.table.show());
+    println!(
+        "{done} rounds of {runtime} ms in {:.0} s; load of the machine {} at the end",
+        begun.elapsed().as_secs_f64(),
+        summary::load()
+    );
+    Ok(())
+}
+
+struct Comparison<'a> {
+    table: Table,
+    runtime: Duration,
+    ramp: Duration,
+    place: &'a Place,
+}
+
+impl Comparison<'_> {
+    /// Makes a file for each peer, and finds out who is missing.
+    fn prepare(&mut self) -> Result<()> {
+        let place = self.place;
+        for peer in [
+            Peer::Ours,
+            Peer::Qemu,
+            Peer::NbdkitFile,
+            Peer::NbdkitMemory,
+            Peer::Ring,
+            Peer::Fio,
+        ] {
+            if let Some(why) = missing(peer, place) {
+                self.table.missing.push((peer, why));
+                continue;
+            }
+            let file = place.file(peer);
+            match peer {
+                Peer::Ours => {
+                    place.create_ours()?;
+                    let server = Server::start(peer, place)?;
+                    fill(&mut connect(&server.uri)?, place.size_mib << 20)?;
+                    place.drain_ours()?;
+                    server.stop()?;
+                }
+                _ if file.exists() => {}
+                _ => make_file(&file, place.size_mib << 20)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn round(&mut self, round: u32) -> Result<()> {
+        for row in ROWS {
+            let mut peers = row.peers.to_vec();
+            let turn = round as usize % peers.len();
+            peers.rotate_left(turn);
+            for peer in peers {
+                if self.table.missing.iter().any(|(gone, _)| *gone == peer) {
+                    continue;
+                }
+                let sample = self
+                    .measure(row, peer, u64::from(round))
+                    .with_context(|| format!("{}, {}", row.name, peer.label()))?;
+                print!(".");
+                // Only a sign of life.
+                let _ = std::io::stdout().flush();
+                self.table.add(row, peer, sample);
+            }
+        }
+        Ok(())
+    }
+
+    fn measure(&self, row: &Row, peer: Peer, seed: u64) -> Result<Sample> {
+        let text = row.job_file(self.runtime, self.ramp, seed + 1);
+        let file = self.place.file(peer);
+        match peer {
+            Peer::Fio => fio::measure(&text, &file, self.place),
+            Peer::Ring => {
+                let target = Target::open(&TargetSpec::Raw(file))?;
+                Sample::of(&drive_one(&text, &target, None)?)
+            }
+            _ => {
+                if peer != Peer::NbdkitMemory {
+                    forget_cache(&file)?;
+                }
+                let server = Server::start(peer, self.place)?;
+                if let Some(mib) = row.prewritten_mib {
+                    fill(&mut connect(&server.uri)?, mib << 20)?;
+                } else if peer == Peer::NbdkitMemory {
+                    fill(&mut connect(&server.uri)?, self.place.size_mib << 20)?;
+                }
+                let target = Target::Nbd(server.uri.clone());
+                let stats = drive_one(&text, &target, Some(server.pid()))?;
+                let mut sample = Sample::of(&stats)?;
+                if peer == Peer::Ours {
+                    sample.drain = Some(self.place.drain_ours()?);
+                }
+                server.stop()?;
+                Ok(sample)
+            }
+        }
+    }
+}
+
+fn drive_one(text: &str, target: &Target, server: Option<u32>) -> Result<Stats> {
+    let jobs: Vec<Job> = JobFile::parse(text)?.jobs;
+    let mut outcomes = drive::run(&jobs, target, server)?;
+    let outcome = outcomes.pop().context("one job")?;
+    outcome.stats.into_iter().next().context("one thread")
+}
+
+/// Makes a file that is really written, with data that cannot be compressed.
+fn make_file(path: &Path, bytes: u64) -> Result<()> {
+    let mut file = File::create_new(path)?;
+    let mut data = vec![0; 1 << 20];
+    let mut random = Random::new(bytes);
+    for _ in 0..bytes >> 20 {
+        random.fill(&mut data);
+        file.write_all(&data)?;
+    }
+    file.sync_all()?;
+    Ok(())
+}
+
+/// Makes a file durable and has the kernel forget what it holds of it in memory.
+fn forget_cache(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.sync_all()?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! Servers of the comparison: started here, on unix sockets, and stopped here.
+//!
+//! **Invariant:** a server does not outlive its [`Server`]. Where setpriv(1) is there, it does not
+//! outlive this program either, however that ends.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::rows::Peer;
+use crate::nbd::connect_within;
+use crate::target::NbdUri;
+
+/// A server that does not serve by then never will.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// A server that has not ended by then is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Between two looks at something that is waited for.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The name of our volume.
+const VOLUME: &str = "bench";
+
+/// Where everything is, and how large.
+#[derive(Debug)]
+pub struct Place {
+    /// Data, on the disk that is measured.
+    pub data: PathBuf,
+    /// Sockets: their names must be short.
+    pub sockets: PathBuf,
+    /// Size of each file and export.
+    pub size_mib: u64,
+    /// Memory of our overlay.
+    pub overlay_mib: u64,
+    /// Size of our log.
+    pub log_mib: u64,
+    /// hn4-replicad.
+    pub daemon: PathBuf,
+}
+
+/// Looks a program up in PATH and where systems keep theirs.
+#[must_use]
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).collect::<Vec<_>>();
+    let usual = ["/usr/sbin", "/usr/bin", "/sbin"].map(PathBuf::from);
+    let all = folders.into_iter().chain(usual);
+    all.map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
+/// What a peer needs and is not there.
+#[must_use]
+pub fn missing(peer: Peer, place: &Place) -> Option<String> {
+    let program = match peer {
+        Peer::Ours => {
+            let there = place.daemon.is_file() && place.control().is_file();
+            return (!there).then(|| {
+                let daemon = place.daemon.display();
+                format!("{daemon} or hn4ctl beside it: build them, or name one with --daemon")
+            });
+        }
+        Peer::Qemu => "qemu-storage-daemon",
+        Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit",
+        Peer::Fio => "fio",
+        Peer::Ring => return None,
+    };
+    find_program(program)
+        .is_none()
+        .then(|| format!("{program} is not installed"))
+}
+
+impl Place {
+    fn control(&self) -> PathBuf {
+        self.daemon.with_file_name("hn4ctl")
+    }
+
+    /// The file that a peer works on.
+    #[must_use]
+    pub fn file(&self, peer: Peer) -> PathBuf {
+        self.data.join(match peer {
+            Peer::Ours => "ours/backing",
+            Peer::Qemu => "qemu.img",
+            Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit.img",
+            Peer::Ring | Peer::Fio => "raw.img",
+        })
+    }
+
+    fn config(&self) -> PathBuf {
+        self.data.join("ours/config.toml")
+    }
+
+    fn socket(&self, peer: Peer) -> PathBuf {
+        self.sockets.join(match peer {
+            Peer::Ours => "ours.sock",
+            Peer::Qemu => "qemu.sock",
+            _ => "nbdkit.sock",
+        })
+    }
+
+    /// Makes our configuration and volume.
+    ///
+    /// # Errors
+    /// If hn4ctl refuses, most likely because of the file system.
+    pub fn create_ours(&self) -> Result<()> {
+        std::fs::create_dir_all(self.data.join("ours"))?;
+        let text = format!(
+            "[node]\nname = \"bench\"\nstate_dir = \"state\"\ncontrol_socket = {:?}\n\n\
+             [[volume]]\nname = \"{VOLUME}\"\nbacking = \"backing\"\nlog = \"log\"\n\
+             listen = [{:?}]\noverlay_mib = {}\n",
+            self.sockets.join("ctl.sock"),
+            format!("unix:{}", self.socket(Peer::Ours).display()),
+            self.overlay_mib
+        );
+        std::fs::write(self.config(), text)?;
+        let (size, log) = (self.size_mib.to_string(), self.log_mib.to_string());
+        let create = [
+            "volume",
+            "create",
+            VOLUME,
+            "--size-mib",
+            &size,
+            "--log-mib",
+            &log,
+        ];
+        self.hn4ctl(&create).map(drop)
+    }
+
+    /// Has our daemon write everything back, and tells how long that took.
+    ///
+    /// # Errors
+    /// If it does not run or refuses.
+    pub fn drain_ours(&self) -> Result<Duration> {
+        let start = Instant::now();
+        self.hn4ctl(&["drain", VOLUME])?;
+        Ok(start.elapsed())
+    }
+
+    fn hn4ctl(&self, arguments: &[&str]) -> Result<String> {
+        let program = self.control();
+        let output = Command::new(&program)
+            .arg("--config")
+            .arg(self.config())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("starting {}", program.display()))?;
+        ensure!(
+            output.status.success(),
+            "hn4ctl {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// A running server. Killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    journal: PathBuf,
+    peer: Peer,
+    /// Where it serves.
+    pub uri: NbdUri,
+}
+
+impl Server {
+    /// Starts a server and waits until it serves.
+    ///
+    /// # Errors
+    /// If it ends instead; the error has its last words.
+    pub fn start(peer: Peer, place: &Place) -> Result<Self> {
+        let socket = place.socket(peer);
+        // A server that was killed leaves its socket.
+        if let Err(error) = std::fs::remove_file(&socket)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error).context("removing an old socket");
+        }
+        let export = match peer {
+            Peer::Ours | Peer::Qemu => VOLUME,
+            _ => "",
+        };
+        let journal = place.data.join(format!("{peer:?}.log"));
+        let mut command = bound_to_us(command(peer, place, &socket)?);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&journal)?)
+            .spawn()
+            .with_context(|| format!("starting {}", peer.label()))?;
+        let uri = format!("nbd+unix:///{export}?socket={}", socket.display());
+        let mut server = Self {
+            child,
+            journal,
+            peer,
+            uri: uri.parse()?,
+        };
+        let uri = server.uri.clone();
+        connect_within(&uri, START_LIMIT, || server.check())
+            .with_context(|| peer.label())?
+            .disconnect()?;
+        Ok(server)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            let words = std::fs::read_to_string(&self.journal).unwrap_or_default();
+            let mut last: Vec<&str> = words.lines().rev().take(5).collect();
+            last.reverse();
+            bail!(
+                "{} ended ({status}): {}",
+                self.peer.label(),
+                last.join("\n")
+            );
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and the end of the process.
+    ///
+    /// # Errors
+    /// If it does not end in time; it is killed then.
+    pub fn stop(mut self) -> Result<()> {
+        let pid = i32::try_from(self.pid()).context("a process id")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+        let deadline = Instant::now() + STOP_LIMIT;
+        while self.child.try_wait()?.is_none() {
+            ensure!(
+                Instant::now() < deadline,
+                "{} does not stop within {STOP_LIMIT:?}",
+                self.peer.label()
+            );
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only if it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(peer: Peer, place: &Place, socket: &Path) -> Result<Command> {
+    let program = |name: &str| {
+        find_program(name)
+            .map(Command::new)
+            .with_context(|| format!("{name} is not installed"))
+    };
+    let file = place.file(peer);
+    Ok(match peer {
+        Peer::Ours => {
+            let mut command = Command::new(&place.daemon);
+            command.args(["run", "--config"]).arg(place.config());
+            command
+        }
+        Peer::Qemu => {
+            let mut command = program("qemu-storage-daemon")?;
+            command.arg("--blockdev").arg(format!(
+                "driver=file,node-name=disk,filename={},cache.direct=on,aio=io_uring",
+                file.display()
+            ));
+            let server = format!("addr.type=unix,addr.path={}", socket.display());
+            command.args(["--nbd-server", &server, "--export"]);
+            command.arg(format!(
+                "type=nbd,id=export,node-name=disk,name={VOLUME},writable=on"
+            ));
+            command
+        }
+        Peer::NbdkitFile | Peer::NbdkitMemory => {
+            let mut command = program("nbdkit")?;
+            command.args(["-f", "--exit-with-parent", "-U"]).arg(socket);
+            if peer == Peer::NbdkitFile {
+                command.arg("file").arg(file);
+            } else {
+                command.arg("memory").arg(format!("{}M", place.size_mib));
+            }
+            command
+        }
+        Peer::Ring | Peer::Fio => bail!("{} is no server", peer.label()),
+    })
+}
+
+/// The same command, killed by the kernel when this program ends.
+fn bound_to_us(command: Command) -> Command {
+    let Some(setpriv) = find_program("setpriv") else {
+        return command;
+    };
+    let mut bound = Command::new(setpriv);
+    bound
+        .args(["--pdeathsig", "KILL"])
+        .arg(command.get_program());
+    bound.args(command.get_args());
+    bound
+}

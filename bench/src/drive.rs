@@ -1,0 +1,236 @@
+//! Keeps the queue of each thread full, and measures.
+//!
+//! **Invariants.** Latency runs from the moment a request is handed to the target until its
+//! completion is seen. Nothing is counted during the ramp, nor after the end of the run, when the
+//! queue runs empty. A request that fails ends the run: what is reported was measured without
+//! errors.
+
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::cpu::Cpu;
+use crate::job::{Job, Size};
+use crate::pattern::Pattern;
+use crate::stats::Stats;
+use crate::target::{Io, Lane, Target};
+
+/// A job and what was measured of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The job.
+    pub job: Job,
+    /// One for each thread, or one for all with `group_reporting`.
+    pub stats: Vec<Stats>,
+}
+
+/// How much of a target a job uses, in bytes.
+///
+/// # Errors
+/// If the target is too small for it.
+pub fn region_bytes(job: &Job, target_bytes: u64) -> Result<u64> {
+    let wanted = match job.size {
+        Size::Bytes(bytes) => bytes,
+        Size::Percent(part) => u64::try_from(u128::from(target_bytes) * u128::from(part) / 100)?,
+    };
+    let block = u64::from(job.block_bytes);
+    ensure!(
+        wanted.min(target_bytes) >= block,
+        "job [{}]: {target_bytes} bytes of target are less than one block",
+        job.name
+    );
+    ensure!(
+        !matches!(job.size, Size::Bytes(bytes) if bytes > target_bytes),
+        "job [{}]: size={wanted} is more than the {target_bytes} bytes of the target",
+        job.name
+    );
+    Ok(wanted.min(target_bytes) / block * block)
+}
+
+/// Runs all jobs at once, as fio does, each with its threads.
+///
+/// # Errors
+/// If a target cannot be opened, or any request fails.
+pub fn run(jobs: &[Job], target: &Target, server: Option<u32>) -> Result<Vec<Outcome>> {
+    let threads = jobs.iter().map(|job| job.numjobs as usize).sum();
+    let start = Barrier::new(threads);
+    let mut results = Vec::new();
+    std::thread::scope(|scope| {
+        let mut handles = Vec::new();
+        let mut number = 0;
+        for job in jobs {
+            for thread in 0..job.numjobs {
+                // One thread watches the server for all.
+                let watched = server.filter(|_| number == 0);
+                number += 1;
+                let start = &start;
+                handles.push(scope.spawn(move || {
+                    let lane = target.lane(job);
+                    // Also without a lane, or the others would wait for ever.
+                    start.wait();
+                    drive(lane?.as_mut(), job, thread, watched)
+                }));
+            }
+        }
+        for handle in handles {
+            results.push(handle.join().unwrap_or_else(|_| Err(anyhow!("a panic"))));
+        }
+    });
+    let mut results = results.into_iter();
+    let mut outcomes = Vec::new();
+    for job in jobs {
+        let mut stats = Vec::new();
+        for _ in 0..job.numjobs {
+            let one = results.next().context("a result of each thread")?;
+            stats.push(one.with_context(|| format!("job [{}]", job.name))?);
+        }
+        if job.group {
+            let mut all = Stats::new()?;
+            for one in &stats {
+                all.add(one)?;
+            }
+            stats = vec![all];
+        }
+        let job = job.clone();
+        outcomes.push(Outcome { job, stats });
+    }
+    Ok(outcomes)
+}
+
+/// Runs one thread of a job.
+fn drive(lane: &mut dyn Lane, job: &Job, thread: u32, server: Option<u32>) -> Result<Stats> {
+    let region = region_bytes(job, lane.size_bytes())?;
+    let mut pattern = Pattern::new(job, region, thread);
+    let mut driver = Driver {
+        job,
+        stats: Stats::new()?,
+        submitted: vec![None; job.depth as usize],
+        start: Instant::now(),
+        left_bytes: (!job.time_based).then_some(region),
+        ramp_over: None,
+        last: Duration::ZERO,
+        server,
+    };
+    let mut free: Vec<u32> = (0..job.depth).rev().collect();
+    let mut done = Vec::with_capacity(free.len());
+    driver.look(driver.start);
+    loop {
+        while driver.wants_more()
+            && let Some(tag) = free.pop()
+        {
+            let io = pattern.draw();
+            driver.begin(tag, io);
+            lane.submit(io, tag)?;
+        }
+        if free.len() == job.depth as usize {
+            break;
+        }
+        lane.wait(&mut done)?;
+        let now = Instant::now();
+        driver.look(now);
+        for tag in done.drain(..) {
+            driver.end(tag, now)?;
+            free.push(tag);
+        }
+    }
+    driver.finish()
+}
+
+/// State of one thread.
+struct Driver<'a> {
+    job: &'a Job,
+    stats: Stats,
+    /// What each tag is busy with, and since when.
+    submitted: Vec<Option<(Io, Instant)>>,
+    start: Instant,
+    /// What a job that is not time-based has still to do.
+    left_bytes: Option<u64>,
+    /// When the ramp ended, and what had been used until then.
+    ramp_over: Option<(Instant, Cpu, Option<Cpu>)>,
+    /// The last completion that was counted, from the end of the ramp.
+    last: Duration,
+    server: Option<u32>,
+}
+
+impl Driver<'_> {
+    /// Ends the ramp, and the run, when their time has come.
+    fn look(&mut self, now: Instant) {
+        if self.ramp_over.is_none() && now.duration_since(self.start) >= self.job.ramp {
+            let server = self.server.and_then(Cpu::of_process);
+            self.ramp_over = Some((now, Cpu::of_this_thread(), server));
+        }
+        if let Some((since, client, server)) = self.ramp_over
+            && self.stats.elapsed.is_zero()
+            && self.runtime_is_over(now)
+        {
+            self.close(now.duration_since(since), client, server);
+        }
+    }
+
+    fn runtime_is_over(&self, now: Instant) -> bool {
+        let (Some(runtime), Some((since, ..))) = (self.job.runtime, self.ramp_over) else {
+            return false;
+        };
+        !runtime.is_zero() && now.duration_since(since) >= runtime
+    }
+
+    fn close(&mut self, elapsed: Duration, client: Cpu, server: Option<Cpu>) {
+        self.stats.elapsed = elapsed.max(Duration::from_nanos(1));
+        self.stats.client = Cpu::of_this_thread().since(client);
+        let now = self.server.and_then(Cpu::of_process);
+        self.stats.server = now.zip(server).map(|(now, then)| now.since(then));
+    }
+
+    fn wants_more(&self) -> bool {
+        self.stats.elapsed.is_zero() && self.left_bytes != Some(0)
+    }
+
+    fn begin(&mut self, tag: u32, io: Io) {
+        if let Some(entry) = self.submitted.get_mut(tag as usize) {
+            *entry = Some((io, Instant::now()));
+        }
+        if let Some(left) = self.left_bytes.as_mut()
+            && !matches!(io, Io::Flush { .. })
+        {
+            *left = left.saturating_sub(u64::from(self.job.block_bytes));
+        }
+    }
+
+    fn end(&mut self, tag: u32, now: Instant) -> Result<()> {
+        let entry = self
+            .submitted
+            .get_mut(tag as usize)
+            .and_then(Option::take)
+            .context("a completion of no request")?;
+        let Some((since, ..)) = self.ramp_over else {
+            return Ok(());
+        };
+        if !self.stats.elapsed.is_zero() {
+            return Ok(());
+        }
+        let (io, begun) = entry;
+        let latency = now.duration_since(begun);
+        self.last = now.duration_since(since);
+        match io {
+            Io::Read { .. } => self.stats.read.record(latency, self.job.block_bytes),
+            Io::Write { .. } => self.stats.write.record(latency, self.job.block_bytes),
+            Io::Flush { .. } => self.stats.sync.record(latency, 0),
+        }
+        if !matches!(io, Io::Flush { .. }) {
+            self.stats.tick(self.last);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Stats> {
+        let (_, client, server) = self.ramp_over.with_context(|| {
+            let ramp = self.job.ramp;
+            format!("all was done before the ramp_time of {ramp:?} was over: nothing is measured")
+        })?;
+        if self.stats.elapsed.is_zero() {
+            self.close(self.last, client, server);
+        }
+        Ok(self.stats)
+    }
+}

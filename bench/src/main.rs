@@ -1,0 +1,76 @@
+//! `hn4-bench`: runs fio's job files, and compares servers side by side.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use hn4_bench::compare;
+use hn4_bench::drive;
+use hn4_bench::job::JobFile;
+use hn4_bench::report;
+use hn4_bench::target::{Target, TargetSpec};
+
+/// Measures block storage: files, devices and NBD servers, with fio's own job files.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a job file. Jobs that write overwrite the target.
+    Run(RunArgs),
+    /// Compare hn4-replicad with the other servers that are installed here.
+    Compare(compare::Options),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// A job file as fio reads it
+    jobfile: PathBuf,
+    /// raw:PATH for a file or device, nbd:URI for a server
+    #[arg(long, value_name = "TARGET")]
+    target: TargetSpec,
+    /// Also write the report as JSON in fio's layout
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Also measure the CPU time of this process, the server
+    #[arg(long, value_name = "PID")]
+    server_pid: Option<u32>,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run(args) => run(&args),
+        Command::Compare(options) => compare::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hn4-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &RunArgs) -> Result<()> {
+    let name = args.jobfile.display();
+    let text = std::fs::read_to_string(&args.jobfile).with_context(|| format!("reading {name}"))?;
+    let file = JobFile::parse(&text).with_context(|| format!("{name}"))?;
+    for note in &file.notes {
+        eprintln!("note: {name}: {note}");
+    }
+    let target = Target::open(&args.target)?;
+    let outcomes = drive::run(&file.jobs, &target, args.server_pid)?;
+    print!("{}", report::table(&outcomes));
+    if let Some(path) = &args.json {
+        let value = report::json(&outcomes, &args.target.to_string());
+        let text = serde_json::to_string_pretty(&value)?;
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}

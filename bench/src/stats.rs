@@ -1,0 +1,191 @@
+//! What a run has measured.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use hdrhistogram::Histogram;
+
+use crate::cpu::Cpu;
+
+/// Longest latency that is told apart, in nanoseconds: longer ones count as this.
+const LATENCY_NS_MAX: u64 = 120_000_000_000;
+/// Longest run whose seconds are kept apart.
+const SECONDS_MAX: usize = 24 * 3600;
+
+/// Requests of one kind.
+#[derive(Clone, Debug)]
+pub struct Side {
+    /// Latency in nanoseconds, from submission to completion.
+    pub latency: Histogram<u64>,
+    /// Bytes moved.
+    pub bytes: u64,
+}
+
+impl Side {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            latency: Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)?,
+            bytes: 0,
+        })
+    }
+
+    /// Requests.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.latency.len()
+    }
+
+    /// Adds a request.
+    pub fn record(&mut self, latency: Duration, bytes: u32) {
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_NS_MAX);
+        self.latency.saturating_record(nanos);
+        self.bytes += u64::from(bytes);
+    }
+}
+
+/// What one thread has measured, or several together.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Reads.
+    pub read: Side,
+    /// Writes, without the flushes.
+    pub write: Side,
+    /// Flushes.
+    pub sync: Side,
+    /// Reads and writes in each second, from the end of the ramp.
+    pub per_second: Vec<u64>,
+    /// From the end of the ramp to the end of the run; the longest one of several.
+    pub elapsed: Duration,
+    /// Of the threads that made the load.
+    pub client: Cpu,
+    /// Of the server, if it was watched.
+    pub server: Option<Cpu>,
+}
+
+impl Stats {
+    /// Nothing measured.
+    ///
+    /// # Errors
+    /// Never in practice: the bounds of the histograms are constants.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            read: Side::new()?,
+            write: Side::new()?,
+            sync: Side::new()?,
+            per_second: Vec::new(),
+            elapsed: Duration::ZERO,
+            client: Cpu::default(),
+            server: None,
+        })
+    }
+
+    /// Reads and writes.
+    #[must_use]
+    pub fn ios(&self) -> u64 {
+        self.read.count() + self.write.count()
+    }
+
+    /// Reads and writes per second.
+    #[must_use]
+    pub fn iops(&self) -> f64 {
+        per_second(self.ios(), self.elapsed)
+    }
+
+    /// Bytes read and written per second.
+    #[must_use]
+    pub fn bytes_per_second(&self) -> f64 {
+        per_second(self.read.bytes + self.write.bytes, self.elapsed)
+    }
+
+    /// CPU time of the load for each read or write, in microseconds.
+    #[must_use]
+    pub fn client_us_per_io(&self) -> Option<f64> {
+        self.us_per_io(Some(self.client))
+    }
+
+    /// CPU time of the server for each read or write, in microseconds.
+    #[must_use]
+    pub fn server_us_per_io(&self) -> Option<f64> {
+        self.us_per_io(self.server)
+    }
+
+    fn us_per_io(&self, cpu: Option<Cpu>) -> Option<f64> {
+        let ios = self.ios();
+        let micros = cpu?.total().as_secs_f64() * 1e6;
+        (ios > 0).then(|| micros / ios as f64)
+    }
+
+    /// Counts a read or write in its second.
+    pub fn tick(&mut self, since_ramp: Duration) {
+        let second = usize::try_from(since_ramp.as_secs()).unwrap_or(SECONDS_MAX);
+        if second >= SECONDS_MAX {
+            return;
+        }
+        if self.per_second.len() <= second {
+            self.per_second.resize(second + 1, 0);
+        }
+        if let Some(count) = self.per_second.get_mut(second) {
+            *count += 1;
+        }
+    }
+
+    /// Adds what another thread of the same run has measured.
+    ///
+    /// # Errors
+    /// Never in practice: all histograms have the same bounds.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        for (mine, theirs) in [
+            (&mut self.read, &other.read),
+            (&mut self.write, &other.write),
+            (&mut self.sync, &other.sync),
+        ] {
+            mine.latency.add(&theirs.latency)?;
+            mine.bytes += theirs.bytes;
+        }
+        if self.per_second.len() < other.per_second.len() {
+            self.per_second.resize(other.per_second.len(), 0);
+        }
+        for (mine, theirs) in self.per_second.iter_mut().zip(&other.per_second) {
+            *mine += theirs;
+        }
+        self.elapsed = self.elapsed.max(other.elapsed);
+        self.client = self.client.plus(other.client);
+        self.server = self.server.or(other.server);
+        Ok(())
+    }
+}
+
+/// A rate; 0 if no time has passed.
+#[must_use]
+pub fn per_second(count: u64, elapsed: Duration) -> f64 {
+    let seconds = elapsed.as_secs_f64();
+    if seconds > 0.0 {
+        count as f64 / seconds
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_two_threads_measured_adds_up() {
+        let mut one = Stats::new().expect("stats");
+        one.read.record(Duration::from_micros(10), 4096);
+        one.tick(Duration::from_millis(2500));
+        one.elapsed = Duration::from_secs(3);
+        let mut two = Stats::new().expect("stats");
+        two.write.record(Duration::from_micros(20), 4096);
+        two.sync.record(Duration::from_secs(1 << 40), 0);
+        two.tick(Duration::from_millis(10));
+        two.elapsed = Duration::from_secs(1);
+        one.add(&two).expect("same bounds");
+        assert_eq!((one.ios(), one.sync.count()), (2, 1));
+        assert_eq!(one.per_second, [1, 0, 1]);
+        assert_eq!(one.elapsed, Duration::from_secs(3));
+        assert!((one.iops() - 2.0 / 3.0).abs() < 1e-9);
+        assert_eq!(one.server_us_per_io(), None);
+    }
+}
