@@ -168,6 +168,8 @@ fn with_ack_async_a_killed_primary_keeps_what_was_flushed_on_it() {
         Plan {
             policy,
             transport: "wss",
+            // What the replica lacks must not fall out of the log.
+            log_mib: 160,
             ..plan()
         },
     );
@@ -183,6 +185,9 @@ fn with_ack_async_a_killed_primary_keeps_what_was_flushed_on_it() {
         let seen = check(&alpha, &oracle, 0)
             .unwrap_or_else(|error| panic!("seed {seed}, kill {kill}: {error:#}"));
         lock(&oracle).settle(&seen);
+        alpha
+            .wait_for_peer(LIMIT)
+            .expect("the replica follows again");
     }
     quiesce_and_compare(&mut alpha, &mut beta, LIMIT).expect("equal copies, over WebSocket too");
 }

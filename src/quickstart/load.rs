@@ -187,7 +187,8 @@ impl Load {
     pub fn wait_for_progress(&self, requests: u64, limit: Duration) -> Result<()> {
         let (goal, deadline) = (self.answered() + requests, Instant::now() + limit);
         while self.answered() < goal {
-            if Instant::now() >= deadline {
+            let ended = self.threads.iter().all(JoinHandle::is_finished);
+            if ended || Instant::now() >= deadline {
                 bail!(
                     "{} of {requests} requests answered in {limit:?}",
                     self.answered()
