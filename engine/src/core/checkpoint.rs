@@ -136,9 +136,9 @@ impl Volume {
         }
     }
 
-    /// The epoch after which the log is kept. Peers that are not being sent anything (they are away,
-    /// or we are a replica like them) lose their claim when the log gets tight; the others keep it,
-    /// and writers are held back.
+    /// The epoch after which the log is kept. Peers that are not being sent anything (they are
+    /// away, or we are a replica like them) lose their claim when the log gets tight; the others
+    /// keep it, and writers are held back.
     fn retain_target(&self, pressed: bool) -> Epoch {
         let mut target = self.superblock.desired.checkpoint;
         for peer in &self.peers {

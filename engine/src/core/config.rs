@@ -43,7 +43,8 @@ pub struct VolumeConfig {
     pub max_zero_extents: usize,
     /// An open epoch is sealed at the latest after this time.
     pub log_age_ms: u64,
-    /// Durable data rests this long in the overlay, hoping to be overwritten, unless room is needed.
+    /// Durable data rests this long in the overlay, hoping to be overwritten, unless room is
+    /// needed.
     pub destage_delay_ms: u64,
     /// A sweep takes epochs until it has so many blocks.
     pub sweep_blocks: usize,

@@ -360,7 +360,8 @@ pub enum Action {
         /// The operation.
         io: Io,
     },
-    /// Send a frame to a peer from memory: [`super::Volume::frame_bytes`] has it until the next step.
+    /// Send a frame to a peer from memory: [`super::Volume::frame_bytes`] has it until the next
+    /// step.
     Ship {
         /// To whom.
         peer: PeerId,

@@ -3,8 +3,8 @@
 //!
 //! Frames that are ready together are written as one run and made durable by one flush: that is the
 //! group commit. A batch that is a single write is linked to its flush; a larger one is written in
-//! parallel parts, and flushed when all are done. Epochs become durable in order, whatever order the
-//! device finishes in.
+//! parallel parts, and flushed when all are done. Epochs become durable in order, whatever order
+//! the device finishes in.
 //!
 //! Not here: when an epoch is sealed, and when its space may be reused.
 

@@ -6,8 +6,8 @@
 //!                                      └─ feed ──┘─▶ peers        replica ◀─ peers
 //! ```
 //!
-//! **Architecture invariant:** nothing here knows a clock, a file, a socket or a thread. Memory is a
-//! [`crate::arena::SlotMemory`]; what is to be done comes out as [`Action`]s.
+//! **Architecture invariant:** nothing here knows a clock, a file, a socket or a thread. Memory is
+//! a [`crate::arena::SlotMemory`]; what is to be done comes out as [`Action`]s.
 
 pub mod config;
 pub mod event;
@@ -23,8 +23,10 @@ mod reads;
 mod replica;
 mod roles;
 mod seal;
+mod seed;
 mod superblock;
 mod sweep;
+mod view;
 mod volume;
 mod waiters;
 

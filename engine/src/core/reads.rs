@@ -1,8 +1,9 @@
 //! Reads: from the overlay where it is newer, else from the backing, per sector.
 //!
 //! What the overlay has is copied when the read arrives, not when the backing answers: by then the
-//! slots may have been destaged and freed. A sector that was not dirty at that moment comes from the
-//! backing; if it is written meanwhile, the read overlaps the write, and either contents are right.
+//! slots may have been destaged and freed. A sector that was not dirty at that moment comes from
+//! the backing; if it is written meanwhile, the read overlaps the write, and either contents are
+//! right.
 
 use hn4::types::{Lba, SECTORS_PER_BLOCK};
 

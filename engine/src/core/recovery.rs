@@ -3,8 +3,8 @@
 //! Opening scans the ring forward from the oldest kept frame, refills the overlay with every epoch
 //! after the checkpoint, and stops at the first frame that is not valid. What lies there is a torn
 //! tail, unless something proves that the frame had been durable: then it is corruption, and the
-//! volume does not open (P4). Proofs are the superblock's `durable`, and the local stamp of any later
-//! valid frame that was written in the same session of this log.
+//! volume does not open (P4). Proofs are the superblock's `durable`, and the local stamp of any
+//! later valid frame that was written in the same session of this log.
 //!
 //! **Invariant:** before a volume is used, everything it was recovered from is durable, and the
 //! superblock says so under a new session; so a later recovery never finds less.

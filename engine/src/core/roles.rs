@@ -1,7 +1,7 @@
 //! Changes of role: promotion, demotion, and giving way to a higher term.
 //!
-//! **Invariant:** a node writes in a term only after the term is durable in its superblock, and stops
-//! the moment it hears of a higher one.
+//! **Invariant:** a node writes in a term only after the term is durable in its superblock, and
+//! stops the moment it hears of a higher one.
 
 use hn4::log::{CopyState, Role};
 use hn4::types::{Incarnation, Term};
@@ -98,8 +98,8 @@ impl Volume {
 
     /// Writes the new role once everything that must be durable before it is.
     ///
-    /// A primary that steps down has destaged everything first: then the checkpoint itself says that
-    /// none of it may ever be dropped, also after a restart.
+    /// A primary that steps down has destaged everything first: then the checkpoint itself says
+    /// that none of it may ever be dropped, also after a restart.
     pub(super) fn transition_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
         if self.is_stepping_down() && self.role() == Role::Fenced {
             self.discard_open(mem);

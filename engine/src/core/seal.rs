@@ -170,8 +170,8 @@ pub(super) fn bytes_to_slots(mem: &mut dyn SlotMemory, bytes: &[u8]) -> Option<V
         .collect()
 }
 
-/// What a checked frame changes: blocks in payload order, and zeroed extents. `payload` holds a slot
-/// for each payload block; canonical packing makes it an overlay slot as it is.
+/// What a checked frame changes: blocks in payload order, and zeroed extents. `payload` holds a
+/// slot for each payload block; canonical packing makes it an overlay slot as it is.
 #[must_use]
 pub(super) fn frame_changes(
     head: &FrameHead,

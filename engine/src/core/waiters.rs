@@ -83,8 +83,8 @@ impl Waiters {
         self.len() == 0
     }
 
-    /// The log was cut back: what is not there any more needs no waiting for. Only the operator waits
-    /// on a replica.
+    /// The log was cut back: what is not there any more needs no waiting for. Only the operator
+    /// waits on a replica.
     pub(super) fn cut_back(&mut self, last: Epoch) {
         for wait in self.writes.iter_mut().chain(&mut self.flushes) {
             wait.epoch = wait.epoch.min(last);

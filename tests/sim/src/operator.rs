@@ -138,7 +138,12 @@ impl World {
         }
         let node = self.rng.index(self.nodes.len());
         match kind {
-            0 => self.operator.doomed = Some((node, self.rng.log_between(1, 500) - 1)),
+            0 => {
+                // What a primary loses makes the others cut back their logs.
+                let primary = self.primary().filter(|_| self.rng.one_in(2));
+                let steps = self.rng.log_between(1, 500) - 1;
+                self.operator.doomed = Some((primary.unwrap_or(node), steps));
+            }
             1 | 2 => {
                 let link = self.rng.index(self.links.len());
                 let side = self.rng.index(2);
