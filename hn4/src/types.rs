@@ -82,7 +82,8 @@ impl fmt::Display for Epoch {
 pub struct LaneId(pub u16);
 
 /// Logical byte offset in a delta log. It only grows; the place on the medium is the offset modulo
-/// the size of the ring, so equal offsets name equal bytes on every copy, whatever size its ring has.
+/// the size of the ring, so equal offsets name equal bytes on every copy, whatever size its ring
+/// has.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct LogOffset(pub u64);
 

@@ -1,9 +1,9 @@
 //! The daemon: opens the volumes of a configuration, connects them with their peers, answers the
 //! control socket, and stops in order.
 //!
-//! Each volume has a shard, which is a thread with a ring and knows nothing of this, and a task here
-//! that carries messages. Everything here runs on one tokio thread; no client data passes through it
-//! except what goes to or comes from peers.
+//! Each volume has a shard, which is a thread with a ring and knows nothing of this, and a task
+//! here that carries messages. Everything here runs on one tokio thread; no client data passes
+//! through it except what goes to or comes from peers.
 
 mod requests;
 mod translate;

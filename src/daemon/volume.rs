@@ -172,11 +172,11 @@ impl VolumeTask {
                         Err(why) => Err(anyhow::Error::msg(why).context(self.name)),
                     };
                 }
-                self.from_shard(message);
+                self.shard_said(message);
             }
             tokio::select! {
                 () = self.wake.notified() => {}
-                Some((peer, message)) = self.from_sessions.recv() => self.from_session(peer, message),
+                Some((peer, message)) = self.from_sessions.recv() => self.session_said(peer, message),
                 Some(ask) = self.asks.recv() => self.ask(ask),
                 _ = look.tick() => {
                     if self.shard.is_finished() && self.shard.receive().is_none() {
@@ -187,14 +187,14 @@ impl VolumeTask {
         }
     }
 
-    fn from_shard(&mut self, message: FromShard) {
+    fn shard_said(&mut self, message: FromShard) {
         match message {
             FromShard::Peer {
                 peer,
                 session,
                 message,
             } => {
-                self.to_session(peer, session, translate::input(message));
+                self.tell_session(peer, session, translate::input(message));
             }
             FromShard::Frame {
                 peer,
@@ -203,14 +203,14 @@ impl VolumeTask {
                 bytes,
             } => {
                 let frame = bytes.into();
-                self.to_session(peer, session, Input::SendEpoch { epoch, frame });
+                self.tell_session(peer, session, Input::SendEpoch { epoch, frame });
             }
             FromShard::Piece {
                 peer,
                 session,
                 piece,
             } => {
-                self.to_session(peer, session, translate::piece_input(piece));
+                self.tell_session(peer, session, translate::piece_input(piece));
             }
             FromShard::ControlDone { id, result } => {
                 if let Some(reply) = self.controls.remove(&id.0) {
@@ -241,7 +241,7 @@ impl VolumeTask {
         }
     }
 
-    fn to_session(&self, peer: PeerId, session: u64, input: Input) {
+    fn tell_session(&self, peer: PeerId, session: u64, input: Input) {
         if let Some(Some(peer)) = self.peers.get(usize::from(peer.0)) {
             // Fails only when the driver is gone, which ends everything anyway.
             let _ = peer.to.send(ToSession {
@@ -251,7 +251,7 @@ impl VolumeTask {
         }
     }
 
-    fn from_session(&mut self, index: usize, message: FromSession) {
+    fn session_said(&mut self, index: usize, message: FromSession) {
         let Some(Some(peer)) = self.peers.get_mut(index) else {
             return;
         };

@@ -5,8 +5,8 @@
 //! it will live in, with the buffer behind it for the requests that follow. Replies that are ready
 //! in one turn of the shard go out in one send; data of reads is sent from the slots.
 //!
-//! Back-pressure (P8): a request for which there is no room stalls its connection, nothing else: the
-//! client's bytes stay in its socket.
+//! Back-pressure (P8): a request for which there is no room stalls its connection, nothing else:
+//! the client's bytes stay in its socket.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -196,8 +196,8 @@ impl Client {
         }
     }
 
-    /// Does everything that can be done now: decode, send, receive, close. Returns false if the ring
-    /// was full and this must be called again.
+    /// Does everything that can be done now: decode, send, receive, close. Returns false if the
+    /// ring was full and this must be called again.
     pub(super) fn pump(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
         if self.closing {
             return true;

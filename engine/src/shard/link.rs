@@ -1,8 +1,8 @@
 //! What a shard and the rest of the daemon say to each other, and the two queues between them.
 //!
-//! The queues are bounded and lock-free, one producer and one consumer each. What does not fit waits
-//! at its producer; nothing is dropped. What can pile up is bounded by the peers' credit and by the
-//! number of control requests.
+//! The queues are bounded and lock-free, one producer and one consumer each. What does not fit
+//! waits at its producer; nothing is dropped. What can pile up is bounded by the peers' credit and
+//! by the number of control requests.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

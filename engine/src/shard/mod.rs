@@ -1,8 +1,9 @@
 //! A shard: one thread, one ring, one volume, and the clients of that volume.
 //!
 //! The thread sleeps in the kernel until an operation completes, a client sends something, the rest
-//! of the daemon has a message, or the core's deadline passes. In one turn it takes all completions,
-//! lets the core act on them, and hands everything that came of it to the kernel in one call.
+//! of the daemon has a message, or the core's deadline passes. In one turn it takes all
+//! completions, lets the core act on them, and hands everything that came of it to the kernel in
+//! one call.
 //!
 //! **Architecture invariant:** only this thread touches the volume, its memory and its devices.
 
@@ -268,7 +269,8 @@ impl Shard {
         }
         for listener in &self.listeners {
             if let Some(path) = &listener.socket {
-                // A socket file that nobody listens on only misleads; the next start removes it too.
+                // A socket file that nobody listens on only misleads; the next start removes it
+                // too.
                 let _ = std::fs::remove_file(path);
             }
         }

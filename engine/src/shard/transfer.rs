@@ -1,4 +1,5 @@
-//! What moves between a connection and the overlay: payload on its way in, replies on their way out.
+//! What moves between a connection and the overlay: payload on its way in, replies on their way
+//! out.
 
 use hn4::types::{BLOCK_BYTES, Lba, SECTOR_BYTES};
 

@@ -15,8 +15,8 @@ const MAGIC: [u8; 8] = *b"HN4DLTLG";
 pub struct LogIdentity {
     /// UUID that all copies share.
     pub volume: VolumeId,
-    /// Drawn when the volume was created. Two volumes that were given the same UUID by mistake still
-    /// differ in this.
+    /// Drawn when the volume was created. Two volumes that were given the same UUID by mistake
+    /// still differ in this.
     pub birth_nonce: [u8; 16],
     /// Size of the volume in bytes, a multiple of 4096.
     pub size_bytes: u64,

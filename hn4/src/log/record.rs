@@ -6,8 +6,8 @@
 //!
 //! Payload is packed canonically: one 4 KiB payload block for each volume block that is touched, in
 //! the order of the records, each sector at its own place within its block. So a payload block can
-//! be used as an overlay slot as it is, and equal epochs have equal bytes. A table that packs in any
-//! other way is refused.
+//! be used as an overlay slot as it is, and equal epochs have equal bytes. A table that packs in
+//! any other way is refused.
 
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};

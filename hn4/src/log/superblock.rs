@@ -62,8 +62,8 @@ pub struct Superblock {
     pub retained_offset: LogOffset,
     /// Hash of the frame header of `retained`.
     pub retained_chain: ChainHash,
-    /// Epochs up to this one were durable in this log when the superblock was written. Recovery that
-    /// ends before it has found corruption, not a torn tail.
+    /// Epochs up to this one were durable in this log when the superblock was written. Recovery
+    /// that ends before it has found corruption, not a torn tail.
     pub durable: Epoch,
     /// Raised with each opening and each truncation of the log; frames stamped with an earlier
     /// session prove nothing about what was durable.

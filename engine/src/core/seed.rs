@@ -1,0 +1,297 @@
+//! The first full copy, at the replica: the backing is filled in place, piece by piece.
+//!
+//! The copy is not usable until the epochs that ran meanwhile have been replayed over it. Progress
+//! is recorded after a flush, so a copy goes on where it was. One operation is on its way at a
+//! time; if the session ends meanwhile, its completion is recognised as stale.
+
+use std::collections::VecDeque;
+
+use hn4::log::CopyState;
+use hn4::types::{BLOCK_BYTES, Epoch};
+
+use super::event::{
+    Action, Actions, Disk, Io, IoToken, PeerId, PeerMessage, SeedOrigin, SeedPiece, Seg,
+};
+use super::journal::Journal;
+use super::mutants::{Mutant, planted};
+use super::seal::bytes_to_slots;
+use super::volume::{Volume, free_all};
+use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
+
+/// An operation of a full copy that is on its way. It may outlive the copy it belongs to: then
+/// nothing else is written until it is done, since the device could reorder them.
+#[derive(Debug)]
+pub(super) struct SeedIo {
+    pub(super) kind: SeedIoKind,
+    /// It belongs to a copy that was given up.
+    pub(super) stale: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum SeedIoKind {
+    /// A piece: its end on the volume, its slots, what it cost of the credit.
+    Write {
+        end: u64,
+        slots: Vec<SlotId>,
+        cost: u64,
+    },
+    Flush,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Seed {
+    pub(super) pieces: VecDeque<SeedPiece>,
+    /// Everything below was written.
+    pub(super) written: u64,
+    /// Everything below was written and flushed, and the superblock is to say so.
+    pub(super) flushed: u64,
+    /// Pieces from here on are expected.
+    pub(super) expected: u64,
+    pub(super) ended: Option<Epoch>,
+}
+
+impl Volume {
+    pub(super) fn seed_start(&mut self, id: PeerId, origin: SeedOrigin, out: &mut Actions) {
+        let persisted = self.superblock.persisted();
+        let resumed = match persisted.copy {
+            CopyState::Usable => {
+                return self.reject(id, "a full copy that we did not ask for".to_owned(), out);
+            }
+            CopyState::Fresh => false,
+            CopyState::Seeding {
+                cursor_bytes, from, ..
+            } => from == origin.from.epoch && origin.cursor_bytes <= cursor_bytes,
+        };
+        self.replica.source = Some(id);
+        self.replica.pending.clear();
+        self.replica.give_up_seed();
+        let at = origin.cursor_bytes;
+        if at == 0 {
+            self.replica.rebase = Some(origin);
+        } else if resumed && self.tip() == origin.from || planted(Mutant::ResumeCopyAnywhere) {
+            let seed = Seed {
+                written: at,
+                flushed: at,
+                expected: at,
+                ..Seed::default()
+            };
+            self.replica.seed = Some(seed);
+        } else {
+            // What we have is of another copy. It is not usable, so nothing is lost.
+            self.start_over(out);
+        }
+    }
+
+    pub(super) fn start_over(&mut self, out: &mut Actions) {
+        self.superblock.desired.copy = CopyState::Fresh;
+        self.superblock.dirty = true;
+        self.close_sessions(out);
+    }
+
+    /// The log starts anew at the place where the copy begins.
+    pub(super) fn rebase_progress(&mut self, mem: &mut dyn SlotMemory) {
+        let Some(origin) = self.replica.rebase else {
+            return;
+        };
+        if self.journal.is_writing() || self.superblock.is_busy() || self.sweep.is_some() {
+            return;
+        }
+        // Whatever is left is of an earlier copy that was not completed.
+        for sealed in std::mem::take(&mut self.journal.sealed) {
+            free_all(mem, &sealed.head);
+            for dirty in &sealed.blocks {
+                self.overlay.truncate(mem, dirty.block, Epoch(0));
+            }
+        }
+        self.overlay.rebuild_zeros(std::iter::empty());
+        self.waiters.cut_back(origin.from.epoch);
+        self.replica.rebase = None;
+        let session = self.journal.session + 1;
+        let base = (origin.from, origin.log_offset);
+        self.journal = Journal::new(self.journal.ring_bytes(), session, base);
+        self.anchored = origin.from;
+        let next = &mut self.superblock.desired;
+        next.checkpoint = origin.from.epoch;
+        next.checkpoint_chain = origin.from.chain;
+        next.checkpoint_offset = origin.log_offset;
+        next.retained = origin.from.epoch;
+        next.retained_chain = origin.from.chain;
+        next.retained_offset = origin.log_offset;
+        next.copy = CopyState::Seeding {
+            cursor_bytes: 0,
+            from: origin.from.epoch,
+            until: None,
+        };
+        self.superblock.dirty = true;
+        // Pieces that came meanwhile are waiting in it.
+        self.replica.seed.get_or_insert_with(Seed::default);
+    }
+
+    pub(super) fn seed_piece(&mut self, id: PeerId, piece: SeedPiece, out: &mut Actions) {
+        let size = self.config.identity.size_bytes;
+        let expected = match (&self.replica.seed, self.replica.rebase) {
+            (Some(seed), _) => seed.expected,
+            (None, Some(_)) => 0,
+            (None, None) => u64::MAX,
+        };
+        let fits = piece.offset == expected
+            && piece.bytes > 0
+            && piece.bytes.is_multiple_of(BLOCK_BYTES)
+            && piece
+                .offset
+                .checked_add(piece.bytes)
+                .is_some_and(|end| end <= size)
+            && piece
+                .data
+                .as_ref()
+                .is_none_or(|data| data.len() as u64 == piece.bytes);
+        if !fits {
+            return self.reject(
+                id,
+                format!("a piece at byte {} out of order", piece.offset),
+                out,
+            );
+        }
+        // Pieces may come before the log was made to start anew; they wait.
+        let seed = self.replica.seed.get_or_insert_with(Seed::default);
+        seed.expected = piece.offset + piece.bytes;
+        seed.pieces.push_back(piece);
+    }
+
+    pub(super) fn seed_progress_replica(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        if self.replica.rebase.is_some()
+            || self.superblock.persisted().session != self.journal.session
+        {
+            return;
+        }
+        let size = self.config.identity.size_bytes;
+        let Some(seed) = self.replica.seed.as_ref() else {
+            return;
+        };
+        if self.replica.seed_io.is_some() {
+            return;
+        }
+        let complete = seed.written == size && seed.ended.is_some();
+        if complete && seed.flushed == size {
+            self.finish_seed();
+        } else if complete || seed.written - seed.flushed >= self.config.seed_flush_bytes {
+            let kind = SeedIoKind::Flush;
+            self.replica.seed_io = Some(SeedIo { kind, stale: false });
+            let io = Io::Fsync {
+                disk: Disk::Backing,
+            };
+            let token = IoToken::SeedFsync;
+            out.push(Action::Io { token, io });
+        } else {
+            self.write_piece(mem, out);
+        }
+    }
+
+    /// All pieces are on the medium: what is missing is the epochs up to the end of the copy.
+    fn finish_seed(&mut self) {
+        let checkpoint = self.superblock.desired.checkpoint;
+        let ended = self.replica.seed.take().and_then(|seed| seed.ended);
+        if let CopyState::Seeding {
+            from, until: None, ..
+        } = self.superblock.desired.copy
+            && let Some(until) = ended
+        {
+            let usable = until <= checkpoint || planted(Mutant::UsableTooEarly);
+            self.superblock.desired.copy = if usable {
+                CopyState::Usable
+            } else {
+                CopyState::Seeding {
+                    cursor_bytes: self.config.identity.size_bytes,
+                    from,
+                    until: Some(until),
+                }
+            };
+            self.superblock.dirty = true;
+        }
+    }
+
+    /// Starts to write the next piece, if there is one and room for it.
+    fn write_piece(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        let Some(seed) = &mut self.replica.seed else {
+            return;
+        };
+        let Some(piece) = seed.pieces.pop_front() else {
+            return;
+        };
+        let end = piece.offset + piece.bytes;
+        let (io, slots, cost) = match &piece.data {
+            None => {
+                let io = Io::Zero {
+                    offset: piece.offset,
+                    bytes: piece.bytes,
+                    trim: true,
+                };
+                (io, Vec::new(), 0)
+            }
+            Some(data) => {
+                let Some(slots) = bytes_to_slots(mem, data) else {
+                    return seed.pieces.push_front(piece);
+                };
+                let first = out.segs.len();
+                let bytes = u16::try_from(SLOT_BYTES).expect("4096");
+                out.segs.extend(slots.iter().map(|&slot| Seg {
+                    slot,
+                    offset: 0,
+                    bytes,
+                }));
+                let io = Io::Write {
+                    disk: Disk::Backing,
+                    offset: piece.offset,
+                    segs: first..out.segs.len(),
+                    then_fsync: false,
+                };
+                (io, slots, piece.bytes)
+            }
+        };
+        let kind = SeedIoKind::Write { end, slots, cost };
+        self.replica.seed_io = Some(SeedIo { kind, stale: false });
+        let token = IoToken::SeedWrite;
+        out.push(Action::Io { token, io });
+    }
+
+    pub(super) fn seed_io_done(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        let io = self.replica.seed_io.take();
+        let SeedIo { kind, stale } = io.expect("completions come from operations on their way");
+        if let SeedIoKind::Write { slots, .. } = &kind {
+            free_all(mem, slots);
+        }
+        let Some(seed) = self.replica.seed.as_mut().filter(|_| !stale) else {
+            return;
+        };
+        match kind {
+            SeedIoKind::Flush => {
+                seed.flushed = seed.written;
+                if let CopyState::Seeding { cursor_bytes, .. } = &mut self.superblock.desired.copy {
+                    *cursor_bytes = seed.flushed;
+                    self.superblock.dirty = true;
+                }
+            }
+            SeedIoKind::Write { end, cost, .. } => {
+                seed.written = end;
+                if let Some(source) = self.replica.source.filter(|_| cost > 0) {
+                    out.peer(source, PeerMessage::Credit(cost));
+                }
+            }
+        }
+    }
+
+    pub(super) fn seed_persisted(&mut self, out: &mut Actions) {
+        if let CopyState::Seeding { cursor_bytes, .. } = self.superblock.persisted().copy
+            && let Some(source) = self.replica.source
+            && self.replica.seed.is_some()
+        {
+            out.peer(source, PeerMessage::SeedAck(cursor_bytes));
+        }
+    }
+
+    /// How far a full copy is that this node receives, in bytes of the volume.
+    #[must_use]
+    pub fn seeding_cursor(&self) -> Option<u64> {
+        self.replica.seed.as_ref().map(|seed| seed.written)
+    }
+}

@@ -1,0 +1,174 @@
+//! What others may know about a volume: its state, and what it has room for.
+
+use hn4::log::{CopyState, Role, Superblock};
+use hn4::types::Epoch;
+
+use super::config::VolumeConfig;
+use super::event::{CopyStatus, Failure, Lag, Progress, Time, Tip};
+use super::mutants::{Mutant, planted};
+use super::volume::{FailedClosed, Volume};
+use crate::arena::SlotMemory;
+
+impl Volume {
+    /// The last sealed epoch.
+    #[must_use]
+    pub fn tip(&self) -> Tip {
+        self.journal.tip()
+    }
+
+    /// The number that the open epoch will have.
+    #[must_use]
+    pub fn open_epoch(&self) -> Epoch {
+        self.journal.tip().epoch.next()
+    }
+
+    /// What the node does for the volume. A role is taken up when it is durable, and given up at
+    /// once.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        let persisted = self.superblock.persisted().role;
+        match self.superblock.desired.role {
+            Role::Primary if planted(Mutant::WriteBeforeTerm) => Role::Primary,
+            Role::Fenced => Role::Fenced,
+            // On the way down, or a promotion that was overtaken by a higher term.
+            Role::Replica if persisted == Role::Primary => Role::Fenced,
+            Role::Replica | Role::Primary => persisted,
+        }
+    }
+
+    /// Why the volume fails closed, if it does.
+    #[must_use]
+    pub fn failed(&self) -> Option<&FailedClosed> {
+        self.failed.as_ref()
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &VolumeConfig {
+        &self.config
+    }
+
+    /// What sessions and status say about this copy.
+    #[must_use]
+    pub fn copy_status(&self) -> CopyStatus {
+        let persisted = self.superblock.persisted();
+        CopyStatus {
+            role: self.role(),
+            term: persisted.term,
+            incarnation: persisted.incarnation,
+            tip: self.tip(),
+            anchored: self.anchored,
+            progress: Progress {
+                received: self.tip().epoch,
+                durable: self.journal.durable(),
+                proven: self.anchored.epoch,
+                applied: persisted.checkpoint,
+            },
+            copy: persisted.copy,
+        }
+    }
+
+    /// How far behind a copy is that has everything up to an epoch.
+    #[must_use]
+    pub fn lag_of(&self, epoch: Epoch, wall_ms: u64) -> Lag {
+        let tip = self.tip().epoch;
+        let next = self.journal.info(epoch.next());
+        let bytes = next.map_or(0, |info| self.journal.tail().0 - info.offset.0);
+        let ms = next.map_or(0, |info| wall_ms.saturating_sub(info.sealed_ms));
+        Lag {
+            epochs: tip.0.saturating_sub(epoch.0),
+            bytes,
+            ms,
+        }
+    }
+
+    /// The last superblock that is durable.
+    #[must_use]
+    pub fn superblock(&self) -> &Superblock {
+        self.superblock.persisted()
+    }
+
+    /// Whether clients may write here.
+    pub fn accepts_writes(&self) -> Result<(), Failure> {
+        if self.failed.is_some() {
+            return Err(Failure::Io);
+        }
+        if self.stopping {
+            return Err(Failure::ShuttingDown);
+        }
+        let settled = self.transition.is_none() || planted(Mutant::WriteBeforeTerm);
+        let primary = self.role() == Role::Primary && settled;
+        let usable = self.superblock.persisted().copy == CopyState::Usable;
+        if primary && usable {
+            Ok(())
+        } else {
+            Err(Failure::ReadOnly)
+        }
+    }
+
+    /// Whether a write of so many blocks has room now. If not, the front end holds it back (P8) and
+    /// asks again after the next step.
+    #[must_use]
+    pub fn admits(&self, mem: &dyn SlotMemory, blocks: usize) -> bool {
+        if self.accepts_writes().is_err() {
+            return true; // It will be refused at once, which is better than waiting.
+        }
+        self.has_room(mem, blocks) && self.admits_now(blocks)
+    }
+
+    /// Whether slots for a write of so many blocks may be taken now.
+    #[must_use]
+    pub fn has_room(&self, mem: &dyn SlotMemory, blocks: usize) -> bool {
+        mem.free_slots() >= blocks + self.config.reserve_slots
+    }
+
+    /// Whether the open epoch takes a write of so many blocks, whose slots are filled already.
+    #[must_use]
+    pub fn admits_now(&self, blocks: usize) -> bool {
+        self.accepts_writes().is_err()
+            || (self.overlay.open_held() + blocks <= self.config.max_epoch_blocks
+                && self.overlay.zero_extents() + 2 <= self.config.max_zero_extents)
+    }
+
+    /// When the next [`Event::Timer`] is needed, if at all: an idle volume needs none (P9).
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let may_seal = !self.seal_blocked && self.role() == Role::Primary;
+        let seal = self.open_since.filter(|_| may_seal);
+        let seal = seal.map(|since| since.plus_ms(self.config.log_age_ms));
+        let destage = self.destage_deadline();
+        let waiting = self.waiters.oldest().filter(|_| self.may_degrade());
+        let degrade = waiting.map(|since| since.plus_ms(self.config.peer_timeout_ms));
+        [seal, destage, degrade].into_iter().flatten().min()
+    }
+
+    /// From now on nothing new is accepted.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Whether all that was accepted is in the backing.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.overlay.open_is_empty()
+            && self.journal.sealed.is_empty()
+            && self.sweep.is_none()
+            && !self.superblock.is_busy()
+    }
+
+    /// Slots of the overlay in use.
+    #[must_use]
+    pub fn dirty_slots(&self) -> usize {
+        self.overlay.held()
+    }
+
+    /// Log bytes in use and in all.
+    #[must_use]
+    pub fn log_usage(&self) -> (u64, u64) {
+        let ring = self.journal.ring_bytes();
+        (ring - self.journal.free_bytes(), ring)
+    }
+}
