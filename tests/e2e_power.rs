@@ -39,7 +39,7 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(folder: &Path, name: &str, bytes: u64, cache: &'static str) -> Self {
+    fn new(folder: &Path, name: &str, bytes: u64) -> Self {
         let file = folder.join(format!("{name}.disk"));
         std::fs::File::create(&file)
             .and_then(|file| file.set_len(bytes))
@@ -51,7 +51,7 @@ impl Disk {
             file,
             mount,
             socket,
-            cache,
+            cache: "writeback",
             processes: Vec::new(),
         };
         disk.power_on();
@@ -164,12 +164,18 @@ impl Machine {
         let node = Node::existing("machine", place, program());
         let text = lonely("machine").replace("overlay_mib = 32\n", "overlay_mib = 8\n");
         std::fs::write(node.config(), text + &plan.policy).expect("a configuration");
-        let machine = Self {
-            log: Disk::new(place, "log", log, cache),
-            backing: Disk::new(place, "backing", backing, cache),
+        let mut machine = Self {
+            log: Disk::new(place, "log", log),
+            backing: Disk::new(place, "backing", backing),
             node,
         };
         machine.node.create_on_existing().expect("a volume");
+        // A new volume is there in any case; the question is what becomes of writes to it.
+        for disk in [&mut machine.log, &mut machine.backing] {
+            disk.power_off();
+            disk.cache = cache;
+            disk.power_on();
+        }
         machine
     }
 
@@ -181,11 +187,13 @@ impl Machine {
 }
 
 /// How a series of cuts ended early.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 enum Ended {
     /// Data was lost, or the volume could not be opened any more.
+    #[error("a promise was broken: {0}")]
     Promise(String),
     /// The rig did not work.
+    #[error("the rig did not work: {0}")]
     Rig(String),
 }
 
@@ -205,6 +213,8 @@ fn cuts(cache: &'static str, count: u64, seed: u64) -> Result<String, Ended> {
         let mut plan = LoadPlan::mixed(seed + cut);
         // FUSE takes direct transfers of whole pages only.
         (plan.connections, plan.depth, plan.align) = (2, 4, 8);
+        // nbdfuse makes a TRIM of a punched hole, and nbdkit's cache does not zero what is trimmed.
+        plan.holes = false;
         let load = Load::start(&machine.node, &oracle, plan).map_err(rig)?;
         load.wait_for_progress(100 + random.below(1500), LIMIT)
             .map_err(rig)?;
@@ -234,7 +244,7 @@ fn a_power_cut_at_any_moment_loses_no_flushed_write() {
     let outcome = cuts("writeback", times("HN4_CUTS", 5), seed);
     println!(
         "{}",
-        outcome.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"))
+        outcome.unwrap_or_else(|error| panic!("seed {seed}: {error}"))
     );
 }
 
@@ -248,7 +258,7 @@ fn a_hundred_power_cuts_lose_no_flushed_write() {
     let outcome = cuts("writeback", 100, seed);
     println!(
         "{}",
-        outcome.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"))
+        outcome.unwrap_or_else(|error| panic!("seed {seed}: {error}"))
     );
 }
 

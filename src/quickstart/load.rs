@@ -36,6 +36,8 @@ pub struct LoadPlan {
     pub flush_every: u64,
     /// One of so many writes is a TRIM or WRITE ZEROES; 0: none.
     pub zero_every: u64,
+    /// Zeroed sectors may give their space back. If not, all zeroings are WRITE ZEROES that keep it.
+    pub holes: bool,
     /// Connections over which one more thread writes in turn, each write after the one before has
     /// completed on another connection.
     pub relay: usize,
@@ -55,6 +57,7 @@ impl LoadPlan {
             align: 1,
             flush_every: 50,
             zero_every: 20,
+            holes: true,
             relay: 3,
             seed,
         }
@@ -244,6 +247,7 @@ enum Choice {
         offset: u64,
         length: u32,
         trim: bool,
+        no_hole: bool,
     },
     Flush(FlushIssued),
 }
@@ -269,12 +273,14 @@ impl Chooser {
             let offset = plan.offset + first * SECTOR_BYTES;
             if zero {
                 let length = u32::try_from(length * SECTOR_BYTES).unwrap_or(u32::MAX);
-                let trim = self.random.one_in(2);
+                let trim = plan.holes && self.random.one_in(2);
+                let no_hole = !plan.holes;
                 return Some(Choice::Zero {
                     id,
                     offset,
                     length,
                     trim,
+                    no_hole,
                 });
             }
             let flush = self
@@ -328,12 +334,20 @@ fn submit(client: &mut Client, choice: &Choice) -> Result<u64, ClientError> {
             length: *length,
             fua: false,
         },
-        Choice::Zero { offset, length, .. } => Submit::WriteZeroes {
-            offset: *offset,
-            length: *length,
-            fua: false,
-            no_hole: false,
-        },
+        Choice::Zero {
+            offset,
+            length,
+            no_hole,
+            ..
+        } => {
+            let (offset, length, no_hole) = (*offset, *length, *no_hole);
+            Submit::WriteZeroes {
+                offset,
+                length,
+                fua: false,
+                no_hole,
+            }
+        }
         Choice::Flush(_) => Submit::Flush,
     })
 }

@@ -441,12 +441,8 @@ impl Oracle {
     /// will never be, and what never completed but is there has completed now.
     pub fn settle(&mut self, seen: &Seen) {
         let now = self.tick();
-        let mut dropped: HashSet<WriteId> = HashSet::new();
-        for (versions, &(_, last)) in self.history.iter_mut().zip(&seen.present) {
-            dropped.extend(versions.drain(last as usize + 1..));
-        }
+        let dropped = self.dropped(seen);
         for versions in &mut self.history {
-            // Where it may have been a zeroing that is missing elsewhere, it was an earlier one.
             versions.retain(|id| !dropped.contains(id));
             for &id in versions.iter() {
                 let write = &mut self.writes[index(id.0)];
@@ -455,6 +451,27 @@ impl Oracle {
         }
         self.busy.fill(false);
         self.forget();
+    }
+
+    /// Writes that are nowhere. A zeroing that is missing at one sector did not zero the others
+    /// either; what they hold is older then, and what lies between is missing too.
+    fn dropped(&self, seen: &Seen) -> HashSet<WriteId> {
+        let mut dropped: HashSet<WriteId> = HashSet::new();
+        loop {
+            let before = dropped.len();
+            for (versions, &(first, last)) in self.history.iter().zip(&seen.present) {
+                let (first, last) = (first as usize, last as usize);
+                let fits = |id: &WriteId| self.write_of(*id).zeroes && !dropped.contains(id);
+                let last = match versions[first..=last].iter().rposition(fits) {
+                    Some(offset) if first < last => first + offset,
+                    _ => last,
+                };
+                dropped.extend(&versions[last + 1..]);
+            }
+            if dropped.len() == before {
+                return dropped;
+            }
+        }
     }
 
     /// Forgets versions that must have been replaced.

@@ -180,3 +180,25 @@ fn a_zeroing_that_was_dropped_is_not_held_against_sectors_that_were_zero_before(
     oracle.settle(&seen);
     assert!(oracle.check(&image(&oracle, &[data])).is_ok());
 }
+
+#[test]
+fn what_lies_under_a_zeroing_that_was_dropped_was_dropped_too() {
+    let mut oracle = Oracle::new(7, SECTORS);
+    let old = put(&mut oracle, 0);
+    flush(&mut oracle);
+    let between = put(&mut oracle, 1);
+    let zeroes = oracle.issue(0, 2, true).expect("not busy");
+    oracle.complete(zeroes, false);
+    // Sector 1 may be zero since the beginning or by the zeroing; sector 0 tells.
+    let seen = oracle.check(&image(&oracle, &[old])).expect("a prefix");
+    oracle.settle(&seen);
+    flush(&mut oracle);
+    assert!(
+        oracle.check(&image(&oracle, &[old])).is_ok(),
+        "nothing has changed"
+    );
+    assert!(
+        oracle.check(&image(&oracle, &[old, between])).is_err(),
+        "it must not come back"
+    );
+}
