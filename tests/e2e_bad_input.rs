@@ -62,7 +62,14 @@ fn a_log_of_another_volume_is_refused_and_nothing_is_changed() {
     let other = two.log().display().to_string();
     edit(&one, "log = \"log\"", &format!("log = \"{other}\""));
     let words = refused(&mut one);
-    assert_says(&words, &["is of volume", "but its backing is known", "Set log to the right path"]);
+    assert_says(
+        &words,
+        &[
+            "is of volume",
+            "but its backing is known",
+            "Set log to the right path",
+        ],
+    );
     assert!(
         std::fs::read(one.backing()).expect("a backing") == before,
         "it was written to"
@@ -162,7 +169,7 @@ fn a_state_directory_that_cannot_be_written_is_refused() {
 fn garbage(random: &mut Random) -> Vec<u8> {
     let length = usize::try_from(1 + random.below(4000)).expect("small");
     let mut bytes: Vec<u8> = (0..length)
-        .map(|_| random.next().to_le_bytes()[0])
+        .map(|_| random.draw().to_le_bytes()[0])
         .collect();
     if random.one_in(2) {
         // A client's flags, then an option with a wild length.

@@ -33,7 +33,7 @@ fn image(path: &Path) -> Vec<u8> {
         let words = 64 * (1 + random.below(4000));
         let is_hole = random.one_in(2);
         for _ in 0..words {
-            bytes.extend((if is_hole { 0 } else { random.next() }).to_le_bytes());
+            bytes.extend((if is_hole { 0 } else { random.draw() }).to_le_bytes());
         }
     }
     bytes.truncate(size);

@@ -76,7 +76,7 @@ fn make_ext4(program: &Path, folder: &Path, image: &Path, mib: u64, seed: u64) -
     let mut contents = vec![0; 4 << 20];
     contents
         .chunks_mut(8)
-        .for_each(|part| part.copy_from_slice(&random.next().to_le_bytes()));
+        .for_each(|part| part.copy_from_slice(&random.draw().to_le_bytes()));
     while left > 0 {
         let place = tree.join(format!("folder-{}", files / 24));
         std::fs::create_dir_all(&place)?;
@@ -124,7 +124,7 @@ fn make_pattern(path: &Path, bytes: u64, seed: u64) -> Result<()> {
     for _ in 0..bytes / PIECE_BYTES as u64 {
         piece
             .chunks_mut(8)
-            .for_each(|part| part.copy_from_slice(&random.next().to_le_bytes()));
+            .for_each(|part| part.copy_from_slice(&random.draw().to_le_bytes()));
         image.extend_from_slice(&piece);
     }
     std::fs::write(path, image).context("writing the image")

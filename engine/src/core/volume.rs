@@ -8,8 +8,7 @@
 //! **Invariants**, checked in every build:
 //! - epochs in the journal are gapless; frames are contiguous in log offsets;
 //! - a slot of a sealed epoch is never changed, and freed only after a superblock that names a
-//! later
-//!   checkpoint is durable;
+//!   later checkpoint is durable;
 //! - log space is reused only after a superblock that no longer needs it is durable;
 //! - checkpoint <= anchored <= tip, checkpoint <= durable <= tip;
 //! - after a failed write or flush of log or backing nothing is written any more (P5).
