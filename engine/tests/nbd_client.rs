@@ -10,6 +10,7 @@ mod nbd_server;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hn4_engine::nbd::client::{Address, Client, ClientError, ClientOptions, Submit};
@@ -54,6 +55,7 @@ fn what_was_written_is_read_with_structured_replies_and_without() {
         client.write(4096, &data, true).expect("written");
         client.write(4096, &data[..512], false).expect("written");
         client.flush().expect("flushed");
+        assert!(server.disk(0).flushes.load(Ordering::SeqCst) > 0);
         assert!(client.read(4096, 300 * 1024).expect("read") == data);
         client.write_zeroes(8192, 4096).expect("zeroed");
         client.trim(16384, 4096).expect("trimmed");

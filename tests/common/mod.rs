@@ -1,11 +1,11 @@
 //! What the end-to-end tests share: nodes in a folder on a real disk, copies of a node to look at,
 //! and tools that may be missing.
-#![allow(
+#![expect(
     dead_code,
     reason = "each test program is compiled with its own copy of this and uses a part of it"
 )]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -185,11 +185,4 @@ pub(crate) fn succeed(command: &mut Command) -> String {
         output.status
     );
     text
-}
-
-/// A path where no program gets in the way of the tests' own folders.
-pub(crate) fn fresh(folder: &Path, name: &str) -> PathBuf {
-    let path = folder.join(name);
-    assert!(!path.exists(), "{} is new", path.display());
-    path
 }
