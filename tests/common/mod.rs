@@ -5,7 +5,7 @@
     reason = "each test program is compiled with its own copy of this and uses a part of it"
 )]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
