@@ -1,7 +1,7 @@
 //! Real daemons as child processes: two nodes on loopback with everything they need in one
 //! directory. The quickstart and the end-to-end tests stand on it.
 //!
-//! **Invariant:** a daemon does not outlive its [`Daemon`], nor the thread that started it.
+//! **Invariant:** a daemon does not outlive its `Daemon`, nor the thread that started it.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};

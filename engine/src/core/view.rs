@@ -130,7 +130,7 @@ impl Volume {
                 && self.overlay.zero_extents() + 2 <= self.config.max_zero_extents)
     }
 
-    /// When the next [`Event::Timer`] is needed, if at all: an idle volume needs none (P9).
+    /// When the next [`super::Event::Timer`] is needed, if at all: an idle volume needs none (P9).
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         if self.failed.is_some() {

@@ -3,7 +3,7 @@
 //! Opening is a read-only mount: nothing is ever planned here. With [`Conduct::Corrected`] files
 //! of several blocks are readable (defect 5) and a block is searched on all orbits when the hint
 //! does not lead to it (defect 6); what a read had to correct is part of its answer.
-//! Not here: text and JSON ([`crate::report`]).
+//! Not here: text and JSON ([`crate::tool`]).
 
 pub mod check;
 pub mod which;
