@@ -36,7 +36,8 @@ pub struct LoadPlan {
     pub flush_every: u64,
     /// One of so many writes is a TRIM or WRITE ZEROES; 0: none.
     pub zero_every: u64,
-    /// Zeroed sectors may give their space back. If not, all zeroings are WRITE ZEROES that keep it.
+    /// Zeroed sectors may give their space back. If not, all zeroings are WRITE ZEROES that keep
+    /// it.
     pub holes: bool,
     /// Connections over which one more thread writes in turn, each write after the one before has
     /// completed on another connection.
