@@ -195,7 +195,7 @@ impl Volume {
             let why = format!(
                 "{needed} of {copies} copies must be asked before it is certain that nothing \
                  acknowledged is lost (acknowledgements wait for {holders}), and only this one can \
-                 be. It ends at epoch {}; epochs that the old primary sealed after it would be lost",
+                 be. It ends at epoch {}; what the old primary sealed after that would be lost",
                 status.tip.epoch
             );
             let next =

@@ -176,7 +176,9 @@ impl VolumeTask {
             }
             tokio::select! {
                 () = self.wake.notified() => {}
-                Some((peer, message)) = self.from_sessions.recv() => self.session_said(peer, message),
+                Some((peer, message)) = self.from_sessions.recv() => {
+                    self.session_said(peer, message);
+                }
                 Some(ask) = self.asks.recv() => self.ask(ask),
                 _ = look.tick() => {
                     if self.shard.is_finished() && self.shard.receive().is_none() {

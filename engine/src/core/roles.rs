@@ -39,8 +39,8 @@ impl Volume {
             ))
         } else if persisted.copy != CopyState::Usable {
             Some(format!(
-                "this copy is not usable ({:?}): a full copy has not been completed. Let it finish, \
-                 or promote another node",
+                "this copy is not usable ({:?}): a full copy has not been completed. Let it \
+                 finish, or promote another node",
                 persisted.copy
             ))
         } else if term.counter <= persisted.term.counter {

@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn mounts_are_found_by_id_with_their_escapes_and_both_kinds_of_options() {
         let text = "22 27 0:21 / /proc rw,relatime - proc proc rw\n\
-            31 22 8:17 /a /mnt/my\\040disk rw,noatime shared:1 master:2 - ext4 /dev/sdb1 rw,nobarrier\n";
+            31 22 8:17 /a /mnt/my\\040disk rw,noatime shared:1 - ext4 /dev/sdb1 rw,nobarrier\n";
         let mount = find_mount(text, 31).expect("line two");
         assert_eq!(mount.device, DevNumber(8, 17));
         assert_eq!(mount.point, Path::new("/mnt/my disk"));

@@ -10,7 +10,7 @@ use hn4::log::RING_START;
 use hn4::types::Epoch;
 
 use crate::core::event::{Disk, Io, IoToken, PeerId, Seg as CoreSeg};
-use crate::device::{Device, DeviceError, ZeroSupport};
+use crate::device::{Device, DeviceError, DeviceInfo, ZeroSupport};
 use crate::ring::{
     Completion, FallocateMode, FileId, Memory, Op, OpError, OpId, OwnedBuf, Refusal, Refused, Ring,
     Seg,
@@ -133,7 +133,15 @@ impl Disks {
             what: "handing it to the ring",
             source,
         };
-        let zeroing = backing.zeroing()?;
+        let zeroing = if zeroes_by_itself(backing.info()) {
+            backing.zeroing()?
+        } else {
+            // Over FUSE, for one, a punched hole may be a mere hint to the server behind it.
+            ZeroSupport {
+                punch_hole: false,
+                zero_range: false,
+            }
+        };
         let mut add = |device: &Device| {
             let fd = device.descriptor().map_err(|error| os(device, error))?;
             ring.add_file(fd).map_err(|error| os(device, error))
@@ -559,6 +567,15 @@ impl Disks {
         let purpose = self.purposes[index as usize].take();
         self.free.push(index);
         purpose.expect("completions name operations that are on their way")
+    }
+}
+
+/// Whether a punched hole or a zeroed range surely reads as zeroes: on block devices, where the
+/// kernel sees to it, and on file systems that are known to.
+fn zeroes_by_itself(backing: &DeviceInfo) -> bool {
+    match backing.file_system.as_deref() {
+        None => true,
+        Some(fs) => ["ext4", "xfs", "btrfs", "f2fs"].contains(&fs),
     }
 }
 

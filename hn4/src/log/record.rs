@@ -492,7 +492,9 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(
-            lanes in 0_u16..4, records in 0_u32..8, bytes in prop::collection::vec(any::<u8>(), 0..300),
+            lanes in 0_u16..4,
+            records in 0_u32..8,
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
         ) {
             // Whatever is accepted must lie within the volume.
             if let Ok((_, records)) = decode_table(&identity(), lanes, records, 4096, &bytes) {

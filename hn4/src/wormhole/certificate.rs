@@ -12,10 +12,9 @@ use crate::status::{Code, Problem, Region};
 use crate::superblock::Superblock;
 
 /// The certificate, exactly as it travels. All integers little-endian.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 pub struct Certificate {
     /// The volume UUID in the order of the disk: nano and signet addresses depend on it.
     pub uuid: [u8; 16],

@@ -1,8 +1,8 @@
 //! Thousands of disasters a minute: several nodes that run the real core of the engine, over disks,
 //! a network, a clock and an operator that all come from one seed.
 //!
-//! **Architecture invariant:** what is simulated is the world, never the core. The core's own `step`
-//! and recovery run here as they run in the daemon.
+//! **Architecture invariant:** what is simulated is the world, never the core. The core's own
+//! `step` and recovery run here as they run in the daemon.
 //!
 //! | module | what |
 //! |---|---|

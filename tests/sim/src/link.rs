@@ -1,9 +1,9 @@
 //! Sessions between nodes, as the daemon's bridge and the transport make them.
 //!
 //! Two lanes each way, as in the transport: *data* (frames, pieces) and *control* (acks, anchors,
-//! credit), each in order, control may overtake data. A session ends at each side at its own moment;
-//! what is on its way is lost then. A replica asks by itself whenever the states of both sides call
-//! for it.
+//! credit), each in order, control may overtake data. A session ends at each side at its own
+//! moment; what is on its way is lost then. A replica asks by itself whenever the states of both
+//! sides call for it.
 //!
 //! Not here: time and the queue, which are the world's.
 

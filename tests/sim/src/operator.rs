@@ -1,5 +1,5 @@
-//! The operator: brings disasters while the run is young, repairs as a person or an authority would,
-//! and at the end brings everything to rest.
+//! The operator: brings disasters while the run is young, repairs as a person or an authority
+//! would, and at the end brings everything to rest.
 //!
 //! Promotion follows the rules of the design: peers first promise to refuse lower terms, then the
 //! one with the longest history is promoted in a term above that promise. With answers from

@@ -1,8 +1,8 @@
 //! What every copy must hold.
 //!
 //! The oracle keeps all epochs that any primary ever sealed, as a tree by chain hash: a copy whose
-//! log ends in a hash must hold exactly what the epochs on the way to it wrote, sector by sector. So
-//! prefix (P2), byte equality (P3) and survival (P1) are questions to one structure.
+//! log ends in a hash must hold exactly what the epochs on the way to it wrote, sector by sector.
+//! So prefix (P2), byte equality (P3) and survival (P1) are questions to one structure.
 //!
 //! A sector's contents are named by a tag; the bytes follow from tag and address, so that no data
 //! has to be kept. Tag 0 is zeroes.

@@ -1,5 +1,5 @@
-//! What a seed decides about a run before it starts: sizes, policies, and which disasters are likely
-//! (swarm testing: most runs have only some kinds, so that each kind is also seen alone).
+//! What a seed decides about a run before it starts: sizes, policies, and which disasters are
+//! likely (swarm testing: most runs have only some kinds, so that each kind is also seen alone).
 
 use hn4::log::MIN_RING_BYTES;
 use hn4::types::BLOCK_BYTES;

@@ -1,3 +1,5 @@
+//! Frames survive the way to the medium and back, and nothing that is not one passes for one.
+
 use proptest::prelude::*;
 
 use super::*;
