@@ -68,6 +68,8 @@ fn ideal() -> ShardStatus {
         failed: None,
         obstacle: None,
         degraded: false,
+        proof_lag_bytes: 0,
+        proof_throttles: false,
         waiting: 0,
         dirty_bytes: 0,
         overlay_bytes: 256 << 20,

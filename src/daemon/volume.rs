@@ -239,7 +239,7 @@ impl VolumeTask {
                     });
                 }
             }
-            FromShard::Ended(_) => {}
+            FromShard::Ended(_) | FromShard::Proof(_) => {}
         }
     }
 

@@ -28,7 +28,8 @@ impl Volume {
         if planted(Mutant::DestageUnanchored) {
             return self.journal.durable();
         }
-        self.journal.durable().min(self.anchored.epoch)
+        let anchored = self.journal.durable().min(self.anchored.epoch);
+        anchored.min(self.proof_gate())
     }
 
     fn wants_sweep(&self, now: Now, mem: &dyn SlotMemory) -> bool {
@@ -141,6 +142,11 @@ impl Volume {
     /// keep it, and writers are held back.
     fn retain_target(&self, pressed: bool) -> Epoch {
         let mut target = self.superblock.desired.checkpoint;
+        if let Some(proven) = self.proof_hold()
+            && !planted(Mutant::ForgetUnproven)
+        {
+            target = target.min(proven);
+        }
         for peer in &self.peers {
             if let Some(hold) = peer.hold().filter(|_| peer.is_fed() || !pressed) {
                 target = target.min(hold);

@@ -64,6 +64,12 @@ pub struct VolumeConfig {
     pub peer_timeout_ms: u64,
     /// Number of configured peers.
     pub peers: usize,
+    /// A prover runs beside the volume: durable frames are handed to it, and log is kept until it
+    /// is proven.
+    pub prove: bool,
+    /// A replica destages only what is proven, until the prover says that its primary proves
+    /// nothing.
+    pub apply_proven: bool,
     /// Bytes of frames and pieces that a primary may have on the way to us.
     pub replica_window_bytes: u64,
     /// Bytes of one piece of a full copy.
@@ -103,6 +109,8 @@ impl VolumeConfig {
             on_degraded: OnDegraded::Block,
             peer_timeout_ms: 3000,
             peers: 0,
+            prove: false,
+            apply_proven: false,
             replica_window_bytes: (slots as u64 * BLOCK_BYTES / 4).clamp(1 << 20, 32 << 20),
             seed_piece_bytes: 256 * 1024,
             seed_flush_bytes: 64 << 20,

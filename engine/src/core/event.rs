@@ -301,6 +301,35 @@ pub enum PeerEvent {
     },
 }
 
+/// What the prover beside a volume tells the core.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProofEvent {
+    /// It has read its ledger, which ends with this epoch, and takes so many bytes of the frames
+    /// after it. Answered by [`Action::ProofCut`], which says where they really begin.
+    Start {
+        /// The last epoch in the ledger.
+        after: Epoch,
+        /// Bytes of frames that may be on their way to it.
+        credit: u64,
+    },
+    /// So many more bytes.
+    Credit(u64),
+    /// Everything up to here is in the ledger of this node.
+    Proven(Tip),
+    /// Whether a replica waits for proofs before it destages.
+    Gate(bool),
+    /// Frames that [`Action::ProofRead`] asked for were handed over (or could not be read).
+    ReadDone {
+        /// Whether they were read.
+        ok: bool,
+    },
+    /// What lies in the log is not what the primary signed.
+    Refused {
+        /// In which way.
+        why: String,
+    },
+}
+
 /// What the core tells a session.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PeerMessage {
@@ -368,6 +397,20 @@ pub enum Action {
         /// Which epoch.
         epoch: Epoch,
     },
+    /// Hand a frame to the prover: [`super::Volume::proof_frame`] has it until the next step.
+    Prove {
+        /// Which epoch.
+        epoch: Epoch,
+    },
+    /// Read frames from the log and hand them to the prover, then tell [`ProofEvent::ReadDone`].
+    ProofRead {
+        /// Where the first frame starts in the log.
+        offset: LogOffset,
+        /// The frames: epoch and length in bytes, one after the other.
+        frames: Vec<(Epoch, u64)>,
+    },
+    /// Tell the prover that the next frame it gets follows this place.
+    ProofCut(Tip),
     /// Read frames from the log and send them to a peer, then tell
     /// [`PeerEvent::FeedReadDone`].
     FeedRead {
@@ -432,6 +475,8 @@ pub enum Event {
         /// What.
         event: PeerEvent,
     },
+    /// The prover has something.
+    Proof(ProofEvent),
     /// The operator asks.
     Control {
         /// Name of the request.

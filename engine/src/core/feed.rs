@@ -385,26 +385,17 @@ impl Volume {
         if next > self.journal.durable() || self.peers[index].credit <= 0 {
             return;
         }
-        let mut frames = Vec::new();
-        let mut bytes = 0;
-        let mut offset = None;
-        while next <= self.journal.durable()
-            && let Some(info) = self.journal.info(next)
-            && (frames.is_empty() || bytes + info.bytes <= FEED_READ_BYTES)
-        {
-            offset.get_or_insert(info.offset);
-            frames.push((next, info.bytes));
-            bytes += info.bytes;
-            next = next.next();
-        }
+        let run = self.journal.run(next, FEED_READ_BYTES);
         let peer = &mut self.peers[index];
-        let Some(offset) = offset else {
+        let Some((offset, frames)) = run else {
             // The log no longer has it: the peer must ask again, and will be told.
             peer.feed = Feed::None;
             return out.peer(id, PeerMessage::Close);
         };
-        peer.spend(bytes);
-        peer.sent = Epoch(next.0 - 1);
+        peer.spend(frames.iter().map(|(_, bytes)| bytes).sum());
+        let last = frames.last().map_or(next, |(epoch, _)| *epoch);
+        let next = last.next();
+        peer.sent = last;
         peer.feed = Feed::Live {
             next,
             reading: true,

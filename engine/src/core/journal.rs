@@ -188,6 +188,31 @@ impl Journal {
         self.sealed.get(index)
     }
 
+    /// As [`Self::sealed`], to change it.
+    pub fn sealed_mut(&mut self, epoch: Epoch) -> Option<&mut Sealed> {
+        let first = self.sealed.front()?.header.epoch;
+        let index = usize::try_from(epoch.0.checked_sub(first.0)?).ok()?;
+        self.sealed.get_mut(index)
+    }
+
+    /// Where the durable frames from `next` on lie, up to about so many bytes of them but at least
+    /// one.
+    #[must_use]
+    pub fn run(&self, next: Epoch, most_bytes: u64) -> Option<(LogOffset, Vec<(Epoch, u64)>)> {
+        let (mut frames, mut bytes) = (Vec::new(), 0);
+        let mut epoch = next;
+        while epoch <= self.durable
+            && let Some(info) = self.info(epoch)
+            && (frames.is_empty() || bytes + info.bytes <= most_bytes)
+        {
+            frames.push((epoch, info.bytes));
+            bytes += info.bytes;
+            epoch = epoch.next();
+        }
+        let offset = self.info(next).filter(|_| !frames.is_empty())?.offset;
+        Some((offset, frames))
+    }
+
     /// The frame of an epoch, if it is kept.
     #[must_use]
     pub fn info(&self, epoch: Epoch) -> Option<&FrameInfo> {

@@ -19,6 +19,7 @@ mod checkpoint;
 mod feed;
 mod journal;
 pub mod mutants;
+mod prover;
 mod reads;
 mod replica;
 mod roles;

@@ -63,11 +63,15 @@ pub enum Mutant {
     KeepProgress,
     /// A sweep forgets to write zeroes.
     SweepForgetsZeroes,
+    /// A replica destages what is anchored but not proven.
+    DestageUnproven,
+    /// Log is reused before it is proven.
+    ForgetUnproven,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -96,6 +100,8 @@ impl Mutant {
         Self::LeakHeads,
         Self::KeepProgress,
         Self::SweepForgetsZeroes,
+        Self::DestageUnproven,
+        Self::ForgetUnproven,
     ];
 }
 

@@ -187,8 +187,8 @@ impl Volume {
         if self.role() != Role::Replica || self.failed.is_some() {
             return;
         }
-        self.truncate_progress(mem);
-        self.rebase_progress(mem);
+        self.truncate_progress(mem, out);
+        self.rebase_progress(mem, out);
         self.append_pending(mem, out);
         self.advance_anchor();
         self.seed_progress_replica(mem, out);
@@ -329,7 +329,7 @@ impl Volume {
         }
     }
 
-    fn truncate_progress(&mut self, mem: &mut dyn SlotMemory) {
+    fn truncate_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
         let Some(to) = self.replica.truncate_to else {
             return;
         };
@@ -348,6 +348,7 @@ impl Volume {
         self.overlay
             .rebuild_zeros(rest.map(|s| (s.header.epoch, s.zeros.as_slice())));
         self.waiters.cut_back(to.epoch);
+        self.cut_prover(to, mem, out);
         // Frames of the dropped tail must prove nothing after a crash.
         self.superblock.dirty = true;
     }

@@ -10,7 +10,7 @@ use hn4::log::CopyState;
 use hn4::types::{BLOCK_BYTES, Epoch};
 
 use super::event::{
-    Action, Actions, Disk, Io, IoToken, PeerId, PeerMessage, SeedOrigin, SeedPiece, Seg,
+    Action, Actions, Disk, Io, IoToken, PeerId, PeerMessage, SeedOrigin, SeedPiece, Seg, Tip,
 };
 use super::journal::Journal;
 use super::mutants::{Mutant, planted};
@@ -89,7 +89,7 @@ impl Volume {
     }
 
     /// The log starts anew at the place where the copy begins.
-    pub(super) fn rebase_progress(&mut self, mem: &mut dyn SlotMemory) {
+    pub(super) fn rebase_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
         let Some(origin) = self.replica.rebase else {
             return;
         };
@@ -110,6 +110,9 @@ impl Volume {
         let base = (origin.from, origin.log_offset);
         self.journal = Journal::new(self.journal.ring_bytes(), session, base);
         self.anchored = origin.from;
+        self.cut_prover(Tip::default(), mem, out);
+        self.prover.proven = origin.from;
+        self.restart_prover(origin.from, out);
         let next = &mut self.superblock.desired;
         next.checkpoint = origin.from.epoch;
         next.checkpoint_chain = origin.from.chain;

@@ -61,7 +61,11 @@ impl Volume {
             progress: Progress {
                 received: self.tip().epoch,
                 durable: self.journal.durable(),
-                proven: self.anchored.epoch,
+                proven: if self.config.prove {
+                    self.prover.proven.epoch
+                } else {
+                    self.anchored.epoch
+                },
                 applied: persisted.checkpoint,
             },
             copy: persisted.copy,
@@ -119,7 +123,7 @@ impl Volume {
     /// Whether slots for a write of so many blocks may be taken now.
     #[must_use]
     pub fn has_room(&self, mem: &dyn SlotMemory, blocks: usize) -> bool {
-        mem.free_slots() >= blocks + self.config.reserve_slots
+        mem.free_slots() >= blocks + self.config.reserve_slots && !self.is_proof_lagging()
     }
 
     /// Whether the open epoch takes a write of so many blocks, whose slots are filled already.

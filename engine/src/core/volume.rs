@@ -29,6 +29,7 @@ use super::feed::Peer;
 use super::journal::{Journal, Sealed};
 use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, mask};
+use super::prover::Prover;
 use super::reads::Reads;
 use super::replica::ReplicaState;
 use super::roles::Transition;
@@ -61,6 +62,7 @@ pub struct Volume {
     pub(super) reads: Reads,
     pub(super) peers: Vec<Peer>,
     pub(super) replica: ReplicaState,
+    pub(super) prover: Prover,
     pub(super) failed: Option<FailedClosed>,
     pub(super) stopping: bool,
     /// When the open epoch got its first record.
@@ -91,6 +93,8 @@ impl Volume {
         superblock: SuperblockWriter,
         anchored: Tip,
     ) -> Self {
+        // Until the prover has read its ledger, it may need everything that is kept.
+        let proven = journal.base;
         let mut volume = Self {
             overlay,
             journal,
@@ -99,6 +103,7 @@ impl Volume {
             reads: Reads::default(),
             peers: (0..config.peers).map(|_| Peer::default()).collect(),
             replica: ReplicaState::default(),
+            prover: Prover::new(config.apply_proven, proven),
             failed: None,
             stopping: false,
             open_since: None,
@@ -128,11 +133,13 @@ impl Volume {
 
     /// Takes an event. Actions are to be carried out in order before the next step.
     pub fn step(&mut self, now: Now, event: Event, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        self.free_handed_heads(mem);
         match event {
             Event::Request { id, request } => self.request(now, id, request, mem, out),
             Event::IoDone { token, result } => self.io_done(now, token, result, mem, out),
             Event::Timer => {}
             Event::Peer { peer, event } => self.peer_event(peer, event, out),
+            Event::Proof(event) => self.proof_event(event, out),
             Event::Control { id, control } => self.control(now, id, control, out),
         }
         self.progress(now, mem, out);
@@ -151,6 +158,7 @@ impl Volume {
         }
         self.wake_waiters(now, out);
         self.feed_progress(out);
+        self.prover_progress(mem, out);
         if self.failed.is_none() {
             self.checkpoint_progress(now, mem, out);
             self.superblock_progress(mem, out);
@@ -439,6 +447,7 @@ impl Volume {
                 let before = self.journal.durable();
                 let flushed = matches!(token, IoToken::LogFsync(_));
                 if self.journal.io_done(batch, flushed, out) {
+                    self.keep_for_prover(before);
                     if !planted(Mutant::LeakHeads) {
                         self.journal.free_heads(mem, before);
                     }

@@ -31,7 +31,7 @@ pub(super) enum Purpose {
         bytes: u64,
         method: ZeroMethod,
     },
-    /// Frames for a peer.
+    /// Frames for a peer or the prover.
     Feed(FeedRead),
     /// A piece of the backing for a peer.
     Piece {
@@ -41,12 +41,19 @@ pub(super) enum Purpose {
     },
 }
 
-/// Frames being read from the log for a peer.
+/// Whom frames are read for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reader {
+    /// A peer, in this session.
+    Peer(PeerId, u64),
+    /// The prover beside the volume.
+    Prover,
+}
+
+/// Frames being read from the log.
 #[derive(Debug)]
 pub(super) struct FeedRead {
-    pub(super) peer: PeerId,
-    /// The session they are for.
-    pub(super) session: u64,
+    pub(super) reader: Reader,
     pub(super) frames: Vec<(Epoch, u64)>,
     /// Where the rest starts, if the run wraps around the end of the ring.
     rest: Option<(u64, u64)>,
@@ -107,7 +114,7 @@ pub(super) struct Disks {
 pub(super) enum Done {
     /// For the core.
     Core(IoToken, Result<(), i32>),
-    /// Frames for a peer, read or not.
+    /// Frames for a peer or the prover, read or not.
     Feed(FeedRead, bool),
     /// A piece for a peer.
     Piece {
@@ -414,19 +421,18 @@ impl Disks {
         );
     }
 
-    /// Reads frames for a peer.
+    /// Reads frames from the log.
     pub(super) fn read_frames(
         &mut self,
         ring: &mut Ring,
-        (peer, session): (PeerId, u64),
+        reader: Reader,
         offset: u64,
         frames: Vec<(Epoch, u64)>,
     ) {
         let total: u64 = frames.iter().map(|(_, bytes)| bytes).sum();
         let bytes = Vec::with_capacity(usize::try_from(total).unwrap_or(0));
         let feed = FeedRead {
-            peer,
-            session,
+            reader,
             frames,
             rest: Some((offset, total)),
             bytes,

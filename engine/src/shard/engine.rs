@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::client::{Asked, Traffic};
-use super::disks::{Disks, Done};
-use super::link::{FromShard, Outbox};
+use super::disks::{Disks, Done, FeedRead, Reader};
+use super::link::{FromShard, Outbox, ProofFeed};
 use crate::arena::{SlotId, SlotMemory};
 use crate::core::event::{
-    Action, Actions, Event, Failure, Now, PeerEvent, PeerId, Request, RequestId, SeedPiece, Time,
+    Action, Actions, Event, Failure, Now, PeerEvent, PeerId, ProofEvent, Request, RequestId,
+    SeedPiece, Time,
 };
 use crate::core::{Volume, VolumeConfig};
 use crate::ring::{Completion, OwnedBuf, Ring, Seg};
@@ -162,9 +163,23 @@ impl Engine {
                 offset,
                 frames,
             } => {
-                let session = self.session(peer);
+                let reader = Reader::Peer(peer, self.session(peer));
                 self.disks
-                    .read_frames(&mut self.ring, (peer, session), offset.0, frames);
+                    .read_frames(&mut self.ring, reader, offset.0, frames);
+            }
+            Action::Prove { epoch } => {
+                // Nothing, if it was cut off in the same step: the prover hears of that, too.
+                if let Some(bytes) = self.volume.proof_frame(epoch, self.ring.arena()) {
+                    let frame = ProofFeed::Frame { epoch, bytes };
+                    self.outbox.push(FromShard::Proof(frame));
+                }
+            }
+            Action::ProofRead { offset, frames } => {
+                self.disks
+                    .read_frames(&mut self.ring, Reader::Prover, offset.0, frames);
+            }
+            Action::ProofCut(tip) => {
+                self.outbox.push(FromShard::Proof(ProofFeed::Cut(tip)));
             }
             Action::SeedRead {
                 peer,
@@ -218,19 +233,7 @@ impl Engine {
         match self.disks.done(&mut self.ring, completion) {
             Done::Busy => {}
             Done::Core(token, result) => self.step(Event::IoDone { token, result }),
-            Done::Feed(feed, ok) => {
-                let peer = feed.peer;
-                if self.session(peer) != feed.session {
-                    return;
-                }
-                if ok {
-                    self.ship_frames(peer, &feed.frames, &feed.bytes);
-                }
-                self.step(Event::Peer {
-                    peer,
-                    event: PeerEvent::FeedReadDone { ok },
-                });
-            }
+            Done::Feed(feed, ok) => self.frames_read(&feed, ok),
             Done::Piece {
                 peer,
                 session,
@@ -244,9 +247,30 @@ impl Engine {
         }
     }
 
-    fn ship_frames(&mut self, peer: PeerId, frames: &[(hn4::types::Epoch, u64)], bytes: &[u8]) {
-        let mut rest = bytes;
-        for &(epoch, length) in frames {
+    fn frames_read(&mut self, feed: &FeedRead, ok: bool) {
+        match feed.reader {
+            Reader::Peer(peer, session) if self.session(peer) != session => {}
+            Reader::Peer(peer, _) => {
+                if ok {
+                    self.ship_frames(feed);
+                }
+                let event = PeerEvent::FeedReadDone { ok };
+                self.step(Event::Peer { peer, event });
+            }
+            Reader::Prover => {
+                if ok && self.volume.wants_proof_read() {
+                    self.ship_frames(feed);
+                } else if !ok {
+                    self.outbox.push(FromShard::Proof(ProofFeed::Failed));
+                }
+                self.step(Event::Proof(ProofEvent::ReadDone { ok }));
+            }
+        }
+    }
+
+    fn ship_frames(&mut self, feed: &FeedRead) {
+        let mut rest = feed.bytes.as_slice();
+        for &(epoch, length) in &feed.frames {
             let length = usize::try_from(length)
                 .unwrap_or(usize::MAX)
                 .min(rest.len());
@@ -256,11 +280,14 @@ impl Engine {
             if bytes.len() >= 4096 {
                 hn4::log::Stamp::clear(&mut bytes);
             }
-            self.outbox.push(FromShard::Frame {
-                peer,
-                session: self.session(peer),
-                epoch,
-                bytes,
+            self.outbox.push(match feed.reader {
+                Reader::Peer(peer, session) => FromShard::Frame {
+                    peer,
+                    session,
+                    epoch,
+                    bytes,
+                },
+                Reader::Prover => FromShard::Proof(ProofFeed::Frame { epoch, bytes }),
             });
         }
     }

@@ -12,7 +12,7 @@ use hn4::types::Epoch;
 
 use super::status::ShardStatus;
 use crate::core::event::{
-    Control, CopyStatus, PeerEvent, PeerId, PeerMessage, RequestId, SeedPiece,
+    Control, CopyStatus, PeerEvent, PeerId, PeerMessage, ProofEvent, RequestId, SeedPiece, Tip,
 };
 use crate::ring::Waker;
 
@@ -38,6 +38,8 @@ pub enum ToShard {
         /// What.
         control: Control,
     },
+    /// The prover has something.
+    Proof(ProofEvent),
     /// Answered by [`FromShard::Status`].
     Status(RequestId),
     /// Accept nothing new, flush the log, drain for at most so many milliseconds, and end.
@@ -79,6 +81,8 @@ pub enum FromShard {
         /// The piece.
         piece: SeedPiece,
     },
+    /// For the prover.
+    Proof(ProofFeed),
     /// A control request is done.
     ControlDone {
         /// Which.
@@ -98,6 +102,22 @@ pub enum FromShard {
     /// The shard has ended, because it was asked to or because it could not go on. True if the
     /// backing has everything that the log has.
     Ended(Result<bool, String>),
+}
+
+/// What a shard hands to the prover. It is bounded by the room that the prover grants.
+#[derive(Debug)]
+pub enum ProofFeed {
+    /// A durable frame; frames come in order.
+    Frame {
+        /// Its number.
+        epoch: Epoch,
+        /// The frame, without stamp.
+        bytes: Vec<u8>,
+    },
+    /// The next frame follows this place, whatever came before.
+    Cut(Tip),
+    /// The log could not be read: nothing more comes until the prover starts anew.
+    Failed,
 }
 
 /// A bounded queue whose producer keeps what does not fit.

@@ -28,7 +28,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use thiserror::Error;
 
-pub use self::link::{FromShard, ShardHandle, ToShard};
+pub use self::link::{FromShard, ProofFeed, ShardHandle, ToShard};
 pub use self::listen::Listen;
 pub use self::medium::DeviceMedium;
 pub use self::status::{PeerStatus, ShardStatus};
@@ -312,6 +312,7 @@ impl Shard {
             } => {
                 self.engine.peer_event(peer, session, event);
             }
+            ToShard::Proof(event) => self.engine.step(Event::Proof(event)),
             ToShard::Control { id, control } => self.engine.step(Event::Control { id, control }),
             ToShard::Status(id) => {
                 let status = Box::new(self.status());
@@ -454,6 +455,8 @@ impl Shard {
             failed: volume.failed().cloned(),
             obstacle: volume.obstacle().cloned(),
             degraded: volume.is_degraded(),
+            proof_lag_bytes: volume.proof_lag_bytes(),
+            proof_throttles: volume.is_proof_lagging(),
             waiting: volume.waiting(),
             dirty_bytes: volume.dirty_slots() as u64 * BLOCK_BYTES,
             overlay_bytes: self.engine.ring.arena().capacity() as u64 * BLOCK_BYTES,

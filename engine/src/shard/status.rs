@@ -37,6 +37,10 @@ pub struct ShardStatus {
     pub obstacle: Option<Obstacle>,
     /// It goes on without peers that its policy asks for.
     pub degraded: bool,
+    /// Bytes of log that are not in the ledger yet; 0 where nothing is proven.
+    pub proof_lag_bytes: u64,
+    /// Clients are held back until proofs have caught up.
+    pub proof_throttles: bool,
     /// Requests that wait for log or peers.
     pub waiting: usize,
     /// Bytes of the overlay in use.

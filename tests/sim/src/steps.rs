@@ -280,6 +280,7 @@ impl World {
                     );
                 }
             }
+            Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {}
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
             Action::ControlDone { id, result } => return self.control_done(node, *id, result),
             Action::StateChanged => self.state_changed(node),
