@@ -15,6 +15,11 @@ pub const BLOCK_BYTES: u64 = 4096;
 /// Sectors in a block.
 pub const SECTORS_PER_BLOCK: u64 = BLOCK_BYTES / SECTOR_BYTES;
 
+/// What a piece of zeroes of a full copy counts against the credit of who takes it, in bytes. It
+/// travels without payload; were it free, a sender could fill the other side's memory with them.
+/// Sender, session and receiver must agree on it.
+pub const ZERO_PIECE_COST_BYTES: u64 = 4096;
+
 /// A sector address on the volume, in units of 512 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Lba(pub u64);

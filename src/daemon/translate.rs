@@ -67,7 +67,10 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
             tip: tip(at),
             anchored: tip(anchored),
         },
-        Output::SeedRequest { cursor_bytes } => PeerEvent::SeedRequest { cursor_bytes },
+        Output::SeedRequest { cursor_bytes, from } => PeerEvent::SeedRequest {
+            cursor_bytes,
+            from: tip(from),
+        },
         Output::EpochReceived { frame, .. } => PeerEvent::Epoch(frame.into()),
         Output::Anchored { epoch, chain } => PeerEvent::Anchored(Tip { epoch, chain }),
         Output::PeerAck(ack) => PeerEvent::Ack(Progress {

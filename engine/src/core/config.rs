@@ -74,7 +74,8 @@ pub struct VolumeConfig {
     pub replica_window_bytes: u64,
     /// Bytes of one piece of a full copy.
     pub seed_piece_bytes: u64,
-    /// A replica flushes and records its progress in a full copy after so many bytes.
+    /// A replica flushes and records its progress in a full copy after so many bytes, which is
+    /// also what comes again after a crash.
     pub seed_flush_bytes: u64,
 }
 
@@ -113,7 +114,7 @@ impl VolumeConfig {
             apply_proven: false,
             replica_window_bytes: (slots as u64 * BLOCK_BYTES / 4).clamp(1 << 20, 32 << 20),
             seed_piece_bytes: 256 * 1024,
-            seed_flush_bytes: 64 << 20,
+            seed_flush_bytes: (identity.size_bytes / 512).clamp(1 << 20, 64 << 20),
         }
     }
 }

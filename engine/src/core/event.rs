@@ -5,7 +5,7 @@
 //! out the actions differs.
 
 use hn4::log::Role;
-use hn4::types::{ChainHash, Epoch, Lba, LogOffset, Term};
+use hn4::types::{ChainHash, Epoch, Lba, LogOffset, Term, ZERO_PIECE_COST_BYTES};
 
 use crate::arena::SlotId;
 
@@ -231,6 +231,16 @@ pub struct SeedOrigin {
     pub cursor_bytes: u64,
 }
 
+/// What became of an [`Action::SeedRead`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SeedSent {
+    /// Bytes of the volume that are done: more than was asked for if a long run of zeroes was
+    /// found, fewer if the data ended earlier.
+    pub bytes: u64,
+    /// Bytes that count against the peer's credit.
+    pub cost: u64,
+}
+
 /// A piece of a full copy that arrived at a replica.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SeedPiece {
@@ -240,6 +250,15 @@ pub struct SeedPiece {
     pub bytes: u64,
     /// The contents; `None` means zeroes.
     pub data: Option<Vec<u8>>,
+}
+
+impl SeedPiece {
+    /// What it counts against the credit of the copy that takes it.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        let data = self.data.as_ref().map(|data| data.len() as u64);
+        data.unwrap_or(ZERO_PIECE_COST_BYTES)
+    }
 }
 
 /// What a session with a peer tells the core. All of it is a proposal (P6).
@@ -260,6 +279,8 @@ pub enum PeerEvent {
     SeedRequest {
         /// Bytes of the volume that are durable at the peer.
         cursor_bytes: u64,
+        /// End of the peer's log, which is where the copy began if one was begun.
+        from: Tip,
     },
     /// Replica to primary: so many more bytes may be sent.
     Credit(u64),
@@ -294,11 +315,8 @@ pub enum PeerEvent {
         /// Whether they were read.
         ok: bool,
     },
-    /// A piece that [`Action::SeedRead`] asked for is on its way (or could not be read).
-    SeedReadDone {
-        /// Bytes that count against the peer's credit, or `None` if reading failed.
-        sent: Option<u64>,
-    },
+    /// What [`Action::SeedRead`] asked for is on its way (`None`: it could not be read).
+    SeedReadDone(Option<SeedSent>),
 }
 
 /// What the prover beside a volume tells the core.
@@ -422,13 +440,14 @@ pub enum Action {
         frames: Vec<(Epoch, u64)>,
     },
     /// Read a piece of the backing and send it to a peer, then tell
-    /// [`PeerEvent::SeedReadDone`].
+    /// [`PeerEvent::SeedReadDone`]. A hole need not be read, and zeroes may be gathered into one
+    /// piece that goes out before the next one with data, or at the end of the volume.
     SeedRead {
         /// To whom.
         peer: PeerId,
         /// Byte offset on the backing.
         offset: u64,
-        /// Bytes.
+        /// Bytes, at most.
         bytes: u64,
     },
     /// Tell a peer something.

@@ -8,10 +8,11 @@
 //! All limits are the peer's credit; what it has not granted is not sent.
 
 use hn4::log::Role;
-use hn4::types::Epoch;
+use hn4::types::{BLOCK_BYTES, Epoch};
 
 use super::event::{
-    Action, Actions, FeedRefusal, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin, Tip,
+    Action, Actions, FeedRefusal, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin, SeedSent,
+    Tip,
 };
 use super::mutants::{Mutant, planted};
 use super::volume::Volume;
@@ -46,8 +47,6 @@ pub struct Peer {
     credit: i64,
     /// The peer needs the log after this epoch.
     hold: Option<Epoch>,
-    /// The seeding under way: the epoch it starts from, to resume it after a reconnect.
-    seed_from: Option<Epoch>,
 }
 
 impl Peer {
@@ -100,7 +99,6 @@ impl Volume {
             if !planted(Mutant::KeepProgress) {
                 peer.progress = Progress::default();
             }
-            peer.seed_from = None;
         }
     }
 
@@ -123,7 +121,9 @@ impl Volume {
             }
             PeerEvent::Ack(progress) => self.acknowledged(id, progress),
             PeerEvent::Subscribe { tip, anchored } => self.subscribe(id, tip, anchored, out),
-            PeerEvent::SeedRequest { cursor_bytes } => self.seed_request(id, cursor_bytes, out),
+            PeerEvent::SeedRequest { cursor_bytes, from } => {
+                self.seed_request(id, cursor_bytes, from, out);
+            }
             PeerEvent::FeedReadDone { ok } => {
                 if let Feed::Live { reading, .. } = &mut peer.feed {
                     *reading = false;
@@ -133,7 +133,7 @@ impl Volume {
                     out.peer(id, PeerMessage::Close);
                 }
             }
-            PeerEvent::SeedReadDone { sent } => self.seed_read_done(id, sent, out),
+            PeerEvent::SeedReadDone(sent) => self.seed_read_done(id, sent, out),
             _ => {}
         }
     }
@@ -207,29 +207,34 @@ impl Volume {
         out.peer(id, PeerMessage::Anchored(self.anchored));
     }
 
-    fn seed_request(&mut self, id: PeerId, cursor_bytes: u64, out: &mut Actions) {
+    /// A copy that was begun goes on, also if this node has been restarted since: if the place
+    /// where it began is in our history, the log still reaches back to it, and (which the session
+    /// sees to) it was begun in this term. Another primary's backing may hold what our history
+    /// lacks.
+    fn resumes(&self, cursor_bytes: u64, from: Tip) -> bool {
+        let size = self.config.identity.size_bytes;
+        (1..=size).contains(&cursor_bytes)
+            && cursor_bytes.is_multiple_of(BLOCK_BYTES)
+            && from.epoch >= self.superblock.desired.retained
+            && self.journal.chain(from.epoch) == Some(from.chain)
+    }
+
+    fn seed_request(&mut self, id: PeerId, cursor_bytes: u64, asked: Tip, out: &mut Actions) {
         if self.role() != Role::Primary {
             return;
         }
-        // Both are flushed, even if the superblock that says so is still on its way.
-        let (floor, checkpoint) = (
-            self.superblock.desired.retained,
-            self.superblock.desired.checkpoint,
-        );
-        let peer = &mut self.peers[usize::from(id.0)];
-        // A copy that was begun goes on if the log still reaches back to its beginning.
-        let resumed = peer
-            .seed_from
-            .filter(|&from| from >= floor && cursor_bytes > 0);
-        let cursor = if resumed.is_some() { cursor_bytes } else { 0 };
-        let from = resumed.unwrap_or(checkpoint);
+        let (cursor, from) = if self.resumes(cursor_bytes, asked) {
+            (cursor_bytes, asked.epoch)
+        } else {
+            // Flushed, even if the superblock that says so is still on its way.
+            (0, self.superblock.desired.checkpoint)
+        };
         let Some(chain) = self.journal.chain(from) else {
             return;
         };
         let log_offset = self.journal.info(from.next()).map(|info| info.offset);
         let log_offset = log_offset.unwrap_or(self.journal.tail());
         let peer = &mut self.peers[usize::from(id.0)];
-        peer.seed_from = Some(from);
         peer.hold = Some(from);
         peer.progress = Progress::default();
         peer.feed = Feed::Seeding {
@@ -246,17 +251,16 @@ impl Volume {
         out.peer(id, PeerMessage::SeedStart(origin));
     }
 
-    fn seed_read_done(&mut self, id: PeerId, sent: Option<u64>, out: &mut Actions) {
-        let piece = self.config.seed_piece_bytes;
+    fn seed_read_done(&mut self, id: PeerId, sent: Option<SeedSent>, out: &mut Actions) {
         let size = self.config.identity.size_bytes;
         let peer = &mut self.peers[usize::from(id.0)];
         let Feed::Seeding { from, cursor, .. } = peer.feed else {
             return;
         };
         match sent {
-            Some(bytes) => {
-                peer.spend(bytes);
-                let cursor = (cursor + piece).min(size);
+            Some(SeedSent { bytes, cost }) => {
+                peer.spend(cost);
+                let cursor = cursor.saturating_add(bytes).min(size);
                 peer.feed = Feed::Seeding {
                     from,
                     cursor,
@@ -349,7 +353,6 @@ impl Volume {
             return;
         }
         // Whatever the pieces hold of sweeps that ran meanwhile belongs to epochs up to the tip.
-        peer.seed_from = None;
         peer.sent = from;
         peer.feed = Feed::Live {
             next: from.next(),

@@ -118,8 +118,10 @@ impl Volume {
         replica.source = None;
         replica.pending.clear();
         replica.last_ack = None;
-        // What was written goes into the superblock with the next flush; the rest comes again.
-        replica.give_up_seed();
+        match &mut replica.seed {
+            Some(seed) if replica.rebase.is_none() => seed.detached = true,
+            _ => replica.give_up_seed(),
+        }
     }
 
     fn replica_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
@@ -159,7 +161,9 @@ impl Volume {
             PeerEvent::SeedEnd { usable_after } => {
                 let complete = self.config.identity.size_bytes;
                 match &mut self.replica.seed {
-                    Some(seed) if seed.expected == complete => seed.ended = Some(usable_after),
+                    Some(seed) if seed.expected == complete && !seed.detached => {
+                        seed.ended = Some(usable_after)
+                    }
                     _ => self.reject(id, "the end of a copy that is not complete".to_owned(), out),
                 }
             }

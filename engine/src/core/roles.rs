@@ -158,6 +158,7 @@ impl Volume {
         }
         self.superblock.desired.term = term;
         self.superblock.dirty = true;
+        self.seed_in_new_term(out);
         let persisted = self.superblock.persisted().role;
         let next = &mut self.superblock.desired;
         match (persisted, next.role) {

@@ -1,8 +1,13 @@
 //! The first full copy, at the replica: the backing is filled in place, piece by piece.
 //!
 //! The copy is not usable until the epochs that ran meanwhile have been replayed over it. Progress
-//! is recorded after a flush, so a copy goes on where it was. One operation is on its way at a
-//! time; if the session ends meanwhile, its completion is recognised as stale.
+//! is recorded after a flush, so a copy goes on where it was, whichever side was restarted. If the
+//! session ends, what has arrived is still written and recorded. One operation is on its way at a
+//! time; if the copy is given up meanwhile, its completion is recognised as stale.
+//!
+//! **Invariant:** pieces and epochs of one copy are of one primary in one term. When a higher term
+//! is heard of the copy starts anew: the old primary's backing may have held epochs that the new
+//! history lacks.
 
 use std::collections::VecDeque;
 
@@ -48,6 +53,19 @@ pub(super) struct Seed {
     /// Pieces from here on are expected.
     pub(super) expected: u64,
     pub(super) ended: Option<Epoch>,
+    /// What the pieces that wait cost of the credit.
+    queued_cost: u64,
+    /// The session that brought it has ended: nothing more comes, and nobody is granted anything
+    /// for what is still written.
+    pub(super) detached: bool,
+}
+
+impl Seed {
+    fn push(&mut self, piece: SeedPiece) {
+        self.expected = piece.offset + piece.bytes;
+        self.queued_cost += piece.cost();
+        self.pieces.push_back(piece);
+    }
 }
 
 impl Volume {
@@ -82,7 +100,15 @@ impl Volume {
         }
     }
 
+    /// A higher term was adopted; see the module.
+    pub(super) fn seed_in_new_term(&mut self, out: &mut Actions) {
+        if let CopyState::Seeding { .. } = self.superblock.desired.copy {
+            self.start_over(out);
+        }
+    }
+
     pub(super) fn start_over(&mut self, out: &mut Actions) {
+        self.replica.give_up_seed();
         self.superblock.desired.copy = CopyState::Fresh;
         self.superblock.dirty = true;
         self.close_sessions(out);
@@ -133,9 +159,9 @@ impl Volume {
     pub(super) fn seed_piece(&mut self, id: PeerId, piece: SeedPiece, out: &mut Actions) {
         let size = self.config.identity.size_bytes;
         let expected = match (&self.replica.seed, self.replica.rebase) {
-            (Some(seed), _) => seed.expected,
+            (Some(seed), _) if !seed.detached => seed.expected,
             (None, Some(_)) => 0,
-            (None, None) => u64::MAX,
+            (Some(_) | None, _) => u64::MAX,
         };
         let fits = piece.offset == expected
             && piece.bytes > 0
@@ -157,8 +183,10 @@ impl Volume {
         }
         // Pieces may come before the log was made to start anew; they wait.
         let seed = self.replica.seed.get_or_insert_with(Seed::default);
-        seed.expected = piece.offset + piece.bytes;
-        seed.pieces.push_back(piece);
+        if seed.queued_cost > 2 * self.config.replica_window_bytes {
+            return self.reject(id, "more pieces than it was granted".to_owned(), out);
+        }
+        seed.push(piece);
     }
 
     pub(super) fn seed_progress_replica(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
@@ -175,9 +203,12 @@ impl Volume {
             return;
         }
         let complete = seed.written == size && seed.ended.is_some();
+        let unflushed = seed.written - seed.flushed;
+        // Nothing more comes for now: what is here need not come again.
+        let left = seed.detached && seed.pieces.is_empty() && unflushed > 0;
         if complete && seed.flushed == size {
             self.finish_seed();
-        } else if complete || seed.written - seed.flushed >= self.config.seed_flush_bytes {
+        } else if complete || left || unflushed >= self.config.seed_flush_bytes {
             let kind = SeedIoKind::Flush;
             self.replica.seed_io = Some(SeedIo { kind, stale: false });
             let io = Io::Fsync {
@@ -221,15 +252,15 @@ impl Volume {
         let Some(piece) = seed.pieces.pop_front() else {
             return;
         };
-        let end = piece.offset + piece.bytes;
-        let (io, slots, cost) = match &piece.data {
+        let (end, cost) = (piece.offset + piece.bytes, piece.cost());
+        let (io, slots) = match &piece.data {
             None => {
                 let io = Io::Zero {
                     offset: piece.offset,
                     bytes: piece.bytes,
                     trim: true,
                 };
-                (io, Vec::new(), 0)
+                (io, Vec::new())
             }
             Some(data) => {
                 let Some(slots) = bytes_to_slots(mem, data) else {
@@ -248,9 +279,10 @@ impl Volume {
                     segs: first..out.segs.len(),
                     then_fsync: false,
                 };
-                (io, slots, piece.bytes)
+                (io, slots)
             }
         };
+        seed.queued_cost -= cost;
         let kind = SeedIoKind::Write { end, slots, cost };
         self.replica.seed_io = Some(SeedIo { kind, stale: false });
         let token = IoToken::SeedWrite;
@@ -276,7 +308,7 @@ impl Volume {
             }
             SeedIoKind::Write { end, cost, .. } => {
                 seed.written = end;
-                if let Some(source) = self.replica.source.filter(|_| cost > 0) {
+                if let Some(source) = self.replica.source.filter(|_| !seed.detached) {
                     out.peer(source, PeerMessage::Credit(cost));
                 }
             }

@@ -11,6 +11,7 @@
 //! persistent memory (the kind is only reported).
 
 mod create;
+mod extents;
 mod host;
 mod info;
 mod strict;
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 use hn4::status::Code;
 
 pub use create::{ZeroSupport, create_preallocated};
+pub(crate) use extents::KNOWN_FILE_SYSTEMS;
+pub use extents::{Extent, Extents};
 pub use info::{DeviceInfo, DeviceKind, FlushTrust};
 
 use self::host::{DevNumber, DirectAlign, Disk, Host, Mount, mount_of};

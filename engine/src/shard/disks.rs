@@ -10,7 +10,9 @@ use hn4::log::RING_START;
 use hn4::types::Epoch;
 
 use crate::core::event::{Disk, Io, IoToken, PeerId, Seg as CoreSeg};
-use crate::device::{Device, DeviceError, DeviceInfo, ZeroSupport};
+use crate::device::{
+    Device, DeviceError, DeviceInfo, Extent, Extents, KNOWN_FILE_SYSTEMS, ZeroSupport,
+};
 use crate::ring::{
     Completion, FallocateMode, FileId, Memory, Op, OpError, OpId, OwnedBuf, Refusal, Refused, Ring,
     Seg,
@@ -101,6 +103,7 @@ pub(super) struct Disks {
     log: FileId,
     backing: FileId,
     zeroing: ZeroSupport,
+    extents: Extents,
     ring_bytes: u64,
     purposes: Vec<Option<Purpose>>,
     free: Vec<u32>,
@@ -149,6 +152,7 @@ impl Disks {
                 zero_range: false,
             }
         };
+        let extents = backing.extents().map_err(|error| os(backing, error))?;
         let mut add = |device: &Device| {
             let fd = device.descriptor().map_err(|error| os(device, error))?;
             ring.add_file(fd).map_err(|error| os(device, error))
@@ -157,6 +161,7 @@ impl Disks {
             log: add(log)?,
             backing: add(backing)?,
             zeroing,
+            extents,
             ring_bytes,
             purposes: Vec::new(),
             free: Vec::new(),
@@ -169,6 +174,11 @@ impl Disks {
     /// Operations that are on their way or waiting.
     pub(super) fn is_busy(&self) -> bool {
         !self.queue.is_empty() || self.free.len() < self.purposes.len()
+    }
+
+    /// What the backing holds from `offset` on, as far as is known without reading.
+    pub(super) fn extent(&self, offset: u64, end: u64) -> Extent {
+        self.extents.at(offset, end)
     }
 
     fn file(&self, disk: Disk) -> FileId {
@@ -581,7 +591,7 @@ impl Disks {
 fn zeroes_by_itself(backing: &DeviceInfo) -> bool {
     match backing.file_system.as_deref() {
         None => true,
-        Some(fs) => ["ext4", "xfs", "btrfs", "f2fs"].contains(&fs),
+        Some(fs) => KNOWN_FILE_SYSTEMS.contains(&fs),
     }
 }
 

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::client::{Asked, Traffic};
 use super::disks::{Disks, Done, FeedRead, Reader};
 use super::link::{FromShard, Outbox, ProofFeed};
+use super::seeding::Seeding;
 use crate::arena::{SlotId, SlotMemory};
 use crate::core::event::{
-    Action, Actions, Event, Failure, Now, PeerEvent, PeerId, ProofEvent, Request, RequestId,
-    SeedPiece, Time,
+    Action, Actions, Event, Failure, Now, PeerEvent, PeerId, ProofEvent, Request, RequestId, Time,
 };
 use crate::core::{Volume, VolumeConfig};
-use crate::ring::{Completion, OwnedBuf, Ring, Seg};
+use crate::ring::{Completion, Ring, Seg};
 
 /// See the module.
 pub(super) struct Engine {
@@ -30,6 +30,7 @@ pub(super) struct Engine {
     pub(super) answers: VecDeque<(Asked, Result<(), Failure>)>,
     /// The session that each peer's messages are for.
     sessions: Vec<u64>,
+    pub(super) seeding: Seeding,
     started: Instant,
 }
 
@@ -47,6 +48,7 @@ impl Engine {
             free: Vec::new(),
             answers: VecDeque::new(),
             sessions: Vec::new(),
+            seeding: Seeding::default(),
             started: Instant::now(),
         }
     }
@@ -117,6 +119,14 @@ impl Engine {
 
     /// Lets the core take an event and carries out what it says.
     pub(super) fn step(&mut self, event: Event) {
+        self.step_once(event);
+        // Bounded by the peers' credit: what is sent for a hole is charged too.
+        while let Some(event) = self.next_hole() {
+            self.step_once(event);
+        }
+    }
+
+    fn step_once(&mut self, event: Event) {
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -185,11 +195,7 @@ impl Engine {
                 peer,
                 offset,
                 bytes,
-            } => {
-                let session = self.session(peer);
-                self.disks
-                    .read_piece(&mut self.ring, (peer, session), offset, bytes);
-            }
+            } => self.seed_read(peer, offset, bytes),
             Action::Peer { peer, message } => {
                 self.outbox.push(FromShard::Peer {
                     peer,
@@ -221,7 +227,7 @@ impl Engine {
         }
     }
 
-    fn session(&self, peer: PeerId) -> u64 {
+    pub(super) fn session(&self, peer: PeerId) -> u64 {
         self.sessions
             .get(usize::from(peer.0))
             .copied()
@@ -290,33 +296,5 @@ impl Engine {
                 Reader::Prover => FromShard::Proof(ProofFeed::Frame { epoch, bytes }),
             });
         }
-    }
-
-    fn ship_piece(&mut self, peer: PeerId, offset: u64, data: Option<OwnedBuf>) {
-        let Some(data) = data else {
-            let event = PeerEvent::SeedReadDone { sent: None };
-            return self.step(Event::Peer { peer, event });
-        };
-        let bytes = data.len() as u64;
-        let zero = data.bytes().iter().all(|&byte| byte == 0);
-        let contents = if zero {
-            None
-        } else {
-            Some(data.bytes().to_vec())
-        };
-        // Zeroes travel without payload and cost nothing.
-        let sent = if zero { 0 } else { bytes };
-        let piece = SeedPiece {
-            offset,
-            bytes,
-            data: contents,
-        };
-        self.outbox.push(FromShard::Piece {
-            peer,
-            session: self.session(peer),
-            piece,
-        });
-        let event = PeerEvent::SeedReadDone { sent: Some(sent) };
-        self.step(Event::Peer { peer, event });
     }
 }

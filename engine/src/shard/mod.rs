@@ -13,6 +13,7 @@ mod engine;
 mod link;
 mod listen;
 mod medium;
+mod seeding;
 mod status;
 mod tokens;
 mod transfer;

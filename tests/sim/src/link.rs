@@ -140,11 +140,15 @@ impl Side {
             tip: ours.tip,
             anchored: ours.anchored,
         };
+        let seed = |cursor_bytes| PeerEvent::SeedRequest {
+            cursor_bytes,
+            from: ours.tip,
+        };
         let (asked, question) = match (ours.copy, self.asked) {
             (CopyState::Fresh | CopyState::Seeding { until: None, .. }, Asked::Seed) => {
                 return None;
             }
-            (CopyState::Fresh, _) => (Asked::Seed, PeerEvent::SeedRequest { cursor_bytes: 0 }),
+            (CopyState::Fresh, _) => (Asked::Seed, seed(0)),
             (
                 CopyState::Seeding {
                     cursor_bytes,
@@ -152,7 +156,7 @@ impl Side {
                     ..
                 },
                 _,
-            ) => (Asked::Seed, PeerEvent::SeedRequest { cursor_bytes }),
+            ) => (Asked::Seed, seed(cursor_bytes)),
             (_, Asked::Nothing) => (Asked::Feed, feed),
             (_, Asked::TruncateFirst(to)) if ours.tip.epoch <= to.epoch => (Asked::Feed, feed),
             _ => return None,

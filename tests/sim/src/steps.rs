@@ -2,7 +2,9 @@
 
 use hn4::log::{CopyState, FrameHead, RING_START, Role, Stamp};
 use hn4_engine::arena::SlotMemory;
-use hn4_engine::core::event::{FeedRefusal, PeerEvent, PeerId, PeerMessage, SeedPiece, Tip};
+use hn4_engine::core::event::{
+    FeedRefusal, PeerEvent, PeerId, PeerMessage, SeedPiece, SeedSent, Tip,
+};
 use hn4_engine::core::{Action, Actions, Event};
 
 use crate::link::{Lane, Message, News};
@@ -405,15 +407,18 @@ impl World {
         disk.read(crate::oracle::index(offset), &mut data);
         let is_zero = data.iter().all(|&byte| byte == 0);
         let data = (!is_zero).then_some(data);
-        let sent = Some(if is_zero { 0 } else { bytes });
         let piece = SeedPiece {
             offset,
             bytes,
             data,
         };
+        let sent = Some(SeedSent {
+            bytes,
+            cost: piece.cost(),
+        });
         let message = Message::Event(PeerEvent::SeedPiece(piece));
         self.send(link, session, side, Lane::Data, message);
-        self.post_peer(link, side, PeerEvent::SeedReadDone { sent });
+        self.post_peer(link, side, PeerEvent::SeedReadDone(sent));
     }
 
     /// Power is lost at a node.

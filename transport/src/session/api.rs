@@ -275,6 +275,8 @@ pub enum Output {
     SeedRequest {
         /// Bytes from the start of the volume that the peer has already.
         cursor_bytes: u64,
+        /// End of the peer's log, which is where the copy began if one was begun.
+        from: Tip,
     },
     /// The peer has opened the feed.
     FeedOpened {

@@ -470,7 +470,8 @@ impl Session {
             }
             Some(Ask::Seed { cursor_bytes }) => {
                 self.inbound.expect_seed();
-                self.ask_peer(ControlMessage::SeedRequest { cursor_bytes });
+                let from = self.local.tip;
+                self.ask_peer(ControlMessage::SeedRequest { cursor_bytes, from });
             }
         }
     }

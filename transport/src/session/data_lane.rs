@@ -3,12 +3,13 @@
 //! Two limits hold: the number of frames the peer has not acknowledged, and the credit in bytes
 //! that the peer's daemon granted. A message may *start* while the balance is above zero and is
 //! charged whole, so the balance is overdrawn by one message at most and a message larger than the
-//! grant can not get stuck. Messages without bytes are free of charge.
+//! grant can not get stuck. A piece of zeroes costs a nominal sum; what only opens or ends
+//! something is free.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use hn4::types::Epoch;
+use hn4::types::{Epoch, ZERO_PIECE_COST_BYTES};
 
 use crate::wire::data::DataMessage;
 use crate::wire::{FrameKind, FrameSealer, WireFrame};
@@ -42,6 +43,7 @@ impl Item {
                 ..
             } => frame.len() as u64,
             Self::Whole(DataMessage::SeedData { bytes, .. }) => bytes.len() as u64,
+            Self::Whole(DataMessage::SeedZero { .. }) => ZERO_PIECE_COST_BYTES,
             Self::Epoch { .. } | Self::Whole(_) => 0,
         }
     }

@@ -4,7 +4,7 @@
 //! for (overdrawn by one message).
 
 use bytes::{Bytes, BytesMut};
-use hn4::types::Epoch;
+use hn4::types::{Epoch, ZERO_PIECE_COST_BYTES};
 
 use super::api::{Output, PieceKind, SeedPiece};
 use crate::wire::data::DataMessage;
@@ -146,6 +146,7 @@ impl Inbound {
                 offset_bytes,
                 length,
             } => {
+                self.charge(ZERO_PIECE_COST_BYTES)?;
                 let kind = PieceKind::Zero { length };
                 self.take_piece(
                     SeedPiece {

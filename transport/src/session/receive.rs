@@ -149,9 +149,9 @@ impl Session {
                 self.peer_subscribed = true;
                 Output::Subscribe { tip, anchored }
             }
-            ControlMessage::SeedRequest { cursor_bytes } => {
+            ControlMessage::SeedRequest { cursor_bytes, from } => {
                 self.peer_wants_seed = true;
-                Output::SeedRequest { cursor_bytes }
+                Output::SeedRequest { cursor_bytes, from }
             }
             ControlMessage::FeedRefused(refusal) => {
                 self.asked.refused(refusal);

@@ -46,6 +46,7 @@ pub enum ControlMessage {
     },
     SeedRequest {
         cursor_bytes: u64,
+        from: Tip,
     },
     FeedRefused(FeedRefusal),
     Anchored(Tip),
@@ -90,8 +91,9 @@ impl ControlMessage {
                 tip: Some(tip_to_wire(*tip)),
                 anchored: Some(tip_to_wire(*anchored)),
             }),
-            Self::SeedRequest { cursor_bytes } => Body::SeedRequest(proto::SeedRequest {
+            Self::SeedRequest { cursor_bytes, from } => Body::SeedRequest(proto::SeedRequest {
                 cursor_bytes: *cursor_bytes,
+                from: Some(tip_to_wire(*from)),
             }),
             Self::FeedRefused(refusal) => Body::FeedRefused(refusal_to_wire(*refusal)),
             Self::Anchored(tip) => Body::Anchored(tip_to_wire(*tip)),
@@ -150,6 +152,7 @@ impl ControlMessage {
                 },
                 Body::SeedRequest(request) => Self::SeedRequest {
                     cursor_bytes: request.cursor_bytes,
+                    from: tip_from_wire(request.from)?,
                 },
                 Body::FeedRefused(refused) => Self::FeedRefused(refusal_from_wire(refused)?),
                 Body::Anchored(tip) => Self::Anchored(tip_from_wire(Some(tip))?),

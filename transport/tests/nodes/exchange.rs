@@ -105,7 +105,7 @@ fn seed_data(index: u64) -> Bytes {
 
 async fn seed_source(handle: &mut PeerHandle) {
     let (session, cursor_bytes) = wait_for(handle, |output| match output {
-        Output::SeedRequest { cursor_bytes } => Some(*cursor_bytes),
+        Output::SeedRequest { cursor_bytes, .. } => Some(*cursor_bytes),
         _ => None,
     })
     .await;

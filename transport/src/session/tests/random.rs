@@ -105,7 +105,7 @@ proptest! {
         let messages = [
             ControlMessage::Hello(Box::new(hello)),
             ControlMessage::Subscribe { tip, anchored: tip },
-            ControlMessage::SeedRequest { cursor_bytes: u64::MAX },
+            ControlMessage::SeedRequest { cursor_bytes: u64::MAX, from: tip },
             ControlMessage::FeedRefused(FeedRefusal::Truncate { to: tip }),
             ControlMessage::Anchored(tip),
             ControlMessage::Ack(AckState::default()),
