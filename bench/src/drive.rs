@@ -53,25 +53,24 @@ pub fn region_bytes(job: &Job, target_bytes: u64) -> Result<u64> {
 /// # Errors
 /// If a target cannot be opened, or any request fails.
 pub fn run(jobs: &[Job], target: &Target, server: Option<u32>) -> Result<Vec<Outcome>> {
-    let threads = jobs.iter().map(|job| job.numjobs as usize).sum();
-    let start = Barrier::new(threads);
+    let all: Vec<Share<'_>> = jobs.iter().flat_map(|job| shares(job, target)).collect();
+    let start = Barrier::new(all.len());
     let mut results = Vec::new();
     std::thread::scope(|scope| {
         let mut handles = Vec::new();
-        let mut number = 0;
-        for job in jobs {
-            for thread in 0..job.numjobs {
-                // One thread watches the server for all.
-                let watched = server.filter(|_| number == 0);
-                number += 1;
-                let start = &start;
-                handles.push(scope.spawn(move || {
-                    let lane = target.lane(job);
-                    // Also without a lane, or the others would wait for ever.
-                    start.wait();
-                    drive(lane?.as_mut(), job, thread, watched)
-                }));
-            }
+        for (number, share) in all.iter().enumerate() {
+            // One thread watches the server for all.
+            let watched = server.filter(|_| number == 0);
+            let start = &start;
+            handles.push(scope.spawn(move || {
+                let lane = target.lane(share.job, share.streams);
+                // Also without a lane, or the others would wait for ever.
+                start.wait();
+                let mut lane = lane?;
+                let mut stats = drive(lane.as_mut(), share, watched)?;
+                stats.drain = lane.finish()?;
+                Ok(stats)
+            }));
         }
         for handle in handles {
             results.push(handle.join().unwrap_or_else(|_| Err(anyhow!("a panic"))));
@@ -81,7 +80,7 @@ pub fn run(jobs: &[Job], target: &Target, server: Option<u32>) -> Result<Vec<Out
     let mut outcomes = Vec::new();
     for job in jobs {
         let mut stats = Vec::new();
-        for _ in 0..job.numjobs {
+        for _ in shares(job, target) {
             let one = results.next().context("a result of each thread")?;
             stats.push(one.with_context(|| format!("job [{}]", job.name))?);
         }
@@ -98,40 +97,98 @@ pub fn run(jobs: &[Job], target: &Target, server: Option<u32>) -> Result<Vec<Out
     Ok(outcomes)
 }
 
+/// What one thread does of a job.
+struct Share<'a> {
+    job: &'a Job,
+    /// The first of the job's clones that it is, and how many.
+    first: u32,
+    streams: u32,
+}
+
+/// The threads of a job: one for each clone, or one for all where the target lives in one thread.
+fn shares<'a>(job: &'a Job, target: &Target) -> Vec<Share<'a>> {
+    let streams = match target {
+        Target::Engine(_) => job.numjobs,
+        Target::Raw(_) | Target::Nbd(_) => 1,
+    };
+    let first = (0..job.numjobs).step_by(streams.max(1) as usize);
+    first
+        .map(|first| Share {
+            job,
+            first,
+            streams,
+        })
+        .collect()
+}
+
+/// One clone of a job: its requests, and the tags that it may use.
+struct Stream {
+    pattern: Pattern,
+    free: Vec<u32>,
+    /// What a job that is not time-based has still to do.
+    left_bytes: Option<u64>,
+}
+
+impl Stream {
+    fn took(&mut self, io: Io, bytes: u32) {
+        if let Some(left) = self.left_bytes.as_mut()
+            && !matches!(io, Io::Flush { .. })
+        {
+            *left = left.saturating_sub(u64::from(bytes));
+        }
+    }
+}
+
 /// Runs one thread of a job.
-fn drive(lane: &mut dyn Lane, job: &Job, thread: u32, server: Option<u32>) -> Result<Stats> {
+fn drive(lane: &mut dyn Lane, share: &Share<'_>, server: Option<u32>) -> Result<Stats> {
+    let job = share.job;
     let region = region_bytes(job, lane.size_bytes())?;
-    let mut pattern = Pattern::new(job, region, thread);
+    let mut streams: Vec<Stream> = (0..share.streams)
+        .map(|number| Stream {
+            pattern: Pattern::new(job, region, share.first + number),
+            free: (number * job.depth..(number + 1) * job.depth)
+                .rev()
+                .collect(),
+            left_bytes: (!job.time_based).then_some(region),
+        })
+        .collect();
+    let tags = job.depth * share.streams;
     let mut driver = Driver {
         job,
         stats: Stats::new()?,
-        submitted: vec![None; job.depth as usize],
+        submitted: vec![None; tags as usize],
         start: Instant::now(),
-        left_bytes: (!job.time_based).then_some(region),
         ramp_over: None,
         last: Duration::ZERO,
         server,
     };
-    let mut free: Vec<u32> = (0..job.depth).rev().collect();
-    let mut done = Vec::with_capacity(free.len());
+    let mut in_flight = 0;
+    let mut done = Vec::with_capacity(tags as usize);
     driver.look(driver.start);
     loop {
-        while driver.wants_more()
-            && let Some(tag) = free.pop()
-        {
-            let io = pattern.draw();
-            driver.begin(tag, io);
-            lane.submit(io, tag)?;
+        for stream in &mut streams {
+            while driver.is_running()
+                && stream.left_bytes != Some(0)
+                && let Some(tag) = stream.free.pop()
+            {
+                let io = stream.pattern.draw();
+                stream.took(io, job.block_bytes);
+                driver.begin(tag, io);
+                lane.submit(io, tag)?;
+                in_flight += 1;
+            }
         }
-        if free.len() == job.depth as usize {
+        if in_flight == 0 {
             break;
         }
         lane.wait(&mut done)?;
         let now = Instant::now();
         driver.look(now);
+        in_flight -= done.len();
         for tag in done.drain(..) {
             driver.end(tag, now)?;
-            free.push(tag);
+            let stream = streams.get_mut((tag / job.depth) as usize);
+            stream.context("a tag of a stream")?.free.push(tag);
         }
     }
     driver.finish()
@@ -144,8 +201,6 @@ struct Driver<'a> {
     /// What each tag is busy with, and since when.
     submitted: Vec<Option<(Io, Instant)>>,
     start: Instant,
-    /// What a job that is not time-based has still to do.
-    left_bytes: Option<u64>,
     /// When the ramp ended, and what had been used until then.
     ramp_over: Option<(Instant, Cpu, Option<Cpu>)>,
     /// The last completion that was counted, from the end of the ramp.
@@ -182,18 +237,13 @@ impl Driver<'_> {
         self.stats.server = now.zip(server).map(|(now, then)| now.since(then));
     }
 
-    fn wants_more(&self) -> bool {
-        self.stats.elapsed.is_zero() && self.left_bytes != Some(0)
+    fn is_running(&self) -> bool {
+        self.stats.elapsed.is_zero()
     }
 
     fn begin(&mut self, tag: u32, io: Io) {
         if let Some(entry) = self.submitted.get_mut(tag as usize) {
             *entry = Some((io, Instant::now()));
-        }
-        if let Some(left) = self.left_bytes.as_mut()
-            && !matches!(io, Io::Flush { .. })
-        {
-            *left = left.saturating_sub(u64::from(self.job.block_bytes));
         }
     }
 

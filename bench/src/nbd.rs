@@ -128,10 +128,15 @@ impl Lane for NbdLane {
     }
 
     fn wait(&mut self, done: &mut Vec<u32>) -> Result<()> {
-        let answer = self.client.next_reply()?;
-        answer.result?;
-        let tag = self.tags.remove(&answer.ticket);
-        done.push(tag.context("an answer to no request")?);
-        Ok(())
+        // All answers that have arrived, so that what follows them goes out in one send too.
+        loop {
+            let answer = self.client.next_reply()?;
+            answer.result?;
+            let tag = self.tags.remove(&answer.ticket);
+            done.push(tag.context("an answer to no request")?);
+            if !self.client.has_arrived() {
+                return Ok(());
+            }
+        }
     }
 }

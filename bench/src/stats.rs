@@ -60,6 +60,8 @@ pub struct Stats {
     pub client: Cpu,
     /// Of the server, if it was watched.
     pub server: Option<Cpu>,
+    /// How long the target then wrote back what was still in memory.
+    pub drain: Option<Duration>,
 }
 
 impl Stats {
@@ -76,6 +78,7 @@ impl Stats {
             elapsed: Duration::ZERO,
             client: Cpu::default(),
             server: None,
+            drain: None,
         })
     }
 
@@ -151,6 +154,7 @@ impl Stats {
         self.elapsed = self.elapsed.max(other.elapsed);
         self.client = self.client.plus(other.client);
         self.server = self.server.or(other.server);
+        self.drain = self.drain.max(other.drain);
         Ok(())
     }
 }

@@ -5,11 +5,13 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use hn4_engine::device::Device;
 use hn4_engine::nbd::client::Address;
 
+use crate::engine::{EngineLane, EngineSpec, EngineVolume};
 use crate::job::Job;
 use crate::nbd::NbdLane;
 use crate::raw::{RawLane, open_raw};
@@ -50,6 +52,15 @@ pub trait Lane {
     /// # Errors
     /// If the target is of no more use, or refused a request: a run with errors measures nothing.
     fn wait(&mut self, done: &mut Vec<u32>) -> Result<()>;
+
+    /// The end, after the last answer. A target that keeps writes in memory writes them back and
+    /// tells how long that took.
+    ///
+    /// # Errors
+    /// If it cannot.
+    fn finish(&mut self) -> Result<Option<Duration>> {
+        Ok(None)
+    }
 }
 
 /// An NBD export.
@@ -99,6 +110,8 @@ pub enum TargetSpec {
     Raw(PathBuf),
     /// An NBD server.
     Nbd(NbdUri),
+    /// A new volume in the engine, in this process, without sockets.
+    Engine(EngineSpec),
 }
 
 impl FromStr for TargetSpec {
@@ -116,7 +129,10 @@ impl FromStr for TargetSpec {
         if text.starts_with("nbd+unix:") {
             return text.parse().map(Self::Nbd);
         }
-        bail!("a target is raw:PATH or nbd:URI, not {text:?}")
+        if let Some(text) = text.strip_prefix("engine:") {
+            return text.parse().map(Self::Engine);
+        }
+        bail!("a target is raw:PATH, nbd:URI or engine:FOLDER, not {text:?}")
     }
 }
 
@@ -125,6 +141,7 @@ impl fmt::Display for TargetSpec {
         match self {
             Self::Raw(path) => write!(f, "raw:{}", path.display()),
             Self::Nbd(uri) => write!(f, "nbd:{:?} export {:?}", uri.address, uri.export),
+            Self::Engine(spec) => write!(f, "{spec}"),
         }
     }
 }
@@ -136,6 +153,8 @@ pub enum Target {
     Raw(Arc<Device>),
     /// A server; each thread has a connection.
     Nbd(NbdUri),
+    /// A volume for this run, opened by the one thread that drives it.
+    Engine(Arc<EngineVolume>),
 }
 
 impl Target {
@@ -147,17 +166,19 @@ impl Target {
         Ok(match spec {
             TargetSpec::Raw(path) => Self::Raw(Arc::new(open_raw(path)?)),
             TargetSpec::Nbd(uri) => Self::Nbd(uri.clone()),
+            TargetSpec::Engine(spec) => Self::Engine(Arc::new(EngineVolume::create(spec)?)),
         })
     }
 
-    /// A way to it for the calling thread, with buffers for the job.
+    /// A way to it for the calling thread, with buffers for so many clones of the job.
     ///
     /// # Errors
     /// If memory, the kernel or the server refuses.
-    pub fn lane(&self, job: &Job) -> Result<Box<dyn Lane>> {
+    pub fn lane(&self, job: &Job, streams: u32) -> Result<Box<dyn Lane>> {
         Ok(match self {
             Self::Raw(device) => Box::new(RawLane::new(device, job)?),
             Self::Nbd(uri) => Box::new(NbdLane::connect(uri, job)?),
+            Self::Engine(volume) => Box::new(EngineLane::open(volume, job, streams)?),
         })
     }
 }
@@ -188,7 +209,16 @@ mod tests {
         }
         let raw = TargetSpec::Raw(PathBuf::from("/dev/sdz"));
         assert_eq!(parse("raw:/dev/sdz").expect("raw"), raw);
-        for text in ["/dev/sdz", "nbd+unix:///vol", "nbd:foo", ""] {
+        let Ok(TargetSpec::Engine(spec)) = parse("engine:/mnt?size_mib=64&overlay_mib=16") else {
+            panic!("an engine target");
+        };
+        assert_eq!((spec.size_mib, spec.overlay_mib), (64, 16));
+        assert_eq!(spec.folder, PathBuf::from("/mnt"));
+        let wrong = ["engine:", "engine:/mnt?size=3", "engine:/mnt?size_mib=0"];
+        for text in ["/dev/sdz", "nbd+unix:///vol", "nbd:foo", ""]
+            .iter()
+            .chain(&wrong)
+        {
             assert!(parse(text).is_err(), "{text}");
         }
     }

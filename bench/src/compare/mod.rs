@@ -5,30 +5,29 @@
 //! order of the peers changes from round to round, and the medians are compared. A server runs
 //! only while it is measured, so that none works in the background of another.
 //!
-//! **Not here:** the engine in process, replication, nbd-server, and a device with injected
-//! latency, on which margins below 25 % would have to be judged.
+//! **Not here:** replication, nbd-server, and a device with injected latency, on which margins
+//! below 25 % would have to be judged.
 
 mod fio;
 pub mod rows;
 pub mod servers;
 mod summary;
 
-use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use self::rows::{Peer, ROWS, Row};
 use self::servers::{Place, Server, missing};
 use self::summary::Table;
 use crate::drive;
+use crate::engine::EngineSpec;
+use crate::files::{forget_cache, make_file};
 use crate::job::{Job, JobFile};
 use crate::nbd::{connect, fill};
-use crate::pattern::Random;
 use crate::stats::Stats;
 use crate::target::{Target, TargetSpec};
 
@@ -80,7 +79,7 @@ impl Sample {
             p99_us: latency.value_at_percentile(99.0) as f64 / 1e3,
             client_us: stats.client_us_per_io(),
             server_us: stats.server_us_per_io(),
-            drain: None,
+            drain: stats.drain,
         })
     }
 }
@@ -119,6 +118,7 @@ pub fn run(options: &Options) -> Result<()> {
         runtime: Duration::from_millis(runtime),
         ramp: Duration::from_millis(ramp),
         place: &place,
+        engine: None,
     };
     summary::print_machine(&place);
     comparison.prepare()?;
@@ -147,6 +147,8 @@ struct Comparison<'a> {
     runtime: Duration,
     ramp: Duration,
     place: &'a Place,
+    /// The volume of the engine in process.
+    engine: Option<Target>,
 }
 
 impl Comparison<'_> {
@@ -158,6 +160,7 @@ impl Comparison<'_> {
             Peer::Qemu,
             Peer::NbdkitFile,
             Peer::NbdkitMemory,
+            Peer::Engine,
             Peer::Ring,
             Peer::Fio,
         ] {
@@ -173,6 +176,15 @@ impl Comparison<'_> {
                     fill(&mut connect(&server.uri)?, place.size_mib << 20)?;
                     place.drain_ours()?;
                     server.stop()?;
+                }
+                Peer::Engine => {
+                    let spec = TargetSpec::Engine(EngineSpec {
+                        folder: place.data.clone(),
+                        size_mib: place.size_mib,
+                        overlay_mib: place.overlay_mib,
+                        log_mib: place.log_mib,
+                    });
+                    self.engine = Some(Target::open(&spec)?);
                 }
                 _ if file.exists() => {}
                 _ => make_file(&file, place.size_mib << 20)?,
@@ -203,10 +215,14 @@ impl Comparison<'_> {
     }
 
     fn measure(&self, row: &Row, peer: Peer, seed: u64) -> Result<Sample> {
-        let text = row.job_file(self.runtime, self.ramp, seed + 1);
+        let text = row.job_file(peer, self.runtime, self.ramp, seed + 1);
         let file = self.place.file(peer);
         match peer {
             Peer::Fio => fio::measure(&text, &file, self.place),
+            Peer::Engine => {
+                let target = self.engine.as_ref().context("the engine's volume")?;
+                Sample::of(&drive_one(&text, target, None)?)
+            }
             Peer::Ring => {
                 let target = Target::open(&TargetSpec::Raw(file))?;
                 Sample::of(&drive_one(&text, &target, None)?)
@@ -239,25 +255,4 @@ fn drive_one(text: &str, target: &Target, server: Option<u32>) -> Result<Stats> 
     let mut outcomes = drive::run(&jobs, target, server)?;
     let outcome = outcomes.pop().context("one job")?;
     outcome.stats.into_iter().next().context("one thread")
-}
-
-/// Makes a file that is really written, with data that cannot be compressed.
-fn make_file(path: &Path, bytes: u64) -> Result<()> {
-    let mut file = File::create_new(path)?;
-    let mut data = vec![0; 1 << 20];
-    let mut random = Random::new(bytes);
-    for _ in 0..bytes >> 20 {
-        random.fill(&mut data);
-        file.write_all(&data)?;
-    }
-    file.sync_all()?;
-    Ok(())
-}
-
-/// Makes a file durable and has the kernel forget what it holds of it in memory.
-fn forget_cache(path: &Path) -> Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    file.sync_all()?;
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-    Ok(())
 }

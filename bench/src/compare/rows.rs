@@ -14,6 +14,8 @@ pub enum Peer {
     NbdkitFile,
     /// nbdkit's memory plugin: no disk at all.
     NbdkitMemory,
+    /// The engine in process: overlay, log and destage, without sockets.
+    Engine,
     /// The ring of the engine on a raw file, in process.
     Ring,
     /// fio with io_uring on a raw file.
@@ -29,8 +31,9 @@ impl Peer {
             Self::Qemu => "qemu-storage-daemon",
             Self::NbdkitFile => "nbdkit file (page cache)",
             Self::NbdkitMemory => "nbdkit memory",
-            Self::Ring => "our ring",
-            Self::Fio => "fio io_uring",
+            Self::Engine => "our engine in process",
+            Self::Ring => "our ring, raw file",
+            Self::Fio => "fio io_uring, raw file",
         }
     }
 }
@@ -62,6 +65,8 @@ pub struct Row {
     pub name: &'static str,
     /// Lines of its job.
     pub job: &'static str,
+    /// Lines of the job of the engine in process, where they must differ.
+    pub engine_job: Option<&'static str>,
     /// Whose figure is judged.
     pub ours: Peer,
     /// All who are measured, ours among them.
@@ -75,7 +80,7 @@ pub struct Row {
 }
 
 const SERVERS: &[Peer] = &[Peer::Ours, Peer::Qemu, Peer::NbdkitFile, Peer::NbdkitMemory];
-const RAW: &[Peer] = &[Peer::Ring, Peer::Fio];
+const RAW: &[Peer] = &[Peer::Engine, Peer::Ring, Peer::Fio];
 
 const fn goal(peer: Peer, ratio: Option<f64>, server_us: Option<f64>) -> Goal {
     Goal {
@@ -89,6 +94,7 @@ const fn nbd(name: &'static str, job: &'static str, figure: Figure, goal: Goal) 
     Row {
         name,
         job,
+        engine_job: None,
         ours: Peer::Ours,
         peers: SERVERS,
         figure,
@@ -97,11 +103,12 @@ const fn nbd(name: &'static str, job: &'static str, figure: Figure, goal: Goal) 
     }
 }
 
-const fn raw(name: &'static str, job: &'static str, ratio: Option<f64>) -> Row {
+const fn engine(name: &'static str, job: &'static str, ratio: Option<f64>) -> Row {
     Row {
         name,
         job,
-        ours: Peer::Ring,
+        engine_job: None,
+        ours: Peer::Engine,
         peers: RAW,
         figure: Figure::Iops,
         goal: goal(Peer::Fio, ratio, None),
@@ -109,18 +116,19 @@ const fn raw(name: &'static str, job: &'static str, ratio: Option<f64>) -> Row {
     }
 }
 
-/// All rows. The targets of the raw rows are those of the engine in process where the ring alone
-/// can be held to them; DESIGN 10 asks nothing of a write with flush over NBD.
+/// All rows. A raw file has neither overlay nor log: it is the engine without both. Nothing is asked
+/// of a write with flush over NBD, nor of the engine through drain against a raw file, which writes
+/// each block once where the engine writes it twice.
 pub const ROWS: &[Row] = &[
     nbd(
         "4k randwrite QD32, NBD",
-        "rw=randwrite\nbs=4k\niodepth=32\n",
+        "rw=randwrite\nbs=4k\niodepth=32\ntime_based\n",
         Figure::Iops,
         goal(Peer::Qemu, Some(2.0), Some(10.0)),
     ),
     nbd(
         "4k randread QD32 cold, NBD",
-        "rw=randread\nbs=4k\niodepth=32\n",
+        "rw=randread\nbs=4k\niodepth=32\ntime_based\n",
         Figure::Iops,
         goal(Peer::Qemu, Some(1.5), None),
     ),
@@ -128,52 +136,72 @@ pub const ROWS: &[Row] = &[
         prewritten_mib: Some(64),
         ..nbd(
             "4k randread QD32 from the overlay, NBD",
-            "rw=randread\nbs=4k\niodepth=32\nsize=64m\n",
+            "rw=randread\nbs=4k\niodepth=32\nsize=64m\ntime_based\n",
             Figure::Iops,
             goal(Peer::NbdkitMemory, Some(1.0), None),
         )
     },
     nbd(
         "4k write+flush QD1, NBD",
-        "rw=randwrite\nbs=4k\niodepth=1\nfdatasync=1\n",
+        "rw=randwrite\nbs=4k\niodepth=1\nfdatasync=1\ntime_based\n",
         Figure::Iops,
         goal(Peer::Qemu, None, None),
     ),
     nbd(
         "1M write QD8, NBD",
-        "rw=write\nbs=1m\niodepth=8\n",
+        "rw=write\nbs=1m\niodepth=8\ntime_based\n",
         Figure::Bandwidth,
         goal(Peer::Qemu, Some(1.5), None),
     ),
-    raw(
-        "4k randread QD32, raw file",
-        "rw=randread\nbs=4k\niodepth=32\n",
+    engine(
+        "4k randread QD32, engine in process",
+        "rw=randread\nbs=4k\niodepth=32\ntime_based\n",
         Some(0.97),
     ),
-    raw(
-        "4k randwrite QD32, raw file",
-        "rw=randwrite\nbs=4k\niodepth=32\n",
+    Row {
+        // It ends when half of the overlay is used at most.
+        engine_job: Some("rw=randwrite\nbs=4k\niodepth=32\nsize=50%\n"),
+        ..engine(
+            "4k randwrite QD32, engine in process, while the overlay has room",
+            "rw=randwrite\nbs=4k\niodepth=32\ntime_based\n",
+            Some(5.0),
+        )
+    },
+    engine(
+        "4k randwrite QD32, engine in process, through drain",
+        "rw=randwrite\nbs=4k\niodepth=32\ntime_based\n",
         None,
     ),
-    raw(
-        "4k write+fdatasync QD1, raw file",
-        "rw=randwrite\nbs=4k\niodepth=1\nfdatasync=1\n",
-        None,
+    engine(
+        "4k write+fsync QD1, engine in process",
+        "rw=randwrite\nbs=4k\niodepth=1\nfsync=1\ntime_based\n",
+        Some(1.0),
     ),
+    Row {
+        engine_job: Some(
+            "rw=randwrite\nbs=4k\niodepth=1\nfsync=1\nnumjobs=32\ngroup_reporting\ntime_based\n",
+        ),
+        ..engine(
+            "4k write+fsync, engine in process with 32 jobs, raw file with one",
+            "rw=randwrite\nbs=4k\niodepth=1\nfsync=1\ntime_based\n",
+            Some(8.0),
+        )
+    },
 ];
 
 impl Row {
-    /// The job file of a round, for this program and for fio alike.
+    /// The job file of a round, for this program and for fio alike. A job that is not time-based
+    /// is measured from its first request on.
     #[must_use]
-    pub fn job_file(&self, runtime: Duration, ramp: Duration, seed: u64) -> String {
-        let mut text = format!("[row]\n{}", self.job);
-        // Writing to a string does not fail.
-        let _ = write!(
-            text,
-            "direct=1\nnorandommap\ntime_based\nruntime={}ms\nramp_time={}ms\nrandseed={seed}\n",
-            runtime.as_millis(),
-            ramp.as_millis(),
-        );
+    pub fn job_file(&self, peer: Peer, runtime: Duration, ramp: Duration, seed: u64) -> String {
+        let job = self.engine_job.filter(|_| peer == Peer::Engine);
+        let job = job.unwrap_or(self.job);
+        let mut text = format!("[row]\n{job}direct=1\nnorandommap\nrandseed={seed}\n");
+        if job.contains("time_based") {
+            let (runtime, ramp) = (runtime.as_millis(), ramp.as_millis());
+            // Writing to a string does not fail.
+            let _ = write!(text, "runtime={runtime}ms\nramp_time={ramp}ms\n");
+        }
         text
     }
 }
@@ -186,9 +214,12 @@ mod tests {
     #[test]
     fn every_row_is_a_job_and_is_judged_by_somebody_who_is_measured() {
         for row in ROWS {
-            let text = row.job_file(Duration::from_secs(1), Duration::from_millis(5), 1);
-            let file = JobFile::parse(&text).expect(row.name);
-            assert_eq!(file.jobs.len(), 1, "{}", row.name);
+            for &peer in row.peers {
+                let (runtime, ramp) = (Duration::from_secs(1), Duration::from_millis(5));
+                let text = row.job_file(peer, runtime, ramp, 1);
+                let file = JobFile::parse(&text).expect(row.name);
+                assert_eq!(file.jobs.len(), 1, "{}", row.name);
+            }
             assert!(row.peers.contains(&row.ours), "{}", row.name);
             assert!(row.peers.contains(&row.goal.peer), "{}", row.name);
             assert_ne!(row.ours, row.goal.peer, "{}", row.name);

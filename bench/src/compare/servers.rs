@@ -68,7 +68,7 @@ pub fn missing(peer: Peer, place: &Place) -> Option<String> {
         Peer::Qemu => "qemu-storage-daemon",
         Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit",
         Peer::Fio => "fio",
-        Peer::Ring => return None,
+        Peer::Engine | Peer::Ring => return None,
     };
     find_program(program)
         .is_none()
@@ -87,6 +87,7 @@ impl Place {
             Peer::Ours => "ours/backing",
             Peer::Qemu => "qemu.img",
             Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit.img",
+            Peer::Engine => "engine",
             Peer::Ring | Peer::Fio => "raw.img",
         })
     }
@@ -293,7 +294,7 @@ fn command(peer: Peer, place: &Place, socket: &Path) -> Result<Command> {
             }
             command
         }
-        Peer::Ring | Peer::Fio => bail!("{} is no server", peer.label()),
+        Peer::Engine | Peer::Ring | Peer::Fio => bail!("{} is no server", peer.label()),
     })
 }
 

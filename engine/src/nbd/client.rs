@@ -264,6 +264,13 @@ impl Client {
         self.pending.len()
     }
 
+    /// Whether more of the server's answers have arrived already, at least in part: taking the next
+    /// one then waits for no other request.
+    #[must_use]
+    pub fn has_arrived(&self) -> bool {
+        !self.stream.buffer().is_empty()
+    }
+
     /// Queues a request and gives its ticket. It is sent at the latest by [`Client::next_reply`] or
     /// [`Client::push`].
     ///

@@ -40,9 +40,9 @@ const DIRECT_BYTES: u32 = 8 * 1024;
 pub(super) struct Asked {
     pub(super) client: u32,
     pub(super) generation: u32,
-    cookie: Cookie,
+    pub(super) cookie: Cookie,
     /// A read, and the slots it fills.
-    read: Option<(ByteRange, bool, Vec<SlotId>)>,
+    pub(super) read: Option<(ByteRange, bool, Vec<SlotId>)>,
 }
 
 enum Phase {

@@ -187,6 +187,11 @@ pub(super) fn pair(wake: Arc<dyn Fn() + Send + Sync>) -> (ShardEnd, HandleEnd) {
 }
 
 impl HandleEnd {
+    /// Forgets what was said: there is no daemon behind this shard.
+    pub(super) fn discard(&mut self) {
+        while self.from.pop().is_ok() {}
+    }
+
     pub(super) fn attach(self, waker: Waker, thread: JoinHandle<()>) -> ShardHandle {
         ShardHandle {
             queue: self.queue,

@@ -9,44 +9,45 @@
 
 mod client;
 mod disks;
+mod embedded;
 mod engine;
 mod link;
 mod listen;
 mod medium;
+mod open;
 mod seeding;
 mod status;
 mod tokens;
 mod transfer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use hn4::log::{LogHeader, LogIdentity};
+use hn4::log::LogHeader;
 use hn4::types::BLOCK_BYTES;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use thiserror::Error;
 
+pub use self::embedded::{Answer, Busy, Embedded};
 pub use self::link::{FromShard, ProofFeed, ShardHandle, ToShard};
 pub use self::listen::Listen;
 pub use self::medium::DeviceMedium;
 pub use self::status::{PeerStatus, ShardStatus};
 
 use self::client::Client;
-use self::disks::Disks;
 use self::engine::Engine;
 use self::link::ShardEnd;
 use self::listen::{Listener, no_delay, open_listener, start_accept};
+use self::open::{Facts, Opened, open_volume, pin_to};
 use self::tokens::{ACCEPT, DISK, KIND, TOKENS};
-use crate::arena::{Arena, SlotMemory};
+use crate::arena::SlotMemory;
 use crate::core::VolumeConfig;
 use crate::core::event::Event;
-use crate::core::recovery::{self, RecoveryError, RecoveryReport};
-use crate::device::{Device, DeviceError, DeviceInfo, DeviceOptions, FlushTrust};
+use crate::core::recovery::RecoveryError;
+use crate::device::{DeviceError, DeviceInfo, DeviceOptions, FlushTrust};
 use crate::nbd::export::{Export, ExportList};
-use crate::ring::{Completion, Op, Ring, RingConfig, RingError, Waker};
+use crate::ring::{Completion, Op, RingError, Waker};
 
 /// Connections at the same time.
 const CLIENTS: usize = 200;
@@ -121,14 +122,6 @@ pub enum ShardError {
     },
 }
 
-/// What is found while a shard opens and told in its status.
-struct Facts {
-    identity: LogIdentity,
-    recovery: RecoveryReport,
-    log_device: DeviceInfo,
-    backing_device: DeviceInfo,
-}
-
 struct Shard {
     engine: Engine,
     inbox: rtrb::Consumer<ToShard>,
@@ -185,48 +178,19 @@ impl Shard {
         if let Some(cpu) = setup.cpu {
             pin_to(cpu);
         }
-        let os = |what| move |source| ShardError::Os { what, source };
-        let log = Device::open(&setup.log, setup.log_options)?;
-        let backing = Device::open(&setup.backing, setup.backing_options)?;
-        let mut medium = DeviceMedium::new(&log).map_err(os("opening the log"))?;
-        let recovery = |source| ShardError::Recovery {
-            log: setup.log.display().to_string(),
-            source,
-        };
-        let (header, ..) = recovery::inspect(&mut medium).map_err(recovery)?;
-        check_backing(&header, setup.expect, &setup.log, &backing)?;
-        let slots = u32::try_from(setup.overlay_bytes / BLOCK_BYTES).unwrap_or(u32::MAX);
-        let mut arena = Arena::new(slots).map_err(os("allocating the overlay"))?;
-        let capacity = arena.capacity();
-        let configure = setup.configure;
-        let (volume, report) = recovery::open(&mut medium, &mut arena, |header| {
-            configure(header, capacity)
-        })
-        .map_err(recovery)?;
-        let config = RingConfig {
-            operations: 2048,
-            segments: 272,
-            ..RingConfig::default()
-        };
-        let mut ring = Ring::new(config, arena)?;
-        let disks = Disks::new(&mut ring, &log, &backing, header.ring_bytes, DISK)?;
-        let exports = exports(&setup.name, &header, &volume, backing.info());
+        let (name, listen) = (setup.name.clone(), setup.listen.clone());
+        let Opened { mut engine, facts } = open_volume(setup, end.outbox)?;
+        let exports = exports(&name, &facts, &engine.volume);
         let mut listeners = Vec::new();
-        for listen in &setup.listen {
-            listeners.push(open_listener(&mut ring, listen)?);
+        for listen in &listen {
+            listeners.push(open_listener(&mut engine.ring, listen)?);
         }
         for (index, listener) in listeners.iter().enumerate() {
-            start_accept(&mut ring, index, listener.file);
+            start_accept(&mut engine.ring, index, listener.file);
         }
-        let waker = ring.waker();
-        let facts = Facts {
-            identity: header.identity,
-            recovery: report,
-            log_device: log.info().clone(),
-            backing_device: backing.info().clone(),
-        };
+        let waker = engine.ring.waker();
         let shard = Self {
-            engine: Engine::new(ring, volume, disks, end.outbox),
+            engine,
             inbox: end.inbox,
             clients: Vec::new(),
             generation: 0,
@@ -478,69 +442,14 @@ impl Shard {
     }
 }
 
-fn check_backing(
-    header: &LogHeader,
-    expect: Option<hn4::types::VolumeId>,
-    log: &Path,
-    backing: &Device,
-) -> Result<(), ShardError> {
-    let identity = &header.identity;
-    let info = backing.info();
-    if let Some(expected) = expect
-        && expected != identity.volume
-    {
-        let source = RecoveryError::OtherVolume {
-            found: identity.volume,
-            found_bytes: identity.size_bytes,
-            expected,
-            expected_bytes: info.size_bytes,
-        };
-        return Err(ShardError::Recovery {
-            log: log.display().to_string(),
-            source,
-        });
-    }
-    let why = if info.size_bytes / BLOCK_BYTES * BLOCK_BYTES != identity.size_bytes {
-        format!(
-            "it has {} bytes, but its log is of volume {} with {} bytes; a log belongs to one \
-             backing only",
-            info.size_bytes, identity.volume, identity.size_bytes
-        )
-    } else if info.logical_bytes > identity.sector_bytes {
-        format!(
-            "its sectors have {} bytes, the volume's {}: create the volume with sector_bytes = {}",
-            info.logical_bytes, identity.sector_bytes, info.logical_bytes
-        )
-    } else {
-        return Ok(());
-    };
-    Err(ShardError::Backing {
-        backing: info.path.display().to_string(),
-        why,
-    })
-}
-
-fn exports(
-    name: &str,
-    header: &LogHeader,
-    volume: &crate::core::Volume,
-    backing: &DeviceInfo,
-) -> ExportList {
-    let mut export = Export::new(name, header.identity.size_bytes);
-    export.min_block_bytes = header.identity.sector_bytes;
-    export.rotational = backing.medium == crate::device::DeviceKind::Hdd;
+fn exports(name: &str, facts: &Facts, volume: &crate::core::Volume) -> ExportList {
+    let mut export = Export::new(name, facts.identity.size_bytes);
+    export.min_block_bytes = facts.identity.sector_bytes;
+    export.rotational = facts.backing_device.medium == crate::device::DeviceKind::Hdd;
     // A write must fit in the open epoch with some company.
     let largest = volume.config().max_epoch_blocks as u64 / 2 * BLOCK_BYTES;
     let largest = u32::try_from(largest).unwrap_or(u32::MAX).max(4096);
     export.max_block_bytes = export.max_block_bytes.min(1 << largest.ilog2());
     let list = ExportList::new(vec![export]).and_then(|list| list.with_default(0));
     list.expect("names are checked by the configuration, sizes by the log's header")
-}
-
-fn pin_to(cpu: usize) {
-    let mut set = CpuSet::new();
-    // A processor that is not there or not allowed only costs speed.
-    if set.set(cpu).is_ok() {
-        let _ = sched_setaffinity(Pid::from_raw(0), &set);
-    }
 }

@@ -1,0 +1,113 @@
+//! Short runs on a real file and a real server.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use hn4_bench::compare::servers::find_program;
+use hn4_bench::drive::{self, Outcome};
+use hn4_bench::job::JobFile;
+use hn4_bench::nbd::connect_within;
+use hn4_bench::target::{NbdUri, Target, TargetSpec};
+
+const SIZE: u64 = 8 << 20;
+
+fn run(text: &str, spec: &TargetSpec, server: Option<u32>) -> Vec<Outcome> {
+    let file = JobFile::parse(text).expect("a job file");
+    let target = Target::open(spec).expect("the target");
+    drive::run(&file.jobs, &target, server).expect("no error")
+}
+
+fn raw(folder: &Path) -> TargetSpec {
+    let path = folder.join("raw");
+    std::fs::write(&path, vec![7; usize::try_from(SIZE).expect("small")]).expect("room");
+    TargetSpec::Raw(path)
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
+}
+
+#[test]
+fn a_job_with_a_size_does_every_block_once_and_a_flush_after_each_write() {
+    let folder = folder();
+    let text = "[a]\nrw=write\nbs=64k\nsize=4m\niodepth=4\nfsync=1\n";
+    let outcomes = run(text, &raw(folder.path()), None);
+    let stats = &outcomes[0].stats[0];
+    assert_eq!(stats.write.count(), 64);
+    assert_eq!(stats.write.bytes, 4 << 20);
+    // Nothing is asked of the last one: the job ends with its bytes.
+    assert_eq!(stats.sync.count(), 63);
+    assert_eq!(stats.read.count(), 0);
+    let bytes = std::fs::read(folder.path().join("raw")).expect("the file");
+    let (written, rest) = bytes.split_at(4 << 20);
+    assert!(rest.iter().all(|&byte| byte == 7), "beyond the size");
+    let untouched = written
+        .chunks(4096)
+        .filter(|part| part.iter().all(|&byte| byte == 7));
+    assert_eq!(untouched.count(), 0);
+}
+
+#[test]
+fn a_time_based_job_runs_for_its_time_and_threads_are_reported_together() {
+    let folder = folder();
+    let text = "[a]\nrw=randrw\nbs=4k\niodepth=8\nnumjobs=2\ntime_based\nruntime=200ms\n\
+                ramp_time=50ms\ngroup_reporting\n";
+    let outcomes = run(text, &raw(folder.path()), Some(std::process::id()));
+    assert_eq!(outcomes[0].stats.len(), 1);
+    let stats = &outcomes[0].stats[0];
+    assert!(stats.elapsed >= Duration::from_millis(200), "{stats:?}");
+    assert!(stats.read.count() > 0 && stats.write.count() > 0);
+    assert_eq!(stats.per_second.iter().sum::<u64>(), stats.ios());
+    assert!(stats.client_us_per_io().is_some_and(|us| us > 0.0));
+    assert!(stats.server_us_per_io().is_some());
+}
+
+#[test]
+fn a_target_that_is_too_small_is_refused() {
+    let folder = folder();
+    let file = JobFile::parse("[a]\nrw=read\nsize=1g\n").expect("a job file");
+    let target = Target::open(&raw(folder.path())).expect("the target");
+    let error = drive::run(&file.jobs, &target, None).expect_err("too small");
+    assert!(format!("{error:#}").contains("more than"), "{error:#}");
+}
+
+struct Nbdkit(Child);
+
+impl Drop for Nbdkit {
+    fn drop(&mut self) {
+        // Both fail only if it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_nbd_server_is_kept_busy_at_the_depth_of_the_job() {
+    let Some(program) = find_program("nbdkit") else {
+        let required = std::env::var_os("HN4_REQUIRE_TOOLS").is_some_and(|value| value == "1");
+        assert!(!required, "nbdkit is missing, and HN4_REQUIRE_TOOLS=1");
+        eprintln!("SKIPPED: nbdkit is missing");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("nbd.sock");
+    let child = Command::new(program)
+        .args(["-f", "--exit-with-parent", "-U"])
+        .arg(&socket)
+        .args(["memory", "8M"])
+        .stdin(Stdio::null())
+        .spawn();
+    let server = Nbdkit(child.expect("nbdkit starts"));
+    let uri: NbdUri = format!("nbd+unix:///?socket={}", socket.display())
+        .parse()
+        .expect("a URI");
+    connect_within(&uri, Duration::from_secs(20), || Ok(())).expect("it serves");
+    let spec = TargetSpec::Nbd(uri);
+    let text = "[a]\nrw=randrw\nbs=4k\nsize=8m\niodepth=32\nfdatasync=8\n";
+    let outcomes = run(text, &spec, Some(server.0.id()));
+    let stats = &outcomes[0].stats[0];
+    assert_eq!(stats.ios(), SIZE / 4096);
+    assert!(stats.sync.count() > 50, "{}", stats.sync.count());
+    assert!(stats.server.is_some());
+}

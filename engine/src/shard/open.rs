@@ -1,0 +1,121 @@
+//! From paths to an engine that runs: opening and judging the two devices, recovery, the ring.
+//!
+//! Not here: who the clients are. A shard listens on sockets, [`super::Embedded`] is called.
+
+use std::path::Path;
+
+use hn4::log::{LogHeader, LogIdentity};
+use hn4::types::BLOCK_BYTES;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::disks::Disks;
+use super::engine::Engine;
+use super::link::Outbox;
+use super::tokens::DISK;
+use super::{DeviceMedium, ShardError, ShardSetup};
+use crate::arena::{Arena, SlotMemory};
+use crate::core::recovery::{self, RecoveryError, RecoveryReport};
+use crate::device::{Device, DeviceInfo};
+use crate::ring::{Ring, RingConfig};
+
+/// What is found while a shard opens and told in its status.
+pub(super) struct Facts {
+    pub(super) identity: LogIdentity,
+    pub(super) recovery: RecoveryReport,
+    pub(super) log_device: DeviceInfo,
+    pub(super) backing_device: DeviceInfo,
+}
+
+/// A volume that is ready to take requests.
+pub(super) struct Opened {
+    pub(super) engine: Engine,
+    pub(super) facts: Facts,
+}
+
+/// Opens the devices, recovers the volume and makes its ring, on the calling thread.
+pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, ShardError> {
+    let os = |what| move |source| ShardError::Os { what, source };
+    let log = Device::open(&setup.log, setup.log_options)?;
+    let backing = Device::open(&setup.backing, setup.backing_options)?;
+    let mut medium = DeviceMedium::new(&log).map_err(os("opening the log"))?;
+    let recovery = |source| ShardError::Recovery {
+        log: setup.log.display().to_string(),
+        source,
+    };
+    let (header, ..) = recovery::inspect(&mut medium).map_err(recovery)?;
+    check_backing(&header, setup.expect, &setup.log, &backing)?;
+    let slots = u32::try_from(setup.overlay_bytes / BLOCK_BYTES).unwrap_or(u32::MAX);
+    let mut arena = Arena::new(slots).map_err(os("allocating the overlay"))?;
+    let capacity = arena.capacity();
+    let configure = setup.configure;
+    let (volume, report) = recovery::open(&mut medium, &mut arena, |header| {
+        configure(header, capacity)
+    })
+    .map_err(recovery)?;
+    let config = RingConfig {
+        operations: 2048,
+        segments: 272,
+        ..RingConfig::default()
+    };
+    let mut ring = Ring::new(config, arena)?;
+    let disks = Disks::new(&mut ring, &log, &backing, header.ring_bytes, DISK)?;
+    let facts = Facts {
+        identity: header.identity,
+        recovery: report,
+        log_device: log.info().clone(),
+        backing_device: backing.info().clone(),
+    };
+    let engine = Engine::new(ring, volume, disks, outbox);
+    Ok(Opened { engine, facts })
+}
+
+fn check_backing(
+    header: &LogHeader,
+    expect: Option<hn4::types::VolumeId>,
+    log: &Path,
+    backing: &Device,
+) -> Result<(), ShardError> {
+    let identity = &header.identity;
+    let info = backing.info();
+    if let Some(expected) = expect
+        && expected != identity.volume
+    {
+        let source = RecoveryError::OtherVolume {
+            found: identity.volume,
+            found_bytes: identity.size_bytes,
+            expected,
+            expected_bytes: info.size_bytes,
+        };
+        return Err(ShardError::Recovery {
+            log: log.display().to_string(),
+            source,
+        });
+    }
+    let why = if info.size_bytes / BLOCK_BYTES * BLOCK_BYTES != identity.size_bytes {
+        format!(
+            "it has {} bytes, but its log is of volume {} with {} bytes; a log belongs to one \
+             backing only",
+            info.size_bytes, identity.volume, identity.size_bytes
+        )
+    } else if info.logical_bytes > identity.sector_bytes {
+        format!(
+            "its sectors have {} bytes, the volume's {}: create the volume with sector_bytes = {}",
+            info.logical_bytes, identity.sector_bytes, info.logical_bytes
+        )
+    } else {
+        return Ok(());
+    };
+    Err(ShardError::Backing {
+        backing: info.path.display().to_string(),
+        why,
+    })
+}
+
+pub(super) fn pin_to(cpu: usize) {
+    let mut set = CpuSet::new();
+    // A processor that is not there or not allowed only costs speed.
+    if set.set(cpu).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
+}
