@@ -61,5 +61,20 @@ fn run(config: &Path, die_with_parent: bool) -> anyhow::Result<()> {
     if die_with_parent {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     }
+    #[cfg(feature = "mutants")]
+    plant_bug()?;
     daemon::run(&Config::load(config)?)
+}
+
+/// Switches on the bug that `HN4_PLANTED_BUG` names, for tests of the tests.
+#[cfg(feature = "mutants")]
+fn plant_bug() -> anyhow::Result<()> {
+    use hn4_engine::core::mutants::{named, select};
+    if let Ok(name) = std::env::var("HN4_PLANTED_BUG") {
+        let bug = named(&name);
+        anyhow::ensure!(bug.is_some(), "HN4_PLANTED_BUG: there is no bug {name}");
+        tracing::error!(bug = %name, "this daemon loses data on purpose");
+        select(bug);
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
+use common::disk::{Loop, can_lose_power, wait};
 use common::{folder, running_pair, single, succeed, tool};
 use hn4_replicad::quickstart::load::Random;
 use hn4_replicad::quickstart::rig::{Node, Plan, quiesce_and_compare};
@@ -211,4 +212,131 @@ fn a_client_that_reads_a_replica_is_told_that_there_is_nothing() {
         "a replica is not served: {}",
         common::text(&output)
     );
+}
+
+/// nbdfuse, a loop device and a file system on top of a node's export; taken down when dropped.
+struct Mounted {
+    fuse: std::process::Child,
+    file: std::path::PathBuf,
+    device: Option<Loop>,
+    folder: std::path::PathBuf,
+}
+
+impl Mounted {
+    /// `None`, said aloud, where loop devices are missing.
+    fn export(node: &Node, place: &Path) -> Option<Self> {
+        let (file, folder) = (place.join("export"), place.join("tree"));
+        std::fs::write(&file, "").expect("a place to mount on");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let fuse = Command::new("nbdfuse").arg(&file).arg(node.uri()).spawn();
+        let mut mounted = Self {
+            fuse: fuse.expect("nbdfuse"),
+            file,
+            device: None,
+            folder,
+        };
+        wait("nbdfuse to mount", || {
+            std::fs::metadata(&mounted.file).is_ok_and(|file| file.len() > 0)
+        });
+        mounted.device = Some(Loop::over(&mounted.file, &[])?);
+        Some(mounted)
+    }
+
+    fn device(&self) -> &Path {
+        &self
+            .device
+            .as_ref()
+            .expect("there until it is dropped")
+            .device
+    }
+
+    fn mount(&self) {
+        let mut mount = Command::new("mount");
+        succeed(mount.arg(self.device()).arg(&self.folder));
+    }
+
+    fn unmount(&self) {
+        succeed(Command::new("umount").arg(&self.folder));
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // What is not mounted any more cannot be unmounted.
+        let _ = Command::new("umount").arg("-l").arg(&self.folder).output();
+        self.device = None;
+        let _ = self.fuse.kill();
+        let _ = self.fuse.wait();
+        let _ = Command::new("umount").arg("-l").arg(&self.file).output();
+    }
+}
+
+/// Fills a folder with files of many sizes and gives what they hold.
+fn fill(folder: &Path, seed: u64) -> Vec<(String, blake3::Hash)> {
+    let mut random = Random::new(seed);
+    let mut files = Vec::new();
+    for number in 0..120 {
+        let largest = 1 << (6 + random.below(13));
+        let words = (0..random.below(largest)).flat_map(|_| random.draw().to_le_bytes());
+        let bytes: Vec<u8> = words.collect();
+        let name = format!("{seed}-{number}");
+        std::fs::write(folder.join(&name), &bytes).expect("a file");
+        files.push((name, blake3::hash(&bytes)));
+        if number % 7 == 0 {
+            let (name, _) = files.remove(files.len() / 2);
+            std::fs::remove_file(folder.join(name)).expect("removed");
+        }
+    }
+    files
+}
+
+/// A file system is made, filled and synced; the daemon is killed under it; what was synced is
+/// there, and fsck finds no fault.
+fn file_system_survives(make: &[&str], check: &[&str]) {
+    if !can_lose_power(&["nbdfuse"]) {
+        return;
+    }
+    let (Some(mut mkfs), Some(mut fsck)) = (tool(make[0]), tool(check[0])) else {
+        return;
+    };
+    let place = folder();
+    let mut node = single(
+        place.path(),
+        Plan {
+            size_mib: 320,
+            ..plan()
+        },
+    );
+    node.start().expect("it serves");
+    let Some(export) = Mounted::export(&node, place.path()) else {
+        return;
+    };
+    succeed(mkfs.args(&make[1..]).arg(export.device()));
+    export.mount();
+    let files = fill(&export.folder, 1);
+    succeed(Command::new("sync").arg("-f").arg(&export.folder));
+    // Not synced: may be there or not, and must not harm.
+    fill(&export.folder, 2);
+    node.kill().expect("killed");
+    drop(export);
+    node.start().expect("it recovers");
+    let export = Mounted::export(&node, place.path()).expect("it could be made before");
+    export.mount();
+    for (name, hash) in &files {
+        let bytes = std::fs::read(export.folder.join(name)).expect("a file that was synced");
+        assert_eq!(blake3::hash(&bytes), *hash, "{name}");
+    }
+    succeed(Command::new("fstrim").arg(&export.folder));
+    export.unmount();
+    succeed(fsck.args(&check[1..]).arg(export.device()));
+}
+
+#[test]
+fn ext4_on_the_export_keeps_what_was_synced_when_the_daemon_is_killed() {
+    file_system_survives(&["mkfs.ext4", "-q", "-F"], &["e2fsck", "-f", "-n"]);
+}
+
+#[test]
+fn xfs_on_the_export_keeps_what_was_synced_when_the_daemon_is_killed() {
+    file_system_survives(&["mkfs.xfs", "-q", "-f"], &["xfs_repair", "-n"]);
 }

@@ -51,6 +51,8 @@ pub struct Plan {
     pub transport: &'static str,
     /// No second node.
     pub alone: bool,
+    /// Logs and backings are there already, below the nodes' folders.
+    pub existing: bool,
 }
 
 impl Default for Plan {
@@ -63,6 +65,7 @@ impl Default for Plan {
             policy: "ack = \"durable\"\nack_peers = 1\n".to_owned(),
             transport: "quic",
             alone: false,
+            existing: false,
         }
     }
 }
@@ -78,6 +81,7 @@ pub struct Node {
     /// The folder that holds all of it.
     pub folder: PathBuf,
     program: PathBuf,
+    variables: Vec<(String, String)>,
     daemon: Option<Daemon>,
 }
 
@@ -122,6 +126,7 @@ pub fn make_nodes(folder: &Path, program: &Path, plan: &Plan) -> Result<Vec<Node
             name: (*name).to_owned(),
             folder: folder.join(name),
             program: program.to_owned(),
+            variables: Vec::new(),
             daemon: None,
         };
         let text = configuration(plan, index, &pins, &ports);
@@ -173,8 +178,14 @@ impl Node {
             name: name.to_owned(),
             folder: folder.to_owned(),
             program: program.to_owned(),
+            variables: Vec::new(),
             daemon: None,
         }
+    }
+
+    /// A variable of the environment for every daemon that is started from now on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// Its configuration file.
@@ -246,10 +257,10 @@ impl Node {
         let new = copy_of.is_none();
         let options = CreateOptions {
             purpose,
-            log_mib: Some(plan.log_mib),
+            log_mib: (!plan.existing).then_some(plan.log_mib),
             sector_bytes: new.then_some(plan.sector_bytes),
-            size_mib: new.then_some(plan.size_mib),
-            create_backing: !new,
+            size_mib: (new && !plan.existing).then_some(plan.size_mib),
+            create_backing: !new && !plan.existing,
             sparse: true,
         };
         Ok(create_volume(section, &state, &options)?)
@@ -281,6 +292,7 @@ impl Node {
         let child = Command::new(&self.program)
             .args(["run", "--die-with-parent", "--config"])
             .arg(self.config())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(journal)
@@ -310,9 +322,19 @@ impl Node {
     /// # Errors
     /// If it was not running, or had ended by itself.
     pub fn kill(&mut self) -> Result<()> {
+        self.kill_while(|| {})
+    }
+
+    /// SIGKILL, then something that lets the process end, such as taking away disks that hang, and
+    /// the end of the process.
+    ///
+    /// # Errors
+    /// If it was not running, or had ended by itself.
+    pub fn kill_while(&mut self, meanwhile: impl FnOnce()) -> Result<()> {
         let mut daemon = self.daemon.take().context("it does not run")?;
         let early = daemon.child.try_wait()?;
         daemon.child.kill()?;
+        meanwhile();
         let status = daemon.child.wait()?;
         ensure!(
             early.is_none() && status.signal() == Some(Signal::SIGKILL as i32),

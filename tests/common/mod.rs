@@ -5,9 +5,14 @@
     reason = "each test program is compiled with its own copy of this and uses a part of it"
 )]
 
-use std::path::Path;
+pub(crate) mod disk;
+pub(crate) mod pair;
+pub(crate) mod power;
+mod volatile;
+
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use hn4_replicad::control::Request;
@@ -18,9 +23,13 @@ use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, make_nodes};
 /// Longest wait for anything.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// The daemon that is tested.
+/// The daemon that is tested: the one that was built with the test, or what `HN4_PROGRAM` names.
 pub(crate) fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_hn4-replicad"))
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        std::env::var_os("HN4_PROGRAM")
+            .map_or_else(|| env!("CARGO_BIN_EXE_hn4-replicad").into(), PathBuf::from)
+    })
 }
 
 /// A folder of a test. Kept if the test fails and `HN4_KEEP=1`.
@@ -121,8 +130,8 @@ pub(crate) fn look_at_copy(node: &Node, place: &Path, oracle: &Mutex<Oracle>) ->
     let folder = place.join("look");
     std::fs::create_dir_all(&folder).expect("a folder");
     let mut copy = Node::existing("look", &folder, program());
-    std::fs::copy(node.log(), copy.log()).expect("the log copied");
-    std::fs::copy(node.backing(), copy.backing()).expect("the backing copied");
+    copy_device(&node.log(), &copy.log());
+    copy_device(&node.backing(), &copy.backing());
     std::fs::write(copy.config(), lonely("look")).expect("a configuration");
     copy.start().expect("the copy opens");
     let promote = Request::Promote {
@@ -134,6 +143,13 @@ pub(crate) fn look_at_copy(node: &Node, place: &Path, oracle: &Mutex<Oracle>) ->
     drop(copy);
     std::fs::remove_dir_all(&folder).expect("removed");
     seen
+}
+
+/// Copies a file or a block device into a file.
+fn copy_device(from: &Path, to: &Path) {
+    let mut source = std::fs::File::open(from).expect("a log or backing");
+    let mut copy = std::fs::File::create(to).expect("a copy");
+    std::io::copy(&mut source, &mut copy).expect("copied");
 }
 
 /// A configuration without peers.

@@ -1,7 +1,7 @@
 //! Planted bugs, for the simulator to find: a checker that finds none of them proves nothing.
 //!
-//! **Invariant:** without the feature `mutants`, which no daemon is built with, every question here
-//! is the constant `false` and costs nothing.
+//! **Invariant:** without the feature `mutants`, which only daemons under test are built with,
+//! every question here is the constant `false` and costs nothing.
 
 /// A bug that can be switched on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,6 +113,15 @@ static SELECTED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::ne
 pub fn select(mutant: Option<Mutant>) {
     let number = mutant.map_or(0, |mutant| mutant as u32);
     SELECTED.store(number, std::sync::atomic::Ordering::Relaxed);
+}
+
+/// The bug of that name, spelled as above.
+#[cfg(feature = "mutants")]
+#[must_use]
+pub fn named(name: &str) -> Option<Mutant> {
+    Mutant::ALL
+        .into_iter()
+        .find(|mutant| format!("{mutant:?}") == name)
 }
 
 /// Whether a bug is switched on.
