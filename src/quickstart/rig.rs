@@ -82,6 +82,7 @@ pub struct Node {
     pub folder: PathBuf,
     program: PathBuf,
     variables: Vec<(String, String)>,
+    nbd: Address,
     daemon: Option<Daemon>,
 }
 
@@ -122,13 +123,7 @@ pub fn make_nodes(folder: &Path, program: &Path, plan: &Plan) -> Result<Vec<Node
     let mut nodes = Vec::new();
     let mut identity = None;
     for (index, name) in names.iter().enumerate() {
-        let node = Node {
-            name: (*name).to_owned(),
-            folder: folder.join(name),
-            program: program.to_owned(),
-            variables: Vec::new(),
-            daemon: None,
-        };
+        let node = Node::existing(name, &folder.join(name), program);
         let text = configuration(plan, index, &pins, &ports);
         std::fs::write(node.config(), text).context("writing a configuration")?;
         identity = Some(node.create_volume(plan, identity)?);
@@ -179,6 +174,7 @@ impl Node {
             folder: folder.to_owned(),
             program: program.to_owned(),
             variables: Vec::new(),
+            nbd: Address::Unix(folder.join("nbd.sock")),
             daemon: None,
         }
     }
@@ -186,6 +182,11 @@ impl Node {
     /// A variable of the environment for every daemon that is started from now on.
     pub fn set_variable(&mut self, name: &str, value: &str) {
         self.variables.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Clients connect to this address instead of the socket in its folder.
+    pub fn set_nbd_address(&mut self, address: Address) {
+        self.nbd = address;
     }
 
     /// Its configuration file.
@@ -504,12 +505,11 @@ impl Node {
     /// # Errors
     /// If the node does not serve it.
     pub fn client(&self) -> Result<Client> {
-        let address = Address::Unix(self.nbd_socket());
         let options = ClientOptions {
             timeout: Some(Duration::from_secs(120)),
             ..ClientOptions::default()
         };
-        Ok(Client::connect(&address, VOLUME, options)?)
+        Ok(Client::connect(&self.nbd, VOLUME, options)?)
     }
 
     /// BLAKE3 over the backing, as `b3sum` prints it.
