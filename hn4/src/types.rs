@@ -129,6 +129,16 @@ impl fmt::Display for Term {
     }
 }
 
+/// Which opening of a primary sealed an epoch. Of two copies the one whose last epoch has the higher
+/// rank holds the later history, whatever their lengths; between equal ranks the longer one does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Rank {
+    /// Counter of the primary's term.
+    pub term: u64,
+    /// The opening within the term.
+    pub incarnation: Incarnation,
+}
+
 /// Identity of a volume: the UUID that all its copies share.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct VolumeId(pub [u8; 16]);

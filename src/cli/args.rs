@@ -42,6 +42,8 @@ pub enum Command {
     Drain(VolumeArg),
     /// Make this node the primary of a volume, in a new term
     Promote(PromoteArgs),
+    /// Make this node the primary in place of the present one, which hands over in order
+    Switchover(SwitchoverArgs),
     /// Make this node, the primary, a replica of a volume
     Demote(VolumeArg),
     /// Wait until the backing of a volume holds an epoch
@@ -87,6 +89,17 @@ pub struct PromoteArgs {
     /// Go on although epochs may be lost that another node has acknowledged
     #[arg(long)]
     pub accept_loss: bool,
+}
+
+/// What to take over.
+#[derive(Args, Debug)]
+pub struct SwitchoverArgs {
+    /// Name of the volume, as in the configuration
+    pub volume: String,
+    /// Give up if the primary has not handed over after so many seconds
+    #[arg(long, value_name = "N", default_value_t = 300,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout_s: u64,
 }
 
 /// What to wait for.

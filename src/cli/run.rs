@@ -51,6 +51,13 @@ pub fn run(cli: &Cli) -> ExitCode {
                 accept_loss: args.accept_loss,
             },
         ),
+        Command::Switchover(args) => ask(
+            cli,
+            &Request::Switchover {
+                volume: args.volume.clone(),
+                timeout_ms: args.timeout_s * 1000,
+            },
+        ),
         Command::Demote(arg) => ask(
             cli,
             &Request::Demote {

@@ -112,6 +112,9 @@ pub struct VolumeSection {
     pub on_degraded: OnDegraded,
     /// How long peers may owe an acknowledgement.
     pub peer_timeout_ms: u64,
+    /// After a restart, a primary with peers waits for their answers; it serves without them after
+    /// this time. `None`: never.
+    pub start_alone_after_s: Option<u64>,
     /// An open epoch is sealed at the latest after this time.
     pub log_age_ms: u64,
     /// Durable data rests this long in the overlay.
@@ -298,6 +301,21 @@ impl VolumeSection {
         config.on_degraded = self.on_degraded;
         config.peer_timeout_ms = self.peer_timeout_ms;
         config.peers = self.peers.len();
+        config.open_answers = self.open_answers();
+        config.start_alone_after_ms = self.start_alone_after_s.map(|seconds| seconds * 1000);
+    }
+
+    /// How many peers a restarted primary must hear before it serves. Where acknowledgements wait
+    /// for peers: as many as surely include one that holds everything acknowledged. Else one, which
+    /// would know of most promotions that happened meanwhile.
+    #[must_use]
+    pub fn open_answers(&self) -> usize {
+        match self.required_peers() {
+            0 => self.peers.len().min(1),
+            required => (self.peers.len() + 1)
+                .saturating_sub(required)
+                .min(self.peers.len()),
+        }
     }
 
     /// How many peers an acknowledgement needs; 0 if it needs none.

@@ -24,6 +24,7 @@ const PEER_TIMEOUT_MS: RangeInclusive<u64> = 100..=600_000;
 const LOG_AGE_MS: RangeInclusive<u64> = 1..=60_000;
 const DESTAGE_DELAY_MS: RangeInclusive<u64> = 0..=3_600_000;
 const STOP_DRAIN_S: RangeInclusive<u64> = 0..=86_400;
+const START_ALONE_S: RangeInclusive<u64> = 0..=86_400;
 const CPU: RangeInclusive<u64> = 0..=1023;
 
 /// Where the node keeps its id and attach records if nothing else is said.
@@ -44,7 +45,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
     ("file", Some(DeviceKind::File)),
 ];
 
-const VOLUME_KEYS: [&str; 18] = [
+const VOLUME_KEYS: [&str; 19] = [
     "name",
     "backing",
     "log",
@@ -56,6 +57,7 @@ const VOLUME_KEYS: [&str; 18] = [
     "ack_peers",
     "on_degraded",
     "peer_timeout_ms",
+    "start_alone_after_s",
     "log_age_ms",
     "destage_delay_ms",
     "stop_drain_s",
@@ -220,6 +222,7 @@ impl<'t> Parser<'t> {
         let destage_delay_ms = number("destage_delay_ms", DESTAGE_DELAY_MS, 1000);
         let stop_drain_s = number("stop_drain_s", STOP_DRAIN_S, 10);
         let cpu = reader.number(table, "cpu", &CPU);
+        let start_alone_after_s = reader.number(table, "start_alone_after_s", &START_ALONE_S);
         let write_acks = [
             ("overlay", WriteAck::Overlay),
             ("durable", WriteAck::Durable),
@@ -245,6 +248,7 @@ impl<'t> Parser<'t> {
             ack_peers: small(ack_peers),
             on_degraded: choice(reader, table, "on_degraded", &degraded),
             peer_timeout_ms,
+            start_alone_after_s,
             log_age_ms,
             destage_delay_ms,
             stop_drain_s,

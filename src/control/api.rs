@@ -32,6 +32,13 @@ pub enum Request {
         /// Name of the volume.
         volume: String,
     },
+    /// Become primary in place of the present one, which hands over in order.
+    Switchover {
+        /// Name of the volume.
+        volume: String,
+        /// Give up if the primary has not handed over after this time.
+        timeout_ms: u64,
+    },
     /// Wait until the backing holds an epoch.
     Wait {
         /// Name of the volume.
@@ -53,6 +60,7 @@ impl Request {
             | Self::Drain { volume }
             | Self::Promote { volume, .. }
             | Self::Demote { volume }
+            | Self::Switchover { volume, .. }
             | Self::Wait { volume, .. } => Some(volume),
         }
     }

@@ -49,6 +49,8 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
             .map(|obstacle| blocked(obstacle, status, seen.section)),
     );
     all.extend(too_few_peers(seen, status));
+    all.extend(opening(seen, status));
+    all.extend(opened_alone(seen, status));
     all.extend(degraded(seen, status));
     for index in 0..seen.section.peers.len() {
         all.extend(peer(seen, status, index));
@@ -235,6 +237,48 @@ fn too_few_peers(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
         ),
     };
     Some(finding("waiting-for-peers", health, cause, next.to_owned()))
+}
+
+/// A restarted primary that has not heard enough of its peers.
+fn opening(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
+    let waiting = status.waits_for_peers?;
+    if status.copy.role != Role::Primary {
+        return None;
+    }
+    let then = match seen.section.start_alone_after_s {
+        Some(seconds) => format!("it goes on alone after {seconds} s"),
+        None => "it waits as long as it takes".to_owned(),
+    };
+    let cause = format!(
+        "this node was restarted as primary and asks its peers whether it still is, and whether \
+         they hold a tail that was lost here: {} of {} have answered; {then}. Clients wait",
+        waiting.answers, waiting.needed
+    );
+    let next = format!(
+        "bring the peers back, see each below. If they are gone for good: `hn4ctl promote {} \
+         --accept-loss` here",
+        seen.section.name
+    );
+    Some(finding("opening", Health::Failed, cause, next))
+}
+
+fn opened_alone(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
+    if !status.opened_alone {
+        return None;
+    }
+    let cause = format!(
+        "this primary serves since its restart without having heard of its peers: one of {} may \
+         hold epochs that were lost here, or have been promoted meanwhile",
+        seen.section.peers.len()
+    );
+    let next = "bring the peers back and look here again; two histories, if there are, are both \
+                kept";
+    Some(finding(
+        "opened-alone",
+        Health::Attention,
+        cause,
+        next.to_owned(),
+    ))
 }
 
 fn degraded(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {

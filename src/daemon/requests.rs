@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use hn4::log::Role;
+use hn4::log::CopyState;
 use hn4::types::NodeId;
 use hn4_engine::core::event::Control;
+use hn4_transport::session::Role;
 use tokio::sync::{mpsc, oneshot};
 
 use super::volume::{Ask, Report};
@@ -147,6 +148,7 @@ impl Volume {
                     .await
             }
             Request::Promote { accept_loss, .. } => self.promote(accept_loss).await,
+            Request::Switchover { timeout_ms, .. } => self.switchover(timeout_ms).await,
             Request::Wait {
                 applied,
                 timeout_ms,
@@ -180,34 +182,112 @@ impl Volume {
         }
     }
 
-    /// A promotion must not lose what was acknowledged: of n copies besides the primary, k have it,
-    /// so n - k + 1 of them must be asked. This node is one of them; others cannot be asked yet.
+    /// A promotion must not lose what was acknowledged: of n copies besides the primary k have it,
+    /// so n - k + 1 of all n + 1 must obey the new term before the longest history is known.
+    fn answers(&self) -> usize {
+        (self.section.peers.len() + 1).saturating_sub(self.section.required_peers())
+    }
+
     async fn promote(&self, accept_loss: bool) -> Response {
         let name = &self.section.name;
         let what = format!("promote {name}");
-        let (copies, holders) = (self.section.peers.len(), self.section.required_peers());
-        let needed = (copies + 1).saturating_sub(holders);
         let Some(report) = self.report().await else {
             return error(what, "the volume does not answer", "see the daemon's log");
         };
-        let status = report.shard.copy;
-        if needed > 1 && !accept_loss && status.role == Role::Replica {
-            let why = format!(
-                "{needed} of {copies} copies must be asked before it is certain that nothing \
-                 acknowledged is lost (acknowledgements wait for {holders}), and only this one can \
-                 be. It ends at epoch {}; what the old primary sealed after that would be lost",
-                status.tip.epoch
-            );
-            let next =
-                format!("if the old primary is gone for good: hn4ctl promote {name} --accept-loss");
+        if let Some(primary) = self.primary(&report)
+            && !accept_loss
+        {
+            let why = format!("{primary} is primary and connected; its clients would be cut off");
+            let next = format!("for an orderly change: hn4ctl switchover {name}");
             return error(what, why, next);
         }
+        self.take_over(what, if accept_loss { 1 } else { self.answers() })
+            .await
+    }
+
+    async fn take_over(&self, what: String, answers: usize) -> Response {
+        let name = &self.section.name;
         let (reply, answer) = oneshot::channel();
-        let done = format!(
-            "{name}: this node is the primary now, from epoch {} on",
-            status.tip.epoch
+        if self
+            .asks
+            .send(Ask::Promote { answers, reply })
+            .await
+            .is_err()
+        {
+            return error(what, "the volume has ended", "see the daemon's log");
+        }
+        let why = match answer.await {
+            Ok(Ok(())) => {
+                let tip = self
+                    .report()
+                    .await
+                    .map(|report| report.shard.copy.tip.epoch);
+                let from = tip.map_or(String::new(), |tip| format!(", from epoch {tip} on"));
+                let message = format!("{name}: this node is the primary now{from}");
+                return Response::Done { message };
+            }
+            Ok(Err(why)) => why,
+            Err(_) => "the volume has ended".to_owned(),
+        };
+        let next = format!(
+            "see `hn4ctl status` for what keeps the other copies. If they are gone for good: \
+             `hn4ctl promote {name} --accept-loss`"
         );
-        self.finish(Ask::Promote(reply), answer, what, done).await
+        error(what, why, next)
+    }
+
+    /// Name of the connected peer that is primary.
+    fn primary(&self, report: &Report) -> Option<&str> {
+        let index = report
+            .roles
+            .iter()
+            .position(|&role| role == Some(Role::Primary))?;
+        Some(self.section.peers.get(index)?.name.as_str())
+    }
+
+    /// The planned change of primary: it writes everything back and becomes a replica, then this
+    /// node takes over. Nothing is lost, and there is no fork.
+    async fn switchover(&self, timeout_ms: u64) -> Response {
+        let name = &self.section.name;
+        let what = format!("switch {name} over to this node");
+        let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+        let asked = self.report().await.and_then(|report| {
+            let index = report
+                .roles
+                .iter()
+                .position(|&role| role == Some(Role::Primary))?;
+            Some((index, report.shard.copy))
+        });
+        let Some((peer, copy)) = asked else {
+            let why = "no connected peer is primary";
+            let next = format!("without a primary: hn4ctl promote {name}");
+            return error(what, why, next);
+        };
+        if copy.copy != CopyState::Usable {
+            let why = "this copy is not usable: it has not received everything yet";
+            return error(what, why, "wait until hn4ctl status shows it usable");
+        }
+        if self.asks.send(Ask::StepDown { peer }).await.is_err() {
+            return error(what, "the volume has ended", "see the daemon's log");
+        }
+        loop {
+            let Some(report) = self.report().await else {
+                return error(what, "the volume does not answer", "see the daemon's log");
+            };
+            if report.roles.get(peer) == Some(&Some(Role::Replica)) {
+                break;
+            }
+            if Instant::now() >= deadline {
+                let why = format!("the primary has not handed over after {timeout_ms} ms");
+                let next = format!(
+                    "see hn4ctl status there. It refuses writes while it writes everything back, \
+                     and then is a replica: `hn4ctl promote {name}` on either node goes on"
+                );
+                return error(what, why, next);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        self.take_over(what, self.answers()).await
     }
 
     async fn wait(&self, applied: u64, timeout_ms: u64) -> Response {

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use hn4::log::{CopyState, FORMAT_VERSION, LogIdentity, Role};
 use hn4::types::NodeId;
 use hn4_engine::core::event::{
-    CopyStatus, FeedRefusal, PeerEvent, PeerMessage, Progress, SeedOrigin, SeedPiece, Tip,
+    CopyStatus, FeedRefusal, PeerEvent, PeerMessage, PeerState, Progress, SeedOrigin, SeedPiece,
+    Tip,
 };
 use hn4_transport::session as wire;
 use hn4_transport::session::{Input, LocalState, Output};
@@ -34,6 +35,7 @@ pub(super) fn local_state(
         term: status.term,
         incarnation: status.incarnation,
         tip: (status.tip.epoch, status.tip.chain),
+        tip_rank: status.tip_rank,
         anchored: (status.anchored.epoch, status.anchored.chain),
         durable: status.progress.durable,
         applied: status.progress.applied,
@@ -49,6 +51,22 @@ pub(super) fn local_state(
                 wire::CopyState::Usable
             }
         },
+    }
+}
+
+/// What a peer's session says about its copy.
+fn peer_state(state: &LocalState) -> PeerState {
+    PeerState {
+        role: match state.role {
+            wire::Role::Primary => Role::Primary,
+            wire::Role::Replica => Role::Replica,
+            wire::Role::Fenced => Role::Fenced,
+        },
+        term: state.term,
+        incarnation: state.incarnation,
+        tip: tip(state.tip),
+        tip_rank: state.tip_rank,
+        usable: state.copy == wire::CopyState::Usable,
     }
 }
 
@@ -95,11 +113,10 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
         Output::SeedPiece(piece) => return piece_event(piece),
         Output::SeedEnd { usable_after } => PeerEvent::SeedEnd { usable_after },
         Output::HigherTerm { term } => PeerEvent::HigherTerm(term),
-        Output::PeerState(_)
-        | Output::FeedOpened { .. }
+        Output::PeerState(state) => PeerEvent::State(peer_state(&state)),
+        Output::FeedOpened { .. }
         | Output::SeedAck { .. }
-        | Output::PromiseRequest { .. }
-        | Output::Promise(_)
+        | Output::StepDown
         | Output::Refused { .. }
         | Output::Closed { .. } => return None,
     })
@@ -156,6 +173,10 @@ pub(super) fn input(message: PeerMessage) -> Input {
         }),
         PeerMessage::Credit(bytes) => Input::Credit { bytes },
         PeerMessage::SeedAck(cursor_bytes) => Input::SeedAck { cursor_bytes },
+        PeerMessage::Pull { tip, anchored } => Input::Subscribe {
+            tip: pair(tip),
+            anchored: pair(anchored),
+        },
         PeerMessage::Close => Input::Close,
     }
 }

@@ -10,10 +10,13 @@ use hn4::types::{NodeId, Term};
 use hn4_engine::core::event::{Control, CopyStatus, PeerEvent, PeerId, RequestId};
 use hn4_engine::shard::{FromShard, ShardHandle, ShardStatus, ToShard};
 use hn4_transport::driver::{LinkStatus, PeerHandle};
-use hn4_transport::session::{FromSession, Input, LocalState, Output, SessionId, ToSession};
+use hn4_transport::session::{FromSession, Input, LocalState, Output, Role, SessionId, ToSession};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::translate;
+
+/// Peers have this long to answer a promotion, and to send what this node lacks.
+const PROMOTION_MS: u64 = 20_000;
 
 /// A request to a volume's task.
 #[derive(Debug)]
@@ -22,8 +25,13 @@ pub(super) enum Ask {
     Status(oneshot::Sender<Report>),
     /// Something for the core.
     Control(Control, oneshot::Sender<Result<(), String>>),
-    /// Become primary in the next term.
-    Promote(oneshot::Sender<Result<(), String>>),
+    /// Become primary in the next term, if so many copies, this one included, agree.
+    Promote {
+        answers: usize,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Ask this peer, which is primary, to hand over.
+    StepDown { peer: usize },
     /// Flush the log, drain for at most so many milliseconds, end.
     Stop { drain_ms: u64 },
 }
@@ -34,6 +42,8 @@ pub(super) struct Report {
     pub(super) shard: ShardStatus,
     /// What the connection to each peer is doing, in the order of the configuration.
     pub(super) links: Vec<LinkStatus>,
+    /// What each peer does for the volume, while a session is open.
+    pub(super) roles: Vec<Option<Role>>,
 }
 
 /// How a volume was left.
@@ -51,6 +61,7 @@ struct Peer {
     /// Bounded by the peer's credit, which bounds what the shard sends.
     to: mpsc::UnboundedSender<ToSession>,
     session: Option<SessionId>,
+    role: Option<Role>,
     link: watch::Receiver<LinkStatus>,
     /// Why the last session was refused or ended.
     last_words: String,
@@ -233,9 +244,11 @@ impl VolumeTask {
             FromShard::Status { id, status } => {
                 if let Some(reply) = self.statuses.remove(&id.0) {
                     let links = self.peers.iter().map(describe).collect();
+                    let role = |peer: &Option<Peer>| peer.as_ref().and_then(|peer| peer.role);
                     let _ = reply.send(Report {
                         shard: *status,
                         links,
+                        roles: self.peers.iter().map(role).collect(),
                     });
                 }
             }
@@ -260,14 +273,25 @@ impl VolumeTask {
         let FromSession { session, output } = message;
         let id = PeerId(u8::try_from(index).expect("the configuration bounds peers"));
         let event = match output {
-            Output::PeerState(state) if peer.session != Some(session) => {
+            Output::PeerState(ref state) if peer.session != Some(session) => {
                 peer.session = Some(session);
+                peer.role = Some(state.role);
                 peer.last_words.clear();
                 let (volume, role, copy) = (&self.name, state.role, state.copy);
                 tracing::info!(%volume, peer = %peer.name, ?role, ?copy, "connected");
-                PeerEvent::Connected
+                self.shard.send(ToShard::Peer {
+                    peer: id,
+                    session: session.0,
+                    event: PeerEvent::Connected,
+                });
+                match translate::event(output) {
+                    Some(event) => event,
+                    None => return,
+                }
             }
+            Output::StepDown => return self.step_down(index),
             Output::Closed { reason } => {
+                peer.role = None;
                 if peer.session.take().is_some() {
                     tracing::info!(volume = %self.name, peer = %peer.name, %reason, "disconnected");
                 }
@@ -293,6 +317,18 @@ impl VolumeTask {
         });
     }
 
+    /// A peer that is to be primary asks this node, which is, to hand over in order.
+    fn step_down(&mut self, index: usize) {
+        let peer = self.peers.get(index).and_then(Option::as_ref);
+        let peer = peer.map_or("?", |peer| peer.name.as_str());
+        tracing::warn!(volume = %self.name, %peer, "asks to take over; this node steps down");
+        self.next_id += 1;
+        self.shard.send(ToShard::Control {
+            id: RequestId(self.next_id),
+            control: Control::Demote,
+        });
+    }
+
     fn ask(&mut self, ask: Ask) {
         self.next_id += 1;
         let id = RequestId(self.next_id);
@@ -305,7 +341,7 @@ impl VolumeTask {
                 self.controls.insert(id.0, reply);
                 self.shard.send(ToShard::Control { id, control });
             }
-            Ask::Promote(reply) => {
+            Ask::Promote { answers, reply } => {
                 self.controls.insert(id.0, reply);
                 let term = Term {
                     counter: self.status.term.counter + 1,
@@ -313,8 +349,19 @@ impl VolumeTask {
                 };
                 self.shard.send(ToShard::Control {
                     id,
-                    control: Control::Promote { term },
+                    control: Control::Promote {
+                        term,
+                        answers,
+                        within_ms: PROMOTION_MS,
+                    },
                 });
+            }
+            Ask::StepDown { peer } => {
+                let session = self.peers.get(peer).and_then(Option::as_ref);
+                if let Some(session) = session.and_then(|peer| peer.session) {
+                    let peer = PeerId(u8::try_from(peer).unwrap_or(u8::MAX));
+                    self.tell_session(peer, session.0, Input::StepDown);
+                }
             }
             Ask::Stop { drain_ms } => self.shard.send(ToShard::Stop { drain_ms }),
         }
@@ -370,6 +417,7 @@ fn connect(index: usize, handle: PeerHandle, merged: mpsc::Sender<(usize, FromSe
         name,
         to,
         session: None,
+        role: None,
         link,
         last_words: String::new(),
     }

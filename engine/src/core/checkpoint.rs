@@ -118,16 +118,12 @@ impl Volume {
         if target <= next.retained {
             return;
         }
-        let base = if target == next.checkpoint {
-            Some((next.checkpoint_chain, next.checkpoint_offset))
-        } else {
-            let info = self.journal.info(target);
-            info.map(|info| (info.chain, LogOffset(info.offset.0 + info.bytes)))
-        };
-        if let Some((chain, offset)) = base {
+        // The index reaches back to what the persisted superblock retains.
+        if let Some(info) = self.journal.info(target) {
             next.retained = target;
-            next.retained_chain = chain;
-            next.retained_offset = offset;
+            next.retained_chain = info.chain;
+            next.retained_offset = LogOffset(info.offset.0 + info.bytes);
+            next.retained_rank = info.rank;
             if planted(Mutant::FreeLogEarly) {
                 let (epoch, chain) = (target, next.retained_chain);
                 self.journal.forget(Tip { epoch, chain });
@@ -147,8 +143,11 @@ impl Volume {
         {
             target = target.min(proven);
         }
+        // A replica's log is pulled at most once, before anything is appended to it.
+        let feeds = self.role() == Role::Primary;
         for peer in &self.peers {
-            if let Some(hold) = peer.hold().filter(|_| peer.is_fed() || !pressed) {
+            let claims = !pressed || (feeds && peer.is_fed());
+            if let Some(hold) = peer.hold().filter(|_| claims) {
                 target = target.min(hold);
             }
         }

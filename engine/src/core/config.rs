@@ -70,6 +70,10 @@ pub struct VolumeConfig {
     /// A replica destages only what is proven, until the prover says that its primary proves
     /// nothing.
     pub apply_proven: bool,
+    /// How many of them a primary must hear after a restart before it serves; 0: none.
+    pub open_answers: usize,
+    /// It opens without them after this time; `None`: never.
+    pub start_alone_after_ms: Option<u64>,
     /// Bytes of frames and pieces that a primary may have on the way to us.
     pub replica_window_bytes: u64,
     /// Bytes of one piece of a full copy.
@@ -112,6 +116,8 @@ impl VolumeConfig {
             peers: 0,
             prove: false,
             apply_proven: false,
+            open_answers: 0,
+            start_alone_after_ms: None,
             replica_window_bytes: (slots as u64 * BLOCK_BYTES / 4).clamp(1 << 20, 32 << 20),
             seed_piece_bytes: 256 * 1024,
             seed_flush_bytes: (identity.size_bytes / 512).clamp(1 << 20, 64 << 20),

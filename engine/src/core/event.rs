@@ -5,7 +5,9 @@
 //! out the actions differs.
 
 use hn4::log::Role;
-use hn4::types::{ChainHash, Epoch, Lba, LogOffset, Term, ZERO_PIECE_COST_BYTES};
+use hn4::types::{
+    ChainHash, Epoch, Incarnation, Lba, LogOffset, Rank, Term, ZERO_PIECE_COST_BYTES,
+};
 
 use crate::arena::SlotId;
 
@@ -261,11 +263,31 @@ impl SeedPiece {
     }
 }
 
+/// What a peer says of its copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerState {
+    /// What it does for the volume.
+    pub role: Role,
+    /// The highest term that it has persisted; it refuses lower ones for good.
+    pub term: Term,
+    /// The opening of the primary, if it is one.
+    pub incarnation: Incarnation,
+    /// End of its log.
+    pub tip: Tip,
+    /// Who sealed that.
+    pub tip_rank: Rank,
+    /// It holds an exact prefix of the history.
+    pub usable: bool,
+}
+
 /// What a session with a peer tells the core. All of it is a proposal (P6).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PeerEvent {
     /// A session is open.
     Connected,
+    /// How the peer's copy stands: follows [`Self::Connected`], and comes again when it changed by
+    /// other means than our feed.
+    State(PeerState),
     /// It is gone.
     Disconnected,
     /// Replica to primary: send the log from after `tip`.
@@ -370,6 +392,13 @@ pub enum PeerMessage {
     Credit(u64),
     /// Pieces up to here are durable on this replica.
     SeedAck(u64),
+    /// Send us your log from after `tip`, whatever our roles are.
+    Pull {
+        /// End of our log.
+        tip: Tip,
+        /// The last epoch that we cannot drop.
+        anchored: Tip,
+    },
     /// End the session; it starts anew with the present state.
     Close,
 }
@@ -381,10 +410,16 @@ pub enum Control {
     Flush,
     /// Destage everything that may be destaged.
     Drain,
-    /// Become primary in this term, which must be higher than the present one.
+    /// Become primary in this term, which must be higher than the present one. A primary that waits
+    /// for peers before it opens stops waiting if one answer, its own, is enough.
     Promote {
         /// The new term.
         term: Term,
+        /// How many copies must promise to obey the term, this one included, before the longest
+        /// history among them is taken over.
+        answers: usize,
+        /// The promotion fails if it takes longer.
+        within_ms: u64,
     },
     /// Become a replica (from primary or fenced).
     Demote,
@@ -542,9 +577,11 @@ pub struct CopyStatus {
     /// Term, persisted.
     pub term: Term,
     /// Incarnation of the primary that writes here, if it is us.
-    pub incarnation: hn4::types::Incarnation,
+    pub incarnation: Incarnation,
     /// End of the log.
     pub tip: Tip,
+    /// Who sealed it.
+    pub tip_rank: Rank,
     /// Last epoch that this copy may not drop.
     pub anchored: Tip,
     /// How far log and backing are.

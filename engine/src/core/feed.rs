@@ -11,8 +11,8 @@ use hn4::log::Role;
 use hn4::types::{BLOCK_BYTES, Epoch};
 
 use super::event::{
-    Action, Actions, FeedRefusal, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin, SeedSent,
-    Tip,
+    Action, Actions, FeedRefusal, PeerEvent, PeerId, PeerMessage, PeerState, Progress, SeedOrigin,
+    SeedSent, Tip,
 };
 use super::mutants::{Mutant, planted};
 use super::volume::Volume;
@@ -47,11 +47,23 @@ pub struct Peer {
     credit: i64,
     /// The peer needs the log after this epoch.
     hold: Option<Epoch>,
+    /// How its copy stands, while a session is open.
+    state: Option<PeerState>,
+    /// What it asked while this node did not know yet whether it is still primary.
+    waiting: Option<PeerEvent>,
 }
 
 impl Peer {
     pub(super) fn hold(&self) -> Option<Epoch> {
         self.hold
+    }
+
+    pub(super) fn state(&self) -> Option<PeerState> {
+        self.state
+    }
+
+    pub(super) fn set_state(&mut self, state: PeerState) {
+        self.state = Some(state);
     }
 
     /// Until the peer says more, it may need all that is kept.
@@ -111,10 +123,14 @@ impl Volume {
     }
 
     pub(super) fn feed_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
+        let opening = self.is_opening();
         let Some(peer) = self.peers.get_mut(usize::from(id.0)) else {
             return;
         };
         match event {
+            PeerEvent::Subscribe { .. } | PeerEvent::SeedRequest { .. } if opening => {
+                peer.waiting = Some(event);
+            }
             PeerEvent::Credit(bytes) => {
                 let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
                 peer.credit = peer.credit.saturating_add(bytes);
@@ -143,6 +159,8 @@ impl Volume {
             return;
         };
         peer.connected = connected;
+        peer.state = None;
+        peer.waiting = None;
         peer.feed = Feed::None;
         peer.credit = 0;
         peer.progress.received = peer.progress.durable;
@@ -164,7 +182,7 @@ impl Volume {
     }
 
     fn subscribe(&mut self, id: PeerId, tip: Tip, anchored: Tip, out: &mut Actions) {
-        if self.role() != Role::Primary {
+        if self.role() != Role::Primary && !self.may_pull(id) {
             return;
         }
         // A superblock that lets go of more log may be on its way.
@@ -305,10 +323,16 @@ impl Volume {
         }
     }
 
-    pub(super) fn feed_progress(&mut self, out: &mut Actions) {
-        if self.role() != Role::Primary {
-            return;
+    /// What was asked while this node was opening.
+    pub(super) fn answer_waiting(&mut self, out: &mut Actions) {
+        for index in 0..self.peers.len() {
+            if let Some(event) = self.peers[index].waiting.take() {
+                self.feed_event(peer_id(index), event, out);
+            }
         }
+    }
+
+    pub(super) fn feed_progress(&mut self, out: &mut Actions) {
         for index in 0..self.peers.len() {
             let peer = &self.peers[index];
             if !peer.connected || peer.credit <= 0 {
@@ -435,6 +459,6 @@ impl Volume {
     }
 }
 
-fn peer_id(index: usize) -> PeerId {
+pub(super) fn peer_id(index: usize) -> PeerId {
     PeerId(u8::try_from(index).expect("volumes have few peers"))
 }

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use hn4::log::{FrameHeader, RING_START, Stamp};
-use hn4::types::{ChainHash, Epoch, LogOffset};
+use hn4::types::{ChainHash, Epoch, LogOffset, Rank};
 
 use super::event::{Action, Actions, Disk, Io, IoToken, Seg, Tip};
 use super::mutants::{Mutant, planted};
@@ -55,6 +55,8 @@ pub struct FrameInfo {
     pub bytes: u64,
     /// When it was sealed, milliseconds since 1970 on the primary's clock.
     pub sealed_ms: u64,
+    /// Who sealed it.
+    pub rank: Rank,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,8 @@ pub struct Journal {
     pub base: Tip,
     /// Where the first kept frame starts.
     pub base_offset: LogOffset,
+    /// Who sealed `base`.
+    base_rank: Rank,
     tip: Tip,
     tail: LogOffset,
     submitted: Epoch,
@@ -92,8 +96,8 @@ pub struct Journal {
 impl Journal {
     /// A log whose last epoch is `tip`, durable, and whose next frame starts at `tail`.
     #[must_use]
-    pub fn new(ring_bytes: u64, session: u64, base: (Tip, LogOffset)) -> Self {
-        let (base, base_offset) = base;
+    pub fn new(ring_bytes: u64, session: u64, base: (Tip, LogOffset, Rank)) -> Self {
+        let (base, base_offset, base_rank) = base;
         Self {
             ring_bytes,
             session,
@@ -101,6 +105,7 @@ impl Journal {
             index: VecDeque::new(),
             base,
             base_offset,
+            base_rank,
             tip: base,
             tail: base_offset,
             submitted: base.epoch,
@@ -114,6 +119,12 @@ impl Journal {
     #[must_use]
     pub fn tip(&self) -> Tip {
         self.tip
+    }
+
+    /// Who sealed the last epoch.
+    #[must_use]
+    pub fn tip_rank(&self) -> Rank {
+        self.index.back().map_or(self.base_rank, |info| info.rank)
     }
 
     /// Where the next frame will start.
@@ -176,6 +187,7 @@ impl Journal {
             offset: sealed.header.offset,
             bytes: sealed.header.frame_bytes,
             sealed_ms: sealed.header.sealed_ms,
+            rank: sealed.header.rank(),
         });
         self.sealed.push_back(sealed);
     }
@@ -378,6 +390,7 @@ impl Journal {
                     chain: info.chain,
                 };
                 self.base_offset = LogOffset(info.offset.0 + info.bytes);
+                self.base_rank = info.rank;
             }
         }
     }

@@ -16,6 +16,7 @@ pub mod overlay;
 pub mod recovery;
 
 mod checkpoint;
+mod election;
 mod feed;
 mod journal;
 pub mod mutants;
@@ -32,6 +33,7 @@ mod volume;
 mod waiters;
 
 pub use config::{AckMode, OnDegraded, VolumeConfig};
+pub use election::Waiting;
 pub use event::{Action, Actions, Event};
 pub use feed::Peer;
 pub use replica::Obstacle;

@@ -16,7 +16,9 @@ use hn4::log::{
     CopyState, FrameError, FrameHead, FrameHeader, HEADER_A, HEADER_B, HeaderError, LogHeader,
     LogIdentity, RING_START, Role, SUPERBLOCK_0, SUPERBLOCK_1, Stamp, Superblock, SuperblockError,
 };
-use hn4::types::{BLOCK_BYTES, ChainHash, Epoch, Incarnation, LogOffset, NodeId, Term, VolumeId};
+use hn4::types::{
+    BLOCK_BYTES, ChainHash, Epoch, Incarnation, LogOffset, NodeId, Rank, Term, VolumeId,
+};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -243,6 +245,7 @@ pub fn create(medium: &mut dyn Medium, new: &NewLog) -> Result<LogHeader, Recove
         retained: Epoch(0),
         retained_offset: LogOffset(0),
         retained_chain: ChainHash::default(),
+        retained_rank: Rank::default(),
         durable: Epoch(0),
         session: 1,
         term: if primary {
@@ -388,7 +391,7 @@ impl<'a> Scan<'a> {
             epoch: superblock.retained,
             chain: superblock.retained_chain,
         };
-        let base = (base, superblock.retained_offset);
+        let base = (base, superblock.retained_offset, superblock.retained_rank);
         Self {
             overlay: Overlay::new(mem.capacity()),
             medium,
@@ -581,5 +584,6 @@ fn info(head: &FrameHead) -> FrameInfo {
         offset: header.offset,
         bytes: header.frame_bytes,
         sealed_ms: header.sealed_ms,
+        rank: header.rank(),
     }
 }

@@ -99,15 +99,23 @@ impl Volume {
                     out.peer(id, PeerMessage::Credit(self.config.replica_window_bytes));
                 }
             }
+            PeerEvent::State(state) => self.peer_state(id, state),
             PeerEvent::Disconnected => {
                 self.peer_connected(id, false);
                 if self.replica.source == Some(id) {
                     self.lose_source();
+                    self.pull_again();
                 }
             }
             PeerEvent::HigherTerm(term) => self.higher_term(term, out),
             // What is promoted is what was settled; the session is about to end.
             _ if self.role() == Role::Replica && self.transition.is_some() => {}
+            // What others may ask of a replica too.
+            PeerEvent::Subscribe { .. }
+            | PeerEvent::Credit(_)
+            | PeerEvent::Ack(_)
+            | PeerEvent::SeedRequest { .. }
+            | PeerEvent::FeedReadDone { .. } => self.feed_event(id, event, out),
             event if self.role() == Role::Replica => self.replica_event(id, event, out),
             event => self.feed_event(id, event, out),
         }
@@ -143,6 +151,8 @@ impl Volume {
                 // shorter than what the old primary announced.
                 self.replica.hint = Some(tip);
             }
+            PeerEvent::Truncate(_) | PeerEvent::Diverged(_) | PeerEvent::TooOld { .. }
+                if self.pull_refused(id) => {}
             PeerEvent::Truncate(tip) => {
                 let known = self.journal.chain(tip.epoch) == Some(tip.chain);
                 if known && tip.epoch >= self.anchored.epoch {
@@ -341,6 +351,7 @@ impl Volume {
             return;
         }
         self.replica.truncate_to = None;
+        self.pull_again();
         let session = self.journal.session + 1;
         for sealed in self.journal.truncate(to, session) {
             free_all(mem, &sealed.head);

@@ -6,7 +6,9 @@
 use hn4::log::{CopyState, Role};
 use hn4::types::{Incarnation, Term};
 
+use super::election::Election;
 use super::event::{Action, Actions, Failure, RequestId};
+use super::feed::Peer;
 use super::mutants::{Mutant, planted};
 use super::volume::Volume;
 use crate::arena::SlotMemory;
@@ -25,10 +27,44 @@ pub(super) struct Transition {
 }
 
 impl Volume {
-    pub(super) fn promote(&mut self, id: RequestId, term: Term, out: &mut Actions) {
+    pub(super) fn promote(
+        &mut self,
+        id: RequestId,
+        term: Term,
+        (answers, within_ms): (usize, u64),
+        out: &mut Actions,
+    ) {
+        let others = answers.saturating_sub(1);
+        if self.is_opening() && others == 0 {
+            if let Some(election) = &mut self.election {
+                election.waive();
+            }
+            return out.push(Action::ControlDone { id, result: Ok(()) });
+        }
+        match self.promotion_refused(term, others) {
+            Some(why) => out.push(Action::ControlDone {
+                id,
+                result: Err(why),
+            }),
+            None => {
+                self.election = Some(Election::promote(id, term, others, within_ms));
+                self.superblock.desired.term = term;
+                self.superblock.dirty = true;
+            }
+        }
+    }
+
+    fn promotion_refused(&self, term: Term, others: usize) -> Option<String> {
         let persisted = self.superblock.persisted();
-        let refusal = if self.transition.is_some() {
+        let usable = |peer: &&Peer| peer.state().is_some_and(|state| state.usable);
+        let present = self.peers.iter().filter(usable).count();
+        if self.transition.is_some() {
             Some("another change of role is under way; try again".to_owned())
+        } else if self.is_opening() {
+            let why = "this node is primary and waits for its peers after a restart";
+            Some(format!("{why}; --accept-loss opens it without them"))
+        } else if self.election.is_some() {
+            Some("another promotion is under way; try again".to_owned())
         } else if persisted.role == Role::Primary {
             Some("this node is primary already".to_owned())
         } else if persisted.role == Role::Fenced {
@@ -48,23 +84,24 @@ impl Volume {
                 "term {term} is not higher than the present term {}",
                 persisted.term
             ))
+        } else if present < others {
+            Some(format!(
+                "{others} of the other copies must promise to obey the new primary, and only \
+                 {present} can be reached; what only the others have would be lost"
+            ))
         } else {
             None
-        };
-        match refusal {
-            Some(why) => out.push(Action::ControlDone {
-                id,
-                result: Err(why),
-            }),
-            None => {
-                self.transition = Some(Transition {
-                    id,
-                    to: Role::Primary,
-                    term,
-                    written: false,
-                });
-            }
         }
+    }
+
+    /// Enough copies obey the term, and nobody has more than this node.
+    pub(super) fn take_over(&mut self, id: RequestId, term: Term) {
+        self.transition = Some(Transition {
+            id,
+            to: Role::Primary,
+            term,
+            written: false,
+        });
     }
 
     pub(super) fn demote(&mut self, id: RequestId, out: &mut Actions) {
@@ -74,6 +111,7 @@ impl Volume {
             // A fenced node keeps everything that it may have promised to somebody: as a replica it
             // is refused by a primary whose history lacks any of it.
             Role::Primary | Role::Fenced => {
+                self.cancel_election("overtaken by a demotion", out);
                 let term = self.superblock.persisted().term;
                 self.transition = Some(Transition {
                     id,
@@ -141,6 +179,7 @@ impl Volume {
         if persisted.role == Role::Primary {
             // The whole tail is adopted: it is the history of the new term.
             self.anchored = self.tip();
+            self.mark_term = true;
             self.forget_progress();
             self.discarded = false;
         }
@@ -159,6 +198,7 @@ impl Volume {
         self.superblock.desired.term = term;
         self.superblock.dirty = true;
         self.seed_in_new_term(out);
+        self.cancel_election(&format!("overtaken by term {term}"), out);
         let persisted = self.superblock.persisted().role;
         let next = &mut self.superblock.desired;
         match (persisted, next.role) {

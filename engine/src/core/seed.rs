@@ -133,7 +133,8 @@ impl Volume {
         self.waiters.cut_back(origin.from.epoch);
         self.replica.rebase = None;
         let session = self.journal.session + 1;
-        let base = (origin.from, origin.log_offset);
+        let rank = self.rank_of_source();
+        let base = (origin.from, origin.log_offset, rank);
         self.journal = Journal::new(self.journal.ring_bytes(), session, base);
         self.anchored = origin.from;
         self.cut_prover(Tip::default(), mem, out);
@@ -146,6 +147,7 @@ impl Volume {
         next.retained = origin.from.epoch;
         next.retained_chain = origin.from.chain;
         next.retained_offset = origin.log_offset;
+        next.retained_rank = rank;
         next.copy = CopyState::Seeding {
             cursor_bytes: 0,
             from: origin.from.epoch,

@@ -4,6 +4,7 @@ use hn4::log::{CopyState, Role, Superblock};
 use hn4::types::Epoch;
 
 use super::config::VolumeConfig;
+use super::election::Election;
 use super::event::{CopyStatus, Failure, Lag, Progress, Time, Tip};
 use super::mutants::{Mutant, planted};
 use super::volume::{FailedClosed, Volume};
@@ -28,11 +29,23 @@ impl Volume {
     pub fn role(&self) -> Role {
         let persisted = self.superblock.persisted().role;
         match self.superblock.desired.role {
+            // It acts like one until it knows that it is still to be primary.
+            Role::Primary if self.is_opening() => Role::Replica,
             Role::Primary if planted(Mutant::WriteBeforeTerm) => Role::Primary,
             Role::Fenced => Role::Fenced,
             // On the way down, or a promotion that was overtaken by a higher term.
             Role::Replica if persisted == Role::Primary => Role::Fenced,
             Role::Replica | Role::Primary => persisted,
+        }
+    }
+
+    /// The role that peers are told: a primary that is opening claims to be primary already, so
+    /// that its replicas need not connect again when it is.
+    #[must_use]
+    pub fn claimed_role(&self) -> Role {
+        match self.role() {
+            Role::Replica if self.is_opening() => Role::Primary,
+            role => role,
         }
     }
 
@@ -53,10 +66,11 @@ impl Volume {
     pub fn copy_status(&self) -> CopyStatus {
         let persisted = self.superblock.persisted();
         CopyStatus {
-            role: self.role(),
+            role: self.claimed_role(),
             term: persisted.term,
             incarnation: persisted.incarnation,
             tip: self.tip(),
+            tip_rank: self.journal.tip_rank(),
             anchored: self.anchored,
             progress: Progress {
                 received: self.tip().epoch,
@@ -146,7 +160,11 @@ impl Volume {
         let destage = self.destage_deadline();
         let waiting = self.waiters.oldest().filter(|_| self.may_degrade());
         let degrade = waiting.map(|since| since.plus_ms(self.config.peer_timeout_ms));
-        [seal, destage, degrade].into_iter().flatten().min()
+        let election = self.election.as_ref().and_then(Election::deadline);
+        [seal, destage, degrade, election]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// From now on nothing new is accepted.

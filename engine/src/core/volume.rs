@@ -21,6 +21,7 @@ use hn4::log::{CopyState, Role};
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK};
 
 use super::config::VolumeConfig;
+use super::election::Election;
 use super::event::{
     Action, Actions, Control, CopyStatus, Disk, Event, Failure, IoToken, Now, Request, RequestId,
     Time, Tip,
@@ -78,6 +79,10 @@ pub struct Volume {
     pub(super) anchored: Tip,
     pub(super) drains: VecDeque<RequestId>,
     pub(super) transition: Option<Transition>,
+    pub(super) election: Option<Election>,
+    /// An empty epoch is to be sealed, so that the end of the log shows whose it is.
+    pub(super) mark_term: bool,
+    pub(super) opened_alone: bool,
     pub(super) degraded: bool,
     scratch: Vec<u8>,
     last_status: Option<CopyStatus>,
@@ -113,6 +118,9 @@ impl Volume {
             anchored,
             drains: VecDeque::new(),
             transition: None,
+            election: None,
+            mark_term: false,
+            opened_alone: false,
             degraded: false,
             scratch: Vec::new(),
             last_status: None,
@@ -122,6 +130,7 @@ impl Volume {
         if !volume.journal.sealed.is_empty() {
             volume.dirty_since = Some(Time(0));
         }
+        volume.begin_opening();
         // Until a peer says what it has, it may need everything that is kept.
         let retained = volume.superblock.persisted().retained;
         volume
@@ -129,6 +138,21 @@ impl Volume {
             .iter_mut()
             .for_each(|peer| peer.set_hold(retained));
         volume
+    }
+
+    /// A primary that was restarted may have been replaced, or have lost a tail that its peers hold.
+    fn begin_opening(&mut self) {
+        let config = &self.config;
+        let needed = config.open_answers.min(config.peers);
+        let was_primary = self.superblock.persisted().role == Role::Primary;
+        // A volume that was never written to has nothing to miss.
+        if was_primary && self.tip().epoch > Epoch(0) {
+            if needed > 0 {
+                self.election = Some(Election::open(needed, config.start_alone_after_ms));
+            } else {
+                self.mark_term = config.peers > 0;
+            }
+        }
     }
 
     /// Takes an event. Actions are to be carried out in order before the next step.
@@ -151,6 +175,7 @@ impl Volume {
     /// Starts everything that is possible now.
     fn progress(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
         self.replica_progress(mem, out);
+        self.election_progress(now, out);
         self.transition_progress(mem, out);
         if self.failed.is_none() {
             self.try_seal(now, mem, out);
@@ -337,7 +362,8 @@ impl Volume {
     /// or age. If log or slots are short it stays open, and writers are held back.
     fn try_seal(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
         self.seal_blocked = false;
-        if self.overlay.open_is_empty() || self.role() != Role::Primary {
+        let nothing = self.overlay.open_is_empty() && !self.mark_term;
+        if nothing || self.role() != Role::Primary {
             return;
         }
         let aged = self
@@ -351,7 +377,7 @@ impl Volume {
             || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents
             || mem.free_slots() < 2 * self.config.reserve_slots;
         let group = wanted && !self.journal.is_writing();
-        if !(full || aged || group || self.seal_now()) {
+        if !(full || aged || group || self.mark_term || self.seal_now()) {
             return;
         }
         self.seal(now, mem, out);
@@ -416,6 +442,7 @@ impl Volume {
             head,
         });
         self.open_since = None;
+        self.mark_term = false;
         if planted(Mutant::AnchorBeforeDurable) {
             self.anchored = self.tip();
             self.announce_anchored(out);
@@ -500,6 +527,7 @@ impl Volume {
                 out.complete(id, Err(Failure::Io));
             }
         });
+        self.cancel_election("the volume has failed closed", out);
         let transition = self.transition.take().map(|transition| transition.id);
         for id in self.drains.drain(..).chain(transition) {
             let result = Err("the volume has failed closed".to_owned());
@@ -527,7 +555,11 @@ impl Volume {
                 self.waiters.control(now.time, epoch, id);
             }
             Control::Drain => self.drains.push_back(id),
-            Control::Promote { term } => self.promote(id, term, out),
+            Control::Promote {
+                term,
+                answers,
+                within_ms,
+            } => self.promote(id, term, (answers, within_ms), out),
             Control::Demote => self.demote(id, out),
         }
     }

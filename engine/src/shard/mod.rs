@@ -135,6 +135,8 @@ struct Shard {
     facts: Facts,
     stop_by: Option<Instant>,
     flush_only: bool,
+    /// Clients are let in.
+    accepts: bool,
 }
 
 /// Starts a shard and waits until it serves. `wake` is called on the shard's thread whenever the
@@ -185,9 +187,6 @@ impl Shard {
         for listen in &listen {
             listeners.push(open_listener(&mut engine.ring, listen)?);
         }
-        for (index, listener) in listeners.iter().enumerate() {
-            start_accept(&mut engine.ring, index, listener.file);
-        }
         let waker = engine.ring.waker();
         let shard = Self {
             engine,
@@ -201,6 +200,7 @@ impl Shard {
             facts,
             stop_by: None,
             flush_only: false,
+            accepts: false,
         };
         Ok((shard, waker))
     }
@@ -211,6 +211,7 @@ impl Shard {
         // Says what was recovered and starts what is left to do.
         self.engine.step(Event::Timer);
         loop {
+            self.let_in();
             self.engine.outbox.flush();
             if self.is_over() {
                 break;
@@ -244,6 +245,17 @@ impl Shard {
             .outbox
             .push(FromShard::Ended(result.map(|()| clean)));
         self.engine.outbox.flush();
+    }
+
+    /// Clients wait in the sockets' queues until it is known whether this node serves.
+    fn let_in(&mut self) {
+        if self.accepts || self.engine.volume.is_opening() {
+            return;
+        }
+        self.accepts = true;
+        for (index, listener) in self.listeners.iter().enumerate() {
+            start_accept(&mut self.engine.ring, index, listener.file);
+        }
     }
 
     fn timeout(&self) -> Option<Duration> {
@@ -422,6 +434,8 @@ impl Shard {
             degraded: volume.is_degraded(),
             proof_lag_bytes: volume.proof_lag_bytes(),
             proof_throttles: volume.is_proof_lagging(),
+            waits_for_peers: volume.waits_for_peers(),
+            opened_alone: volume.opened_alone(),
             waiting: volume.waiting(),
             dirty_bytes: volume.dirty_slots() as u64 * BLOCK_BYTES,
             overlay_bytes: self.engine.ring.arena().capacity() as u64 * BLOCK_BYTES,

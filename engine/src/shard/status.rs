@@ -5,7 +5,7 @@ use hn4::types::Epoch;
 
 use crate::core::event::{CopyStatus, Lag, Progress};
 use crate::core::recovery::RecoveryReport;
-use crate::core::{FailedClosed, Obstacle};
+use crate::core::{FailedClosed, Obstacle, Waiting};
 
 /// How a peer is doing, seen from here.
 #[derive(Clone, Debug)]
@@ -41,6 +41,10 @@ pub struct ShardStatus {
     pub proof_lag_bytes: u64,
     /// Clients are held back until proofs have caught up.
     pub proof_throttles: bool,
+    /// An opening after a restart, or a promotion, waits for answers of other copies.
+    pub waits_for_peers: Option<Waiting>,
+    /// The primary serves since its restart without having heard of its peers.
+    pub opened_alone: bool,
     /// Requests that wait for log or peers.
     pub waiting: usize,
     /// Bytes of the overlay in use.

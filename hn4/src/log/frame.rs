@@ -21,7 +21,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::record::{self, LaneEntry, Record, TableError};
 use super::{FORMAT_VERSION, LogIdentity, MAX_EPOCH_BYTES, MAX_EPOCH_RECORDS, MAX_LANES};
-use crate::types::{BLOCK_BYTES, ChainHash, Epoch, Incarnation, LogOffset, NodeId, Term};
+use crate::types::{BLOCK_BYTES, ChainHash, Epoch, Incarnation, LogOffset, NodeId, Rank, Term};
 
 const MAGIC: [u8; 8] = *b"HN4FRAME";
 const CHAIN_CONTEXT: &str = "hn4-replicad 2026 delta log frame header chain v1";
@@ -290,6 +290,15 @@ impl FrameHeader {
             return field("frame_bytes", self.frame_bytes);
         }
         Ok(())
+    }
+
+    /// Which opening of a primary sealed it.
+    #[must_use]
+    pub fn rank(&self) -> Rank {
+        Rank {
+            term: self.term.counter,
+            incarnation: self.incarnation,
+        }
     }
 
     /// Where the next frame starts.

@@ -11,7 +11,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{FORMAT_VERSION, LogIdentity};
-use crate::types::{ChainHash, Epoch, Incarnation, LogOffset, NodeId, Term, VolumeId};
+use crate::types::{ChainHash, Epoch, Incarnation, LogOffset, NodeId, Rank, Term, VolumeId};
 
 const MAGIC: [u8; 8] = *b"HN4DLTSB";
 
@@ -62,6 +62,8 @@ pub struct Superblock {
     pub retained_offset: LogOffset,
     /// Hash of the frame header of `retained`.
     pub retained_chain: ChainHash,
+    /// Who sealed `retained`; copies without any frame are compared by it.
+    pub retained_rank: Rank,
     /// Epochs up to this one were durable in this log when the superblock was written. Recovery
     /// that ends before it has found corruption, not a torn tail.
     pub durable: Epoch,
@@ -106,7 +108,9 @@ struct Wire {
     seed_from: U64,
     /// Epoch plus one; zero means that it is not known yet.
     seed_until: U64,
-    reserved: [u8; 276],
+    retained_term: U64,
+    retained_incarnation: U32,
+    reserved: [u8; 264],
     crc32c: U32,
 }
 
@@ -196,7 +200,9 @@ impl Superblock {
             seed_cursor: seed_cursor.into(),
             seed_from: seed_from.into(),
             seed_until: seed_until.into(),
-            reserved: [0; 276],
+            retained_term: self.retained_rank.term.into(),
+            retained_incarnation: self.retained_rank.incarnation.0.into(),
+            reserved: [0; 264],
             crc32c: U32::ZERO,
         };
         wire.crc32c = crc32c::crc32c(&wire.as_bytes()[..WIRE_BYTES - 4]).into();
@@ -237,6 +243,10 @@ impl Superblock {
             retained: Epoch(wire.retained.get()),
             retained_offset: LogOffset(wire.retained_offset.get()),
             retained_chain: ChainHash(wire.retained_chain),
+            retained_rank: Rank {
+                term: wire.retained_term.get(),
+                incarnation: Incarnation(wire.retained_incarnation.get()),
+            },
             durable: Epoch(wire.durable.get()),
             session: wire.session.get(),
             term: Term {
@@ -332,6 +342,10 @@ mod tests {
             retained: Epoch(5),
             retained_offset: LogOffset(4096),
             retained_chain: ChainHash([4; 32]),
+            retained_rank: Rank {
+                term: 2,
+                incarnation: Incarnation(1),
+            },
             durable: Epoch(12),
             session: 3,
             term: Term {

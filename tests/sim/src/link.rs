@@ -9,7 +9,7 @@
 
 use hn4::log::{CopyState, Role};
 use hn4::types::Term;
-use hn4_engine::core::event::{CopyStatus, FeedRefusal, PeerEvent, Tip};
+use hn4_engine::core::event::{CopyStatus, FeedRefusal, PeerEvent, PeerState, Tip};
 
 /// Lanes of a direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +29,20 @@ pub(crate) enum Message {
     Event(PeerEvent),
     /// A subscription was refused.
     Refused(FeedRefusal),
+}
+
+/// What a core is told of a peer's copy.
+#[must_use]
+pub(crate) fn peer_state(status: &CopyStatus) -> PeerState {
+    let filled = matches!(status.copy, CopyState::Seeding { until: Some(_), .. });
+    PeerState {
+        role: status.role,
+        term: status.term,
+        incarnation: status.incarnation,
+        tip: status.tip,
+        tip_rank: status.tip_rank,
+        usable: filled || status.copy == CopyState::Usable,
+    }
 }
 
 /// What was asked in this session.
@@ -95,6 +109,7 @@ impl Side {
             return News::Close;
         }
         let is_news = new.term != old.term
+            || new.incarnation != old.incarnation
             || new.tip.epoch < old.tip.epoch
             || std::mem::discriminant(&new.copy) != std::mem::discriminant(&old.copy);
         if is_news { News::Tell } else { News::None }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use hn4::log::{CopyState, LogIdentity, Role};
-use hn4::types::{Epoch, NodeId, Term};
+use hn4::types::{Epoch, NodeId, Rank, Term};
 use hn4_engine::arena::{SLOT_BYTES, SlotMemory};
 use hn4_engine::core::event::{Disk, Io, IoToken, RequestId, Seg, Tip};
 use hn4_engine::core::recovery::{self, NewLog, RecoveryError};
@@ -51,6 +51,8 @@ pub(crate) struct Live {
     pub(crate) open: Vec<Change>,
     /// End of the log after the last step.
     pub(crate) tip: Tip,
+    /// Who sealed it.
+    pub(crate) tip_rank: Rank,
     /// What reads must see; only while the copy is usable.
     pub(crate) view: Vec<Tag>,
     /// The copy was usable after the last step.
@@ -172,6 +174,7 @@ impl Node {
         });
         let (volume, report) = opened?;
         let tip = volume.tip();
+        let tip_rank = volume.copy_status().tip_rank;
         self.live = Some(Live {
             volume,
             mem,
@@ -179,6 +182,7 @@ impl Node {
             next_io: 0,
             open: Vec::new(),
             tip,
+            tip_rank,
             view: Vec::new(),
             usable: false,
             completed: Epoch(0),
@@ -334,6 +338,8 @@ fn config(plan: &Plan, index: usize, ring_bytes: u64) -> VolumeConfig {
     config.ack_peers = plan.ack_peers;
     config.on_degraded = plan.on_degraded;
     config.peers = plan.nodes - 1;
+    config.open_answers = plan.open_answers();
+    config.start_alone_after_ms = plan.start_alone_after_ms;
     config.replica_window_bytes = plan.window_bytes;
     config.seed_piece_bytes = plan.seed_piece_bytes;
     config.seed_flush_bytes = plan.seed_flush_bytes;

@@ -1,14 +1,13 @@
 //! The operator: brings disasters while the run is young, repairs as a person or an authority
 //! would, and at the end brings everything to rest.
 //!
-//! Promotion follows the rules of the design: peers first promise to refuse lower terms, then the
-//! one with the longest history is promoted in a term above that promise. With answers from
-//! n - k + 1 peers nothing that was acknowledged may be lost.
+//! Whichever copy is promoted asks the others itself. With answers from n - k + 1 copies nothing that
+//! was acknowledged may be lost.
 
 use hn4::log::{CopyState, Role};
-use hn4::types::{NodeId, Term};
-use hn4_engine::core::event::{Control, PeerEvent, PeerId, RequestId, Tip};
-use hn4_engine::core::{AckMode, Event, Obstacle};
+use hn4::types::Term;
+use hn4_engine::core::event::{Control, RequestId, Tip};
+use hn4_engine::core::{Event, Obstacle};
 
 use crate::world::{MS, Outcome, What, World, broken};
 
@@ -17,8 +16,6 @@ use crate::world::{MS, Outcome, What, World, broken};
 enum Failover {
     #[default]
     None,
-    /// Peers are asked to promise.
-    Collect { term: u64, until: u64 },
     /// One was asked to become primary.
     Promote { node: usize, boot: u64, until: u64 },
 }
@@ -40,6 +37,8 @@ pub(crate) struct Operator {
     /// The primary was demoted to hand over.
     hand_over: bool,
     disasters: u64,
+    /// Promotions that were tried since there was a primary.
+    attempts: u64,
     /// When the run became quiet.
     quiet_since: u64,
     /// Drains of the end that were not answered yet.
@@ -332,39 +331,54 @@ impl World {
         self.plan_in(MS, What::Restart { node });
     }
 
+    /// Asks a copy to become primary. The others are asked by its core.
     fn start_fail_over(&mut self) {
         if !matches!(self.operator.failover, Failover::None) {
             return;
         }
         let known = self.nodes.iter().filter_map(|node| node.live.as_ref());
         let known = known.map(|live| live.volume.superblock().term.counter);
-        let term = known.max().unwrap_or(0).max(self.operator.top_term) + 1;
-        self.operator.top_term = term + 1;
-        for node in 0..self.nodes.len() {
-            let live = self.nodes[node].live.as_ref();
-            if live.is_some_and(|live| live.volume.role() == Role::Replica) {
-                let node_id = NodeId::default();
-                let promise = PeerEvent::HigherTerm(Term {
-                    counter: term,
-                    node: node_id,
-                });
-                self.post(
-                    node,
-                    Event::Peer {
-                        peer: PeerId(0),
-                        event: promise,
-                    },
-                );
-            }
+        let counter = known.max().unwrap_or(0).max(self.operator.top_term) + 1;
+        let fit = self.nodes.iter().filter(|node| {
+            let volume = node.live.as_ref().map(|live| &live.volume);
+            volume.is_some_and(|volume| {
+                let usable = volume.superblock().copy == CopyState::Usable;
+                volume.role() == Role::Replica && !volume.is_opening() && usable
+            })
+        });
+        let fit: Vec<usize> = fit.map(|node| node.index).collect();
+        if fit.is_empty() {
+            return;
         }
-        let until = self.now + 500 * MS;
-        self.operator.failover = Failover::Collect { term, until };
+        let node = fit[self.rng.index(fit.len())];
+        self.operator.attempts += 1;
+        // With loss only if a person accepts it.
+        let stuck = self.quiet && self.operator.attempts > 20;
+        let accepts_loss = stuck || self.rng.one_in(if self.quiet { 0 } else { 6 });
+        let wanted = self.plan.promotion_answers();
+        let answers = if accepts_loss { 1 } else { wanted };
+        self.operator.top_term = counter;
+        self.operator.safe_term = if answers >= wanted { counter } else { 0 };
+        let within_ms = self.rng.log_between(50, 5000);
+        let (boot, until) = (self.nodes[node].boot, self.now + 20_000 * MS);
+        self.operator.failover = Failover::Promote { node, boot, until };
+        let term = Term {
+            counter,
+            node: crate::node::node_id(node),
+        };
+        let control = Control::Promote {
+            term,
+            answers,
+            within_ms,
+        };
+        self.control(node, control);
     }
 
     fn fail_over(&mut self) -> Outcome {
         if self.primary().is_some() {
             self.operator.headless_since = None;
             self.operator.hand_over = false;
+            self.operator.attempts = 0;
         } else {
             let since = *self.operator.headless_since.get_or_insert(self.now);
             let patience = if self.operator.hand_over {
@@ -373,61 +387,61 @@ impl World {
                 8000 * MS
             };
             if self.plan.nodes > 1 && self.now >= since + patience {
-                self.start_fail_over();
+                self.open_or_fail_over();
             }
         }
-        match self.operator.failover {
-            Failover::None => {}
-            Failover::Promote { node, boot, until } => {
-                if self.nodes[node].boot != boot || self.now > until {
-                    self.operator.failover = Failover::None;
-                }
-            }
-            Failover::Collect { term, until } => self.collect(term, until),
+        if let Failover::Promote { node, boot, until } = self.operator.failover
+            && (self.nodes[node].boot != boot || self.now > until)
+        {
+            self.operator.failover = Failover::None;
         }
         self.work_inbox()
     }
 
-    fn collect(&mut self, term: u64, until: u64) {
-        let usable = self.nodes.iter().filter_map(|node| {
-            let volume = &node.live.as_ref()?.volume;
-            let superblock = volume.superblock();
-            let fits = volume.role() == Role::Replica && superblock.copy == CopyState::Usable;
-            let promised = superblock.term.counter >= term;
-            fits.then_some((node.index, promised, volume.tip()))
+    /// A primary that waits for its peers may be told not to.
+    fn open_or_fail_over(&mut self) {
+        let opening = self.nodes.iter().find(|node| {
+            let live = node.live.as_ref();
+            live.is_some_and(|live| live.volume.is_opening())
         });
-        let usable: Vec<_> = usable.collect();
-        let all = usable.iter().all(|&(_, promised, _)| promised);
-        if !all && self.now < until {
-            return;
+        match opening.map(|node| node.index) {
+            Some(node) if self.rng.one_in(50) => {
+                let control = Control::Promote {
+                    term: Term::default(),
+                    answers: 1,
+                    within_ms: 0,
+                };
+                self.control(node, control);
+            }
+            _ => self.start_fail_over(),
         }
-        let answers: Vec<_> = usable.iter().filter(|answer| answer.1).collect();
-        let peers = self.plan.nodes - 1;
-        let wanted = match self.plan.ack_mode {
-            AckMode::Async => peers + 1,
-            AckMode::Received | AckMode::Durable => peers - self.plan.ack_peers + 1,
+    }
+
+    /// A step of a primary that waits for its peers is over: if it serves now, nothing that was
+    /// acknowledged may be missing.
+    pub(crate) fn note_opened(&mut self, node: usize) -> Outcome {
+        let Some(live) = &self.nodes[node].live else {
+            return Ok(());
         };
-        let safe = answers.len() >= wanted;
-        let longest = answers
-            .iter()
-            .max_by_key(|answer| self.oracle.length(answer.2));
-        self.operator.failover = Failover::None;
-        let Some(&&(node, ..)) = longest else {
-            return;
-        };
-        // With loss only if a person accepts it.
-        let accept = self.quiet || self.rng.one_in(3) || self.plan.ack_mode == AckMode::Async;
-        if !safe && !accept {
-            return;
+        if live.volume.is_opening() || live.volume.role() != Role::Primary {
+            return Ok(());
         }
-        self.operator.safe_term = if safe { term + 1 } else { 0 };
-        let (boot, until) = (self.nodes[node].boot, self.now + 20_000 * MS);
-        self.operator.failover = Failover::Promote { node, boot, until };
-        let term = Term {
-            counter: term + 1,
-            node: crate::node::node_id(node),
-        };
-        self.control(node, Control::Promote { term });
+        let (tip, alone) = (live.tip, live.volume.opened_alone());
+        let newest = live.volume.superblock().term.counter >= self.operator.current_term;
+        if newest && !alone && !self.oracle.holds(tip, self.oracle.received) {
+            let missing = self.oracle.received;
+            return broken(
+                "P1",
+                format!(
+                    "primary {node} opened with {tip:?} without what was received: {missing:?}"
+                ),
+            );
+        }
+        if alone {
+            // It may make peers drop what they hold and it does not.
+            self.oracle.received = self.oracle.promised;
+        }
+        Ok(())
     }
 
     /// The end of a run: all copies caught up, all drained.

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use hn4::types::{ChainHash, Epoch, Term};
+use hn4::types::{ChainHash, Epoch};
 use hn4_engine::core::event::Tip;
 
 use crate::disk::SECTOR;
@@ -31,7 +31,6 @@ pub(crate) struct Change {
 struct SealedEpoch {
     epoch: Epoch,
     parent: ChainHash,
-    term: u64,
     /// Some primary had it on its medium.
     durable: bool,
     changes: Vec<Change>,
@@ -64,11 +63,10 @@ impl Oracle {
     }
 
     /// A primary sealed an epoch.
-    pub(crate) fn sealed(&mut self, tip: Tip, parent: Tip, changes: Vec<Change>, term: Term) {
+    pub(crate) fn sealed(&mut self, tip: Tip, parent: Tip, changes: Vec<Change>) {
         let epoch = SealedEpoch {
             epoch: tip.epoch,
             parent: parent.chain,
-            term: term.counter,
             durable: false,
             changes,
         };
@@ -89,13 +87,6 @@ impl Oracle {
     pub(crate) fn was_durable(&self, place: Tip) -> bool {
         let epoch = self.epochs.get(&place.chain.0);
         epoch.map_or(place == Tip::default(), |epoch| epoch.durable)
-    }
-
-    /// How long a history is: first by the term of its last epoch.
-    #[must_use]
-    pub(crate) fn length(&self, tip: Tip) -> (u64, Epoch) {
-        let term = self.epochs.get(&tip.chain.0).map_or(0, |epoch| epoch.term);
-        (term, tip.epoch)
     }
 
     /// A node accepted a write in a term. Returns false if another node did so in the same term.

@@ -42,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) ack_peers: usize,
     /// If there are fewer.
     pub(crate) on_degraded: OnDegraded,
+    /// A restarted primary opens without its peers after this time.
+    pub(crate) start_alone_after_ms: Option<u64>,
     /// Credit of a replica.
     pub(crate) window_bytes: u64,
     /// Piece of a full copy.
@@ -91,6 +93,27 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// How many copies must answer, the candidate included, before nothing that was acknowledged
+    /// can be missed.
+    #[must_use]
+    pub(crate) fn promotion_answers(&self) -> usize {
+        match self.ack_mode {
+            AckMode::Async => self.nodes,
+            AckMode::Received | AckMode::Durable => self.nodes - self.ack_peers,
+        }
+    }
+
+    /// How many peers a restarted primary must hear.
+    #[must_use]
+    pub(crate) fn open_answers(&self) -> usize {
+        match self.ack_mode {
+            AckMode::Async => 1.min(self.nodes - 1),
+            AckMode::Received | AckMode::Durable => {
+                (self.nodes - self.ack_peers).min(self.nodes - 1)
+            }
+        }
+    }
+
     /// The plan of a seed.
     #[must_use]
     pub(crate) fn draw(rng: &mut Rng) -> Self {
@@ -118,6 +141,7 @@ impl Plan {
             ack_mode,
             ack_peers: if peers == 0 { 0 } else { 1 + rng.index(peers) },
             on_degraded: rng.pick(&[OnDegraded::Block, OnDegraded::Degrade]),
+            start_alone_after_ms: rng.pick(&[None, None, Some(100), Some(5000)]),
             window_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
             seed_piece_bytes: rng.pick(&[4, 16, 64]) * BLOCK_BYTES,
             seed_flush_bytes: rng.pick(&[1, 32, 128]) * BLOCK_BYTES,

@@ -27,6 +27,7 @@ impl World {
             return Ok(());
         };
         let role = live.volume.role();
+        let opening = live.volume.is_opening();
         let mut actions = Actions::default();
         live.volume.step(now, event, &mut live.mem, &mut actions);
         if is_timer
@@ -39,6 +40,9 @@ impl World {
             return broken("P9", detail);
         }
         self.observe(node, role)?;
+        if opening {
+            self.note_opened(node)?;
+        }
         let dies = self.dies_now(node);
         let keeps = if dies {
             self.rng.index(actions.list.len() + 1)
@@ -86,6 +90,7 @@ impl World {
         let status = live.volume.copy_status();
         let (before, tip) = (live.tip, status.tip);
         live.tip = tip;
+        let rank_before = std::mem::replace(&mut live.tip_rank, status.tip_rank);
         let was_usable = live.usable;
         // What a fenced primary shows of its open epoch is of no consequence: it will be dropped.
         live.usable = status.copy == CopyState::Usable && status.role != Role::Fenced;
@@ -102,15 +107,18 @@ impl World {
             return Ok(());
         };
         if tip != before {
-            if role == Role::Primary {
+            let began = live.volume.role() == Role::Primary && status.tip_rank != rank_before;
+            if role == Role::Primary || began {
                 let changes = std::mem::take(&mut live.open);
-                if tip.epoch != before.epoch.next() || changes.is_empty() {
+                // An epoch without changes marks the beginning of a term.
+                let marks = status.tip_rank != rank_before;
+                if tip.epoch != before.epoch.next() || (changes.is_empty() && !marks) {
                     return broken(
                         "P2",
                         format!("primary {node} went from {before:?} to {tip:?}"),
                     );
                 }
-                self.oracle.sealed(tip, before, changes, status.term);
+                self.oracle.sealed(tip, before, changes);
                 self.stats.epochs += 1;
             } else {
                 self.follow(node, before, tip)?;
@@ -311,6 +319,10 @@ impl World {
                 }
                 return;
             }
+            PeerMessage::Pull { tip, anchored } => {
+                let (tip, anchored) = (*tip, *anchored);
+                (Lane::Control, PeerEvent::Subscribe { tip, anchored })
+            }
             PeerMessage::Anchored(tip) => (Lane::Control, PeerEvent::Anchored(*tip)),
             PeerMessage::SeedStart(origin) => (Lane::Data, PeerEvent::SeedStart(*origin)),
             PeerMessage::SeedEnd { usable_after } => {
@@ -500,6 +512,7 @@ impl World {
         let status = live.volume.copy_status();
         live.usable = status.copy == CopyState::Usable && status.role != Role::Fenced;
         let (tip, usable) = (status.tip, live.usable);
+        let opening = live.volume.is_opening();
         if !self.oracle.knows(tip) {
             return broken(
                 "P2",
@@ -516,7 +529,7 @@ impl World {
             let detail = format!("node {node} promised {promise:?} and opened at {tip:?}");
             return broken("P1", detail);
         }
-        if status.role == Role::Primary {
+        if status.role == Role::Primary && !opening {
             // It may make peers drop what they hold and it does not.
             self.oracle.received = self.oracle.promised;
         }

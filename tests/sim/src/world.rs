@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use hn4::log::Role;
 use hn4::types::SECTORS_PER_BLOCK;
 use hn4_engine::core::Event;
-use hn4_engine::core::event::{Now, PeerId, RequestId, Time};
+use hn4_engine::core::event::{Now, PeerEvent, PeerId, RequestId, Time};
 
 use crate::clients::{Client, Pending};
-use crate::link::{Lane, Link, Message};
+use crate::link::{Lane, Link, Message, peer_state};
 use crate::node::Node;
 use crate::operator::Operator;
 use crate::oracle::{Oracle, fill};
@@ -444,12 +444,7 @@ impl World {
         PeerId(u8::try_from(other - usize::from(other > own)).expect("few nodes"))
     }
 
-    pub(crate) fn post_peer(
-        &mut self,
-        link: usize,
-        side: usize,
-        event: hn4_engine::core::event::PeerEvent,
-    ) {
+    pub(crate) fn post_peer(&mut self, link: usize, side: usize, event: PeerEvent) {
         let (node, peer) = (self.links[link].nodes[side], self.peer_id(link, side));
         self.post(node, Event::Peer { peer, event });
     }
@@ -488,9 +483,10 @@ impl World {
         });
         for (side, ours, theirs) in [(0, a, b), (1, b, a)] {
             self.links[link].sides[side].open(session, ours, theirs);
-            self.post_peer(link, side, hn4_engine::core::event::PeerEvent::Connected);
+            self.post_peer(link, side, PeerEvent::Connected);
+            self.post_peer(link, side, PeerEvent::State(peer_state(&theirs)));
             if let Some(term) = self.links[link].sides[side].higher_term() {
-                let event = hn4_engine::core::event::PeerEvent::HigherTerm(term);
+                let event = PeerEvent::HigherTerm(term);
                 self.post_peer(link, side, event);
             }
         }
@@ -551,6 +547,7 @@ impl World {
             }
             Message::State(status) => {
                 if self.links[link].sides[side].peer_changed(status) {
+                    self.post_peer(link, side, PeerEvent::State(peer_state(&status)));
                     self.ask(link, side);
                 } else {
                     self.end_session(link, session, side);
@@ -566,7 +563,7 @@ impl World {
         }
         self.links[link].sides[side].open = None;
         self.stats.disconnects += 1;
-        self.post_peer(link, side, hn4_engine::core::event::PeerEvent::Disconnected);
+        self.post_peer(link, side, PeerEvent::Disconnected);
         if self.links[link].sides[1 - side].open == Some(session) {
             let after = self.net_time() + if self.rng.one_in(3) { 20 * MS } else { 0 };
             let side = 1 - side;

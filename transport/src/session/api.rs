@@ -27,7 +27,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use hn4::types::{ChainHash, Epoch, Incarnation, LogOffset, NodeId, Term, VolumeId};
+use hn4::types::{ChainHash, Epoch, Incarnation, LogOffset, NodeId, Rank, Term, VolumeId};
 
 /// Identifies one session of a peer handle. Inputs that name an ended session are dropped, so that
 /// nothing meant for an old conversation leaks into the next one.
@@ -88,6 +88,8 @@ pub struct LocalState {
     pub incarnation: Incarnation,
     /// End of the log: last epoch with its chain hash.
     pub tip: Tip,
+    /// Which opening of a primary sealed the tip.
+    pub tip_rank: Rank,
     /// The last epoch that is known to be anchored.
     pub anchored: Tip,
     /// Every epoch up to this one is durable here.
@@ -235,28 +237,10 @@ pub enum Input {
         /// Our last anchored epoch.
         anchored: Tip,
     },
-    /// Ask the peer to promise that it will persistently refuse every lower term.
-    PromiseRequest {
-        /// The term that the asker wants to write in.
-        term: Term,
-    },
-    /// Answer to [`Output::PromiseRequest`], given after the promise is durable here.
-    Promise(Promise),
+    /// Ask this peer, which is primary, to hand over in order and become a replica.
+    StepDown,
     /// End the session. The driver makes a new one after its backoff.
     Close,
-}
-
-/// Answer to a request for a promise.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Promise {
-    /// The term that was asked about.
-    pub term: Term,
-    /// Whether it was promised.
-    pub granted: bool,
-    /// The highest term known to the answering node, which explains a refusal.
-    pub highest: Term,
-    /// End of the answering node's log.
-    pub tip: Tip,
 }
 
 /// From a session to the daemon.
@@ -347,13 +331,8 @@ pub enum Output {
         /// The higher term.
         term: Term,
     },
-    /// The peer asks for a promise to refuse every lower term; answer with [`Input::Promise`].
-    PromiseRequest {
-        /// The term that the peer wants to write in.
-        term: Term,
-    },
-    /// The peer's answer to [`Input::PromiseRequest`].
-    Promise(Promise),
+    /// The peer asks us to hand over in order: to write everything back and become a replica.
+    StepDown,
     /// The session can not be: something that both must agree on differs. Followed by `Closed`.
     Refused {
         /// What differs.

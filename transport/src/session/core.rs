@@ -324,10 +324,7 @@ impl Session {
                 self.inbound.expect_feed();
                 self.ask_peer(ControlMessage::Subscribe { tip, anchored });
             }
-            Input::PromiseRequest { term } => {
-                self.ask_peer(ControlMessage::PromiseRequest { term });
-            }
-            Input::Promise(promise) => self.ask_peer(ControlMessage::Promise(promise)),
+            Input::StepDown => self.ask_peer(ControlMessage::StepDown),
             Input::Close => self.close(CloseReason::Local, Some(ErrorMessage::Closing)),
             Input::FeedOpened { .. }
             | Input::FeedRefused(_)

@@ -169,8 +169,7 @@ impl Session {
             }
             ControlMessage::SeedAck { cursor_bytes } => Output::SeedAck { cursor_bytes },
             ControlMessage::TermNotice(term) => Output::HigherTerm { term },
-            ControlMessage::PromiseRequest { term } => Output::PromiseRequest { term },
-            ControlMessage::Promise(promise) => Output::Promise(promise),
+            ControlMessage::StepDown => Output::StepDown,
         };
         self.output(Some(Stream::Control), output);
         // A refusal may already be answered by the state: the copy was dropped meanwhile.

@@ -5,12 +5,12 @@
 //! end up in logs and status.
 
 use bytes::Bytes;
-use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Term, VolumeId};
+use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Rank, Term, VolumeId};
 use prost::Message;
 
 use super::{WireError, proto};
 use crate::session::api::{
-    AckState, CopyState, FeedRefusal, Field, FoundBy, LocalState, Promise, Refusal, Role, Tip,
+    AckState, CopyState, FeedRefusal, Field, FoundBy, LocalState, Refusal, Role, Tip,
 };
 use crate::session::capability::CapabilityList;
 
@@ -63,10 +63,7 @@ pub enum ControlMessage {
         data_sequence: u64,
     },
     State(Box<LocalState>),
-    PromiseRequest {
-        term: Term,
-    },
-    Promise(Promise),
+    StepDown,
 }
 
 impl ControlMessage {
@@ -118,15 +115,7 @@ impl ControlMessage {
                 data_sequence: *data_sequence,
             }),
             Self::State(state) => Body::State(state_to_wire(state)),
-            Self::PromiseRequest { term } => Body::PromiseRequest(proto::PromiseRequest {
-                term: Some(term_to_wire(*term)),
-            }),
-            Self::Promise(promise) => Body::Promise(proto::Promise {
-                term: Some(term_to_wire(promise.term)),
-                granted: promise.granted,
-                highest: Some(term_to_wire(promise.highest)),
-                tip: Some(tip_to_wire(promise.tip)),
-            }),
+            Self::StepDown => Body::StepDown(proto::StepDown {}),
         };
         proto::Control { body: Some(body) }.encode_to_vec()
     }
@@ -174,15 +163,7 @@ impl ControlMessage {
                     data_sequence: ack.data_sequence,
                 },
                 Body::State(state) => Self::State(Box::new(state_from_wire(state)?)),
-                Body::PromiseRequest(request) => Self::PromiseRequest {
-                    term: term_from_wire(request.term)?,
-                },
-                Body::Promise(promise) => Self::Promise(Promise {
-                    term: term_from_wire(promise.term)?,
-                    granted: promise.granted,
-                    highest: term_from_wire(promise.highest)?,
-                    tip: tip_from_wire(promise.tip)?,
-                }),
+                Body::StepDown(proto::StepDown {}) => Self::StepDown,
             },
         )
     }
@@ -399,6 +380,8 @@ fn state_to_wire(state: &LocalState) -> proto::State {
         applied: state.applied.0,
         copy: copy.into(),
         seed_cursor_bytes,
+        tip_term: state.tip_rank.term,
+        tip_incarnation: state.tip_rank.incarnation.0,
     }
 }
 
@@ -431,6 +414,10 @@ fn state_from_wire(state: proto::State) -> Result<LocalState, WireError> {
         term: term_from_wire(state.term)?,
         incarnation: Incarnation(state.incarnation),
         tip: tip_from_wire(state.tip)?,
+        tip_rank: Rank {
+            term: state.tip_term,
+            incarnation: Incarnation(state.tip_incarnation),
+        },
         anchored: tip_from_wire(state.anchored)?,
         durable: Epoch(state.durable),
         applied: Epoch(state.applied),

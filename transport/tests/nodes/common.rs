@@ -114,6 +114,7 @@ pub(crate) fn state(node: u8, role: Role) -> LocalState {
         },
         incarnation: Incarnation(1),
         tip: (Epoch(0), ChainHash::default()),
+        tip_rank: hn4::types::Rank::default(),
         anchored: (Epoch(0), ChainHash::default()),
         durable: Epoch(0),
         applied: Epoch(0),

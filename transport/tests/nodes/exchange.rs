@@ -4,7 +4,7 @@ use bytes::Bytes;
 use hn4::types::{ChainHash, Epoch, LogOffset};
 use hn4_transport::driver::{PeerHandle, TransportKind};
 use hn4_transport::session::{
-    AckState, CloseReason, CopyState, Field, FoundBy, Input, Output, PieceKind, Promise, SeedPiece,
+    AckState, CloseReason, CopyState, Field, FoundBy, Input, Output, PieceKind, SeedPiece,
 };
 
 use super::common::*;
@@ -14,7 +14,7 @@ over_each_transport!(
     a_long_transfer_needs_one_session_only,
     a_fresh_copy_is_seeded_and_then_follows_the_log,
     a_copy_of_another_size_is_refused_by_both_and_says_why,
-    a_promise_is_asked_for_and_given,
+    a_primary_is_asked_to_step_down,
     a_change_of_role_ends_the_session_and_the_next_one_knows_it,
     shutting_down_says_goodbye,
 );
@@ -228,33 +228,13 @@ async fn a_copy_of_another_size_is_refused_by_both_and_says_why(kind: TransportK
     assert!(at_alpha.found_by == FoundBy::Us || at_beta.found_by == FoundBy::Us);
 }
 
-async fn a_promise_is_asked_for_and_given(kind: TransportKind) {
+async fn a_primary_is_asked_to_step_down(kind: TransportKind) {
     let mut pair = Pair::start(kind).await;
-    let mut term = pair.alpha.state.borrow().term;
-    term.counter += 1;
     let hello = |output: &Output| matches!(output, Output::PeerState(_)).then_some(());
-    let (session, ()) = wait_for(&mut pair.to_beta, hello).await;
-    send(&pair.to_beta, session, Input::PromiseRequest { term }).await;
-    let (session, asked) = wait_for(&mut pair.to_alpha, |output| match output {
-        Output::PromiseRequest { term } => Some(*term),
-        _ => None,
-    })
-    .await;
-    assert_eq!(asked, term);
-    let tip = (Epoch(5), ChainHash([7; 32]));
-    let promise = Promise {
-        term,
-        granted: true,
-        highest: term,
-        tip,
-    };
-    send(&pair.to_alpha, session, Input::Promise(promise)).await;
-    let (_, answer) = wait_for(&mut pair.to_beta, |output| match output {
-        Output::Promise(promise) => Some(*promise),
-        _ => None,
-    })
-    .await;
-    assert_eq!(answer, promise);
+    let (session, ()) = wait_for(&mut pair.to_alpha, hello).await;
+    send(&pair.to_alpha, session, Input::StepDown).await;
+    let asked = |output: &Output| matches!(output, Output::StepDown).then_some(());
+    wait_for(&mut pair.to_beta, asked).await;
 }
 
 async fn a_change_of_role_ends_the_session_and_the_next_one_knows_it(kind: TransportKind) {

@@ -98,7 +98,6 @@ proptest! {
         use crate::wire::control::{ControlMessage, Hello};
         let tip = (Epoch(3), ChainHash([1; 32]));
         let term = Term { counter: 2, node: NodeId([1; 16]) };
-        let promise = Promise { term, granted: true, highest: term, tip };
         let state = Box::new(primary());
         let protocol = (1, 1);
         let hello = Hello { protocol, capabilities: capability::offered(), state: primary() };
@@ -113,8 +112,8 @@ proptest! {
             ControlMessage::SeedAck { cursor_bytes: 0 },
             ControlMessage::FrameAck { control_sequence: 1, data_sequence: 0 },
             ControlMessage::State(state),
-            ControlMessage::PromiseRequest { term },
-            ControlMessage::Promise(promise),
+            ControlMessage::TermNotice(term),
+            ControlMessage::StepDown,
         ];
         let (mut end, mut control, _) = liar();
         for index in order {

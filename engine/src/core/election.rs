@@ -1,0 +1,298 @@
+//! Decisions that need the other copies: a promotion, and a primary's opening after a restart.
+//!
+//! Both take the same steps. A peer says by its state which term it obeys, and has that term on its
+//! medium: from then on it refuses every lower one. Once enough peers obey ours, the copy whose log
+//! has the highest rank, and among equal ranks the longest one, holds everything that was ever
+//! acknowledged; if that is not us, we pull its tail first. Acknowledgements wait for k of n peers,
+//! so that n - k + 1 of the n + 1 copies always include one that has it all.
+//!
+//! An opening primary takes only what continues its own log: in its own term nobody else can have
+//! written, so a tail that does not continue it is one of its own that it has replaced since.
+//!
+//! Not here: how many answers are needed (policy), and the change of role itself.
+
+use hn4::log::Role;
+use hn4::types::{Epoch, Rank, Term};
+
+use super::event::{Action, Actions, Now, PeerId, PeerMessage, PeerState, RequestId, Time};
+use super::feed::peer_id;
+use super::replica::ReplicaState;
+use super::volume::Volume;
+
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    /// The primary of the present term was restarted.
+    Open,
+    /// This node is to be primary in a new term.
+    Promote { id: RequestId, term: Term },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Election {
+    purpose: Purpose,
+    /// Peers that must answer.
+    needed: usize,
+    /// It goes on without them.
+    waived: bool,
+    within_ms: Option<u64>,
+    until: Option<Time>,
+    /// Whose tail is being pulled.
+    source: Option<PeerId>,
+    /// Their tail does not continue ours.
+    unfit: Vec<PeerId>,
+}
+
+/// How far the decision is, for status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    /// Peers that answered.
+    pub answers: usize,
+    /// Peers that must.
+    pub needed: usize,
+}
+
+impl Election {
+    fn new(purpose: Purpose, needed: usize, within_ms: Option<u64>) -> Self {
+        Self {
+            purpose,
+            needed,
+            waived: false,
+            within_ms,
+            until: None,
+            source: None,
+            unfit: Vec::new(),
+        }
+    }
+
+    /// A primary waits for its peers before it serves.
+    pub(super) fn open(needed: usize, within_ms: Option<u64>) -> Self {
+        Self::new(Purpose::Open, needed, within_ms)
+    }
+
+    /// A replica asks to be obeyed in a new term.
+    pub(super) fn promote(id: RequestId, term: Term, needed: usize, within_ms: u64) -> Self {
+        Self::new(Purpose::Promote { id, term }, needed, Some(within_ms))
+    }
+
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.until
+    }
+
+    /// The request that waits for it.
+    pub(super) fn request(&self) -> Option<RequestId> {
+        match self.purpose {
+            Purpose::Open => None,
+            Purpose::Promote { id, .. } => Some(id),
+        }
+    }
+
+    /// One's own answer is enough.
+    pub(super) fn waive(&mut self) {
+        self.waived = true;
+    }
+}
+
+impl Volume {
+    /// Whether this node was primary when it stopped, and waits to hear that it still is.
+    #[must_use]
+    pub fn is_opening(&self) -> bool {
+        self.election
+            .as_ref()
+            .is_some_and(|election| matches!(election.purpose, Purpose::Open))
+    }
+
+    /// Whether this primary serves since its restart without having heard of its peers: one of
+    /// them may hold a tail that was lost here, or have been promoted.
+    #[must_use]
+    pub fn opened_alone(&self) -> bool {
+        self.opened_alone
+    }
+
+    /// What an opening or a promotion waits for, if one is under way.
+    #[must_use]
+    pub fn waits_for_peers(&self) -> Option<Waiting> {
+        let election = self.election.as_ref()?;
+        Some(Waiting {
+            answers: self.answering().count(),
+            needed: election.needed,
+        })
+    }
+
+    fn election_term(&self, election: &Election) -> Term {
+        match election.purpose {
+            Purpose::Open => self.superblock.persisted().term,
+            Purpose::Promote { term, .. } => term,
+        }
+    }
+
+    /// Peers that obey the term of the election. A copy that is not usable never acknowledged
+    /// anything, so for a promotion it is no answer; but neither can it have been promoted, which is
+    /// what an opening asks.
+    fn answering(&self) -> impl Iterator<Item = (PeerId, PeerState)> {
+        let election = self.election.as_ref();
+        let wanted = election.map(|election| (self.election_term(election), election.purpose));
+        self.peers
+            .iter()
+            .enumerate()
+            .filter_map(move |(index, peer)| {
+                let (term, purpose) = wanted?;
+                let state = peer.state().filter(|state| state.term == term)?;
+                let counts = state.usable || matches!(purpose, Purpose::Open);
+                counts.then_some((peer_id(index), state))
+            })
+    }
+
+    /// The peer whose history goes beyond ours, if there is one.
+    fn longer(&self, election: &Election) -> Option<PeerId> {
+        let ours = (self.journal.tip_rank(), self.tip().epoch);
+        let place = |state: &PeerState| -> (Rank, Epoch) { (state.tip_rank, state.tip.epoch) };
+        let fit = |(id, state): &(PeerId, PeerState)| state.usable && !election.unfit.contains(id);
+        let best = self.answering().filter(fit);
+        let best = best.max_by_key(|(_, state)| place(state))?;
+        (place(&best.1) > ours).then_some(best.0)
+    }
+
+    pub(super) fn election_progress(&mut self, now: Now, out: &mut Actions) {
+        let Some(election) = &mut self.election else {
+            return;
+        };
+        if let Some(ms) = election.within_ms.take() {
+            election.until = Some(now.time.plus_ms(ms));
+        }
+        let late = election.until.is_some_and(|until| now.time >= until);
+        if late && matches!(election.purpose, Purpose::Open) {
+            election.waive();
+            election.until = None;
+        }
+        let Some(election) = &self.election else {
+            return;
+        };
+        let obeyed = self.superblock.persisted().term == self.election_term(election);
+        let enough = self.answering().count() >= election.needed;
+        let alone = election.waived;
+        if obeyed && (enough || alone) {
+            match self.longer(election) {
+                Some(peer) if !alone => self.pull_from(peer, out),
+                _ => self.elected(alone && !enough, out),
+            }
+        }
+        if late {
+            self.not_elected(out);
+        }
+    }
+
+    fn pull_from(&mut self, peer: PeerId, out: &mut Actions) {
+        let (tip, anchored) = (self.tip(), self.anchored);
+        let busy = self.replica.truncate_to.is_some();
+        if let Some(election) = &mut self.election
+            && election.source != Some(peer)
+            && !busy
+        {
+            election.source = Some(peer);
+            self.replica.source = Some(peer);
+            out.peer(peer, PeerMessage::Pull { tip, anchored });
+        }
+    }
+
+    /// The tail was cut back, or the peer is gone: whoever is asked next is asked anew.
+    pub(super) fn pull_again(&mut self) {
+        if let Some(election) = &mut self.election {
+            election.source = None;
+        }
+    }
+
+    /// The peer says that its log does not continue ours. Returns whether that settles it.
+    pub(super) fn pull_refused(&mut self, peer: PeerId) -> bool {
+        let Some(election) = self.election.as_mut() else {
+            return false;
+        };
+        if !matches!(election.purpose, Purpose::Open) || election.source != Some(peer) {
+            return false;
+        }
+        election.source = None;
+        election.unfit.push(peer);
+        true
+    }
+
+    /// Ours is the history.
+    fn elected(&mut self, alone: bool, out: &mut Actions) {
+        let settled = self.journal.durable() == self.tip().epoch && self.replica.is_settled();
+        let Some(election) = self.election.take_if(|_| settled) else {
+            return;
+        };
+        match election.purpose {
+            Purpose::Promote { id, term } => self.take_over(id, term),
+            Purpose::Open => {
+                self.anchored = self.tip();
+                self.mark_term = true;
+                self.opened_alone = alone;
+                self.replica = ReplicaState::default();
+                self.answer_waiting(out);
+            }
+        }
+    }
+
+    /// Time is up.
+    fn not_elected(&mut self, out: &mut Actions) {
+        let waiting = self.waits_for_peers();
+        let Some(election) = &self.election else {
+            return;
+        };
+        let (Purpose::Promote { id, term }, Some(waiting)) = (election.purpose, waiting) else {
+            return;
+        };
+        let why = match election.source {
+            Some(_) => "another copy has a longer history than this node, and did not send it in \
+                        time"
+                .to_owned(),
+            None => format!(
+                "{} of the {} other copies that are needed promised to obey term {term}; what \
+                 only the others have would be lost",
+                waiting.answers, waiting.needed
+            ),
+        };
+        self.election = None;
+        let result = Err(why);
+        out.push(Action::ControlDone { id, result });
+    }
+
+    /// Ends an election that something else has overtaken.
+    pub(super) fn cancel_election(&mut self, why: &str, out: &mut Actions) {
+        let request = self.election.take().and_then(|election| election.request());
+        if let Some(id) = request {
+            let result = Err(why.to_owned());
+            out.push(Action::ControlDone { id, result });
+        }
+    }
+
+    /// Whether a peer may read our log although we are not primary: it asks to be obeyed in the term
+    /// that we have promised to obey.
+    pub(super) fn may_pull(&self, peer: PeerId) -> bool {
+        let term = self.superblock.persisted().term;
+        let state = self
+            .peers
+            .get(usize::from(peer.0))
+            .and_then(|peer| peer.state());
+        matches!(self.role(), Role::Replica | Role::Fenced)
+            && state.is_some_and(|state| state.term == term)
+    }
+
+    pub(super) fn peer_state(&mut self, id: PeerId, state: PeerState) {
+        if let Some(peer) = self.peers.get_mut(usize::from(id.0)) {
+            peer.set_state(state);
+        }
+    }
+
+    /// The rank of what the source of a full copy sends: it seals its term's first epoch before it
+    /// sends anything.
+    pub(super) fn rank_of_source(&self) -> Rank {
+        let source = self.replica.source;
+        let peer = source.and_then(|id| self.peers.get(usize::from(id.0)));
+        let state = peer.and_then(|peer| peer.state());
+        Rank {
+            term: self.superblock.persisted().term.counter,
+            incarnation: state.map(|state| state.incarnation).unwrap_or_default(),
+        }
+    }
+}
