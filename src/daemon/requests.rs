@@ -15,6 +15,8 @@ use crate::control::report;
 
 /// A volume has this long to answer; it takes microseconds unless its thread is stuck.
 const ANSWER: Duration = Duration::from_secs(5);
+/// A primary that says nothing for so long may be replaced.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 /// How often a waiting request looks again.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -194,9 +196,7 @@ impl Volume {
         let Some(report) = self.report().await else {
             return error(what, "the volume does not answer", "see the daemon's log");
         };
-        if let Some(primary) = self.primary(&report)
-            && !accept_loss
-        {
+        if !accept_loss && let Some(primary) = self.living_primary(&report).await {
             let why = format!("{primary} is primary and connected; its clients would be cut off");
             let next = format!("for an orderly change: hn4ctl switchover {name}");
             return error(what, why, next);
@@ -236,12 +236,22 @@ impl Volume {
         error(what, why, next)
     }
 
-    /// Name of the connected peer that is primary.
-    fn primary(&self, report: &Report) -> Option<&str> {
+    /// Name of the peer that is primary and gives a sign of life. A connection alone proves
+    /// nothing: that a node was killed is noticed only seconds later.
+    async fn living_primary(&self, report: &Report) -> Option<&str> {
         let index = report
             .roles
             .iter()
             .position(|&role| role == Some(Role::Primary))?;
+        let (reply, answer) = oneshot::channel();
+        self.asks
+            .send(Ask::Ping { peer: index, reply })
+            .await
+            .ok()?;
+        tokio::time::timeout(SIGN_OF_LIFE, answer)
+            .await
+            .ok()?
+            .ok()?;
         Some(self.section.peers.get(index)?.name.as_str())
     }
 

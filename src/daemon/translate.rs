@@ -117,6 +117,7 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
         Output::FeedOpened { .. }
         | Output::SeedAck { .. }
         | Output::StepDown
+        | Output::Alive
         | Output::Refused { .. }
         | Output::Closed { .. } => return None,
     })

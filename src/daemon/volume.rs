@@ -32,6 +32,11 @@ pub(super) enum Ask {
     },
     /// Ask this peer, which is primary, to hand over.
     StepDown { peer: usize },
+    /// Ask this peer for a sign of life. The reply is dropped if there is none.
+    Ping {
+        peer: usize,
+        reply: oneshot::Sender<()>,
+    },
     /// Flush the log, drain for at most so many milliseconds, end.
     Stop { drain_ms: u64 },
 }
@@ -62,6 +67,8 @@ struct Peer {
     to: mpsc::UnboundedSender<ToSession>,
     session: Option<SessionId>,
     role: Option<Role>,
+    /// Who waits for a sign of life.
+    alive: Option<oneshot::Sender<()>>,
     link: watch::Receiver<LinkStatus>,
     /// Why the last session was refused or ended.
     last_words: String,
@@ -290,8 +297,16 @@ impl VolumeTask {
                 }
             }
             Output::StepDown => return self.step_down(index),
+            Output::Alive => {
+                if let Some(reply) = peer.alive.take() {
+                    // Who asked may be gone.
+                    let _ = reply.send(());
+                }
+                return;
+            }
             Output::Closed { reason } => {
                 peer.role = None;
+                peer.alive = None;
                 if peer.session.take().is_some() {
                     tracing::info!(volume = %self.name, peer = %peer.name, %reason, "disconnected");
                 }
@@ -315,6 +330,15 @@ impl VolumeTask {
             session: session.0,
             event,
         });
+    }
+
+    /// Says something to the peer's present session, if there is one.
+    fn tell_peer(&self, index: usize, input: Input) {
+        let peer = self.peers.get(index).and_then(Option::as_ref);
+        if let Some(session) = peer.and_then(|peer| peer.session) {
+            let peer = PeerId(u8::try_from(index).unwrap_or(u8::MAX));
+            self.tell_session(peer, session.0, input);
+        }
     }
 
     /// A peer that is to be primary asks this node, which is, to hand over in order.
@@ -356,12 +380,12 @@ impl VolumeTask {
                     },
                 });
             }
-            Ask::StepDown { peer } => {
-                let session = self.peers.get(peer).and_then(Option::as_ref);
-                if let Some(session) = session.and_then(|peer| peer.session) {
-                    let peer = PeerId(u8::try_from(peer).unwrap_or(u8::MAX));
-                    self.tell_session(peer, session.0, Input::StepDown);
+            Ask::StepDown { peer } => self.tell_peer(peer, Input::StepDown),
+            Ask::Ping { peer, reply } => {
+                if let Some(Some(peer)) = self.peers.get_mut(peer) {
+                    peer.alive = Some(reply);
                 }
+                self.tell_peer(peer, Input::Ping);
             }
             Ask::Stop { drain_ms } => self.shard.send(ToShard::Stop { drain_ms }),
         }
@@ -418,6 +442,7 @@ fn connect(index: usize, handle: PeerHandle, merged: mpsc::Sender<(usize, FromSe
         to,
         session: None,
         role: None,
+        alive: None,
         link,
         last_words: String::new(),
     }

@@ -237,6 +237,8 @@ pub enum Input {
         /// Our last anchored epoch.
         anchored: Tip,
     },
+    /// Ask the peer for a sign of life at once; [`Output::Alive`] is the answer.
+    Ping,
     /// Ask this peer, which is primary, to hand over in order and become a replica.
     StepDown,
     /// End the session. The driver makes a new one after its backoff.
@@ -331,6 +333,8 @@ pub enum Output {
         /// The higher term.
         term: Term,
     },
+    /// Answer to [`Input::Ping`].
+    Alive,
     /// The peer asks us to hand over in order: to write everything back and become a replica.
     StepDown,
     /// The session can not be: something that both must agree on differs. Followed by `Closed`.

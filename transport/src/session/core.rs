@@ -84,6 +84,8 @@ pub(super) struct Liveness {
     pub(super) last_heard: Duration,
     pub(super) ping_sent: Option<Duration>,
     pub(super) pings: u64,
+    /// The daemon waits for the answer to this one.
+    pub(super) asked: Option<u64>,
     pub(super) round_trip: Option<Duration>,
 }
 
@@ -118,6 +120,7 @@ impl Session {
             last_heard: now,
             ping_sent: None,
             pings: 0,
+            asked: None,
             round_trip: None,
         };
         Self {
@@ -323,6 +326,11 @@ impl Session {
             Input::Subscribe { tip, anchored } => {
                 self.inbound.expect_feed();
                 self.ask_peer(ControlMessage::Subscribe { tip, anchored });
+            }
+            Input::Ping => {
+                self.liveness.pings += 1;
+                self.liveness.asked = Some(self.liveness.pings);
+                self.control.ping(self.liveness.pings);
             }
             Input::StepDown => self.ask_peer(ControlMessage::StepDown),
             Input::Close => self.close(CloseReason::Local, Some(ErrorMessage::Closing)),

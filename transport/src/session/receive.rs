@@ -86,6 +86,15 @@ impl Session {
     }
 
     fn heartbeat(&mut self, now: Duration, heartbeat: Heartbeat) {
+        if heartbeat.answer
+            && self
+                .liveness
+                .asked
+                .take_if(|id| *id <= heartbeat.id)
+                .is_some()
+        {
+            self.output(None, Output::Alive);
+        }
         if !heartbeat.answer {
             self.control.pong(heartbeat.id);
         } else if heartbeat.id == self.liveness.pings
