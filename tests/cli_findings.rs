@@ -8,10 +8,10 @@ use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Term, VolumeId};
 use hn4_engine::core::event::{CopyStatus, Disk, Lag, Progress, Tip};
 use hn4_engine::core::recovery::RecoveryReport;
 use hn4_engine::core::{FailedClosed, Obstacle};
-use hn4_engine::shard::{PeerStatus, ShardStatus};
+use hn4_engine::shard::{PeerLags, PeerStatus, ShardStatus};
 use hn4_replicad::cli::show;
 use hn4_replicad::config::{Config, VolumeSection};
-use hn4_replicad::control::api::{CopyReport, Finding, Health, NodeStatus, VolumeReport};
+use hn4_replicad::control::api::{CopyReport, Finding, Health, NodeStatus, Stage, VolumeReport};
 use hn4_replicad::control::report;
 use hn4_transport::driver::LinkStatus;
 
@@ -89,7 +89,13 @@ fn ideal() -> ShardStatus {
             seeding_bytes: None,
             sent: all,
             progress,
-            lag: Lag::default(),
+            lags: PeerLags {
+                sent: Some(Lag::default()),
+                received: Some(Lag::default()),
+                durable: Some(Lag::default()),
+                proven: Some(Lag::default()),
+                applied: Some(Lag::default()),
+            },
         }],
         recovery: RecoveryReport {
             checkpoint: all,
@@ -431,30 +437,36 @@ fn the_worst_finding_comes_first_and_decides_the_health() {
 }
 
 #[test]
-fn lag_is_told_where_it_is_measured_and_nowhere_made_up() {
+fn lag_is_told_for_each_stage_and_not_made_up_where_the_log_has_ended() {
     let mut status = ideal();
     status.peers[0].progress.durable = Epoch(97);
     status.peers[0].progress.applied = Epoch(90);
-    status.peers[0].lag = Lag {
-        epochs: 3,
+    status.peers[0].lags.durable = Some(Lag {
         bytes: 5 << 20,
         ms: 1500,
-    };
+    });
+    status.peers[0].lags.applied = None;
     let report = seen(&status, "");
     let progress = report.peers[0].progress.clone().expect("a primary knows");
-    let durable = &progress.durable;
-    assert_eq!(
-        (durable.lag_epochs, durable.lag_bytes, durable.lag_ms),
-        (3, Some(5 << 20), Some(1500))
-    );
-    assert_eq!(
-        (progress.applied.lag_epochs, progress.applied.lag_ms),
-        (10, None)
-    );
-    assert_eq!(
-        (progress.sent.lag_epochs, progress.sent.lag_ms),
-        (0, Some(0))
-    );
+    let figures = |stage: &Stage| (stage.lag_epochs, stage.lag_bytes, stage.lag_ms);
+    assert_eq!(figures(&progress.durable), (3, Some(5 << 20), Some(1500)));
+    assert_eq!(figures(&progress.applied), (10, None, None));
+    assert_eq!(figures(&progress.sent), (0, Some(0), Some(0)));
+    let node = NodeStatus {
+        node: "alpha".to_owned(),
+        node_id: NodeId([5; 16]).to_string(),
+        version: "0.1.0".to_owned(),
+        uptime_ms: 1,
+        volumes: vec![report],
+    };
+    let text = show::node(&node);
+    for words in [
+        "durable  is behind by 3 epochs, 5.0 MiB, 1.5 s",
+        "applied  is behind by 10 epochs, more than the log still holds",
+    ] {
+        assert!(text.contains(words), "{words:?} is missing in:\n{text}");
+    }
+    assert!(!text.contains("sent     is behind"), "{text}");
     let replica = seen(&replica(CopyState::Usable), "");
     assert_eq!(
         replica.peers[0].progress, None,

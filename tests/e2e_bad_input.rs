@@ -6,13 +6,23 @@ use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use common::{LIMIT, folder, lonely, oracle, pair, program, running_pair, single};
+use common::disk::Loop;
+use common::{LIMIT, folder, lonely, oracle, pair, program, running_pair, single, succeed, tool};
 use hn4_replicad::config::Config;
 use hn4_replicad::control::Request;
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
-use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME};
+use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, make_nodes};
+
+fn alone() -> Plan {
+    Plan {
+        alone: true,
+        policy: String::new(),
+        ..plan()
+    }
+}
 
 fn plan() -> Plan {
     Plan {
@@ -324,14 +334,183 @@ fn files_in_memory_are_refused_before_anything_is_written() {
         return common::missing("/dev/shm");
     }
     let place = tempfile::tempdir_in(memory).expect("a folder in memory");
-    let plan = Plan {
-        alone: true,
-        policy: String::new(),
-        ..plan()
-    };
-    let error = hn4_replicad::quickstart::rig::make_nodes(place.path(), program(), &plan)
-        .expect_err("tmpfs keeps no promise");
+    let error = make_nodes(place.path(), program(), &alone()).expect_err("tmpfs keeps no promise");
     assert_says(&format!("{error:#}"), &["memory"]);
     let leftover = std::fs::metadata(place.path().join("alpha/log"));
     assert!(leftover.is_err(), "a log was made");
+}
+
+/// A small file system on a loop device over a file; taken down when dropped.
+struct SmallDisk {
+    mount: std::path::PathBuf,
+    _device: Loop,
+}
+
+impl SmallDisk {
+    /// `None`, said aloud, where that is not possible.
+    fn new(place: &Path, mib: u64, options: &str) -> Option<Self> {
+        let file = place.join("small.img");
+        std::fs::File::create(&file)
+            .and_then(|file| file.set_len(mib << 20))
+            .expect("a file");
+        succeed(tool("mke2fs")?.args(["-q", "-t", "ext4"]).arg(&file));
+        let device = Loop::over(&file, &[])?;
+        let mount = place.join("small");
+        std::fs::create_dir_all(&mount).expect("a folder");
+        let mut command = Command::new("mount");
+        command.args(["-t", "ext4", "-o", options]);
+        succeed(command.arg(&device.device).arg(&mount));
+        Some(Self {
+            mount,
+            _device: device,
+        })
+    }
+
+    /// Leaves no room for one more block.
+    fn fill_up(&self) {
+        let mut file = std::fs::File::create(self.mount.join("ballast")).expect("a file");
+        let mut piece = vec![1; 1 << 16];
+        while !piece.is_empty() {
+            if file.write_all(&piece).is_err() {
+                piece.truncate(piece.len() / 2);
+            }
+        }
+        // Writes are delayed; the disk is full when they have arrived.
+        let _ = file.sync_all();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The loop device goes with its last user.
+        let _ = Command::new("umount").arg("-l").arg(&self.mount).output();
+    }
+}
+
+#[test]
+fn a_log_that_does_not_fit_on_its_disk_is_refused_and_leaves_nothing() {
+    let place = folder();
+    let Some(disk) = SmallDisk::new(place.path(), 16, "rw") else {
+        return;
+    };
+    let error = make_nodes(&disk.mount, program(), &alone()).expect_err("24 MiB do not fit in 16");
+    assert_says(&format!("{error:#}"), &["log", "No space left"]);
+    for name in ["alpha/log", "alpha/backing"] {
+        assert!(
+            std::fs::metadata(disk.mount.join(name)).is_err(),
+            "{name} was left"
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_under_a_sparse_backing_fails_closed_and_loses_nothing() {
+    let place = folder();
+    let Some(disk) = SmallDisk::new(place.path(), 40, "rw") else {
+        return;
+    };
+    let mut node = single(place.path(), plan());
+    let backing = disk.mount.join("backing");
+    std::fs::copy(node.backing(), &backing).expect("copied");
+    let size = std::fs::metadata(node.backing()).expect("a backing").len();
+    std::fs::File::create(&backing)
+        .and_then(|file| file.set_len(size))
+        .expect("a sparse file");
+    std::fs::remove_file(node.backing()).expect("removed");
+    std::os::unix::fs::symlink(&backing, node.backing()).expect("a link");
+    node.start().expect("it serves");
+    disk.fill_up();
+    let mut client = node.client().expect("a client");
+    client
+        .write(8192, &[9; 4096], true)
+        .expect("the log has room");
+    assert!(
+        node.drain().is_err(),
+        "there is no room for it in the backing"
+    );
+    let state = node.report().expect("a report");
+    assert!(
+        state
+            .findings
+            .iter()
+            .any(|finding| finding.state == "failed-closed"),
+        "{state:?}"
+    );
+    let refused = client.write(0, &[1; 512], false);
+    assert!(refused.is_err(), "P5: no more writes");
+    assert_eq!(client.read(8192, 4096).expect("reads go on"), vec![9; 4096]);
+    node.kill().expect("killed");
+    std::fs::remove_file(disk.mount.join("ballast")).expect("room is made");
+    node.start().expect("it opens again");
+    let mut client = node.client().expect("a client");
+    assert_eq!(client.read(8192, 4096).expect("read"), vec![9; 4096]);
+    node.drain().expect("now there is room");
+}
+
+#[test]
+fn a_full_disk_under_the_state_directory_is_named_and_costs_nothing() {
+    let place = folder();
+    let Some(disk) = SmallDisk::new(place.path(), 4, "rw") else {
+        return;
+    };
+    let mut node = single(place.path(), plan());
+    let state = disk.mount.join("state");
+    succeed(
+        Command::new("cp")
+            .arg("-a")
+            .arg(node.folder.join("state"))
+            .arg(&state),
+    );
+    std::fs::remove_dir_all(node.folder.join("state")).expect("removed");
+    std::os::unix::fs::symlink(&state, node.folder.join("state")).expect("a link");
+    write_and_kill(&mut node);
+    disk.fill_up();
+    // Whether it opens depends on whether it has to write there; either is said and right.
+    if let Err(error) = node.start() {
+        assert_says(&format!("{error:#}"), &["state", "No space left"]);
+        std::fs::remove_file(disk.mount.join("ballast")).expect("room is made");
+        node.start().expect("it opens");
+    }
+    let mut client = node.client().expect("a client");
+    assert_eq!(client.read(4096, 4096).expect("read"), vec![7; 4096]);
+}
+
+#[test]
+fn a_file_system_without_direct_writes_is_refused() {
+    let place = folder();
+    // With all data in its journal ext4 goes through the page cache whatever it is asked.
+    let Some(disk) = SmallDisk::new(place.path(), 64, "data=journal") else {
+        return;
+    };
+    let error = make_nodes(&disk.mount, program(), &alone()).expect_err("it cannot do O_DIRECT");
+    assert_says(&format!("{error:#}"), &["O_DIRECT", "ext4"]);
+}
+
+#[test]
+fn a_backing_with_larger_sectors_cannot_become_a_copy() {
+    let place = folder();
+    let file = place.path().join("large.img");
+    std::fs::File::create(&file)
+        .and_then(|file| file.set_len(16 << 20))
+        .expect("a file");
+    let Some(device) = Loop::over(&file, &["--sector-size=4096"]) else {
+        return;
+    };
+    let node = Node::existing("beta", place.path(), program());
+    std::fs::write(node.config(), lonely("beta")).expect("a configuration");
+    std::os::unix::fs::symlink(&device.device, node.backing()).expect("a link");
+    let volume = "0b5e1a00-0000-4000-8000-000000000001";
+    let token = format!("hn4v1:{volume}:{}:{}:512", "5a".repeat(16), 16 << 20);
+    let existing = Plan {
+        existing: true,
+        ..plan()
+    };
+    let token = token.parse().expect("a token");
+    let error = node
+        .create_volume(&existing, Some(token))
+        .expect_err("sectors of 4096 for a volume of 512");
+    assert_says(
+        &format!("{error:#}"),
+        &["sectors of 4096 bytes", "the volume of 512"],
+    );
 }

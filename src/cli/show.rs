@@ -7,7 +7,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use crate::config::Config;
 use crate::config::attach::AttachRecord;
 use crate::control::api::{
-    CopyReport, Finding, Health, NodeStatus, PeerReport, Policy, Stage, VolumeReport, VolumeState,
+    CopyReport, Finding, Health, NodeStatus, PeerProgress, PeerReport, Policy, Stage, VolumeReport,
+    VolumeState,
 };
 
 /// Bytes with a unit that keeps the number short.
@@ -214,7 +215,7 @@ fn table_text(text: &mut String, table: &Table, indent: &str) {
 fn peers(text: &mut String, peers: &[PeerReport]) {
     let mut table = plain_table();
     table.set_header([
-        "peer", "session", "sent", "received", "durable", "proven", "applied", "lag",
+        "peer", "session", "sent", "received", "durable", "proven", "applied",
     ]);
     for peer in peers {
         let session = match (peer.connected, peer.live, peer.seeding_bytes) {
@@ -226,17 +227,9 @@ fn peers(text: &mut String, peers: &[PeerReport]) {
         let mut row = vec![peer.name.clone(), session];
         match &peer.progress {
             Some(progress) => {
-                let stages = [
-                    &progress.sent,
-                    &progress.received,
-                    &progress.durable,
-                    &progress.proven,
-                    &progress.applied,
-                ];
-                row.extend(stages.iter().map(|stage| stage.epoch.to_string()));
-                row.push(lag(&progress.durable));
+                row.extend(stages(progress).map(|(_, stage)| stage.epoch.to_string()));
             }
-            None => row.extend(std::iter::repeat_n("-".to_owned(), 6)),
+            None => row.extend(std::iter::repeat_n("-".to_owned(), 5)),
         }
         table.add_row(row);
     }
@@ -251,19 +244,32 @@ fn peers(text: &mut String, peers: &[PeerReport]) {
             "  {}: {} {address}, {}",
             peer.name, peer.transport, peer.link
         );
+        let progress = peer.progress.iter().flat_map(stages);
+        for (name, stage) in progress.filter(|(_, stage)| stage.lag_epochs > 0) {
+            let _ = writeln!(text, "    {name:<8} is behind by {}", lag(stage));
+        }
     }
 }
 
-/// How far a peer is behind, durably.
+/// The stages on the way to a peer, with their names.
+fn stages(progress: &PeerProgress) -> impl Iterator<Item = (&'static str, &Stage)> {
+    [
+        ("sent", &progress.sent),
+        ("received", &progress.received),
+        ("durable", &progress.durable),
+        ("proven", &progress.proven),
+        ("applied", &progress.applied),
+    ]
+    .into_iter()
+}
+
+/// How far a stage is behind.
 fn lag(stage: &Stage) -> String {
-    if stage.lag_epochs == 0 {
-        return "none".to_owned();
+    let epochs = stage.lag_epochs;
+    match (stage.lag_bytes, stage.lag_ms) {
+        (Some(count), Some(ms)) => format!("{epochs} epochs, {}, {}", bytes(count), time(ms)),
+        _ => format!("{epochs} epochs, more than the log still holds"),
     }
-    let mut text = format!("{} epochs", stage.lag_epochs);
-    if let (Some(count), Some(ms)) = (stage.lag_bytes, stage.lag_ms) {
-        let _ = write!(text, ", {}, {}", bytes(count), time(ms));
-    }
-    text
 }
 
 /// The configured volumes, with what the node remembers of each, and what else it remembers.

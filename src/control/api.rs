@@ -314,8 +314,8 @@ pub struct Stage {
     pub epoch: u64,
     /// Epochs behind this node's tip.
     pub lag_epochs: u64,
-    /// Bytes of log behind, where it is measured: at `durable`, and where nothing is missing.
+    /// Bytes of log behind; null if the log does not reach back so far any more.
     pub lag_bytes: Option<u64>,
-    /// Milliseconds since the oldest missing epoch was sealed, where it is measured.
+    /// Milliseconds since the oldest missing epoch was sealed; null like `lag_bytes`.
     pub lag_ms: Option<u64>,
 }

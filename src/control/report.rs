@@ -185,24 +185,17 @@ pub fn link_text(link: &LinkStatus) -> String {
 
 fn progress(status: &ShardStatus, peer: &PeerStatus) -> PeerProgress {
     let tip = status.copy.tip.epoch;
-    let stage = |epoch: Epoch, measured: Option<Lag>| {
-        let lag_epochs = tip.0.saturating_sub(epoch.0);
-        let measured = match (lag_epochs, measured) {
-            (0, _) => Some((0, 0)),
-            (_, measured) => measured.map(|lag| (lag.bytes, lag.ms)),
-        };
-        Stage {
-            epoch: epoch.0,
-            lag_epochs,
-            lag_bytes: measured.map(|(bytes, _)| bytes),
-            lag_ms: measured.map(|(_, ms)| ms),
-        }
+    let stage = |epoch: Epoch, measured: Option<Lag>| Stage {
+        epoch: epoch.0,
+        lag_epochs: tip.0.saturating_sub(epoch.0),
+        lag_bytes: measured.map(|lag| lag.bytes),
+        lag_ms: measured.map(|lag| lag.ms),
     };
     PeerProgress {
-        sent: stage(peer.sent, None),
-        received: stage(peer.progress.received, None),
-        durable: stage(peer.progress.durable, Some(peer.lag)),
-        proven: stage(peer.progress.proven, None),
-        applied: stage(peer.progress.applied, None),
+        sent: stage(peer.sent, peer.lags.sent),
+        received: stage(peer.progress.received, peer.lags.received),
+        durable: stage(peer.progress.durable, peer.lags.durable),
+        proven: stage(peer.progress.proven, peer.lags.proven),
+        applied: stage(peer.progress.applied, peer.lags.applied),
     }
 }

@@ -135,7 +135,8 @@ fn twenty_resets_of_each_machine_lose_no_flushed_write() {
     }
 }
 
-/// Shell commands (the shell prefers its own programs to files of the same name): bytes of file `$i`, different for each.
+/// Shell commands: bytes of file `$i`, different for each. (Paths of programs are written out where
+/// the shell has a program of its own of that name, which it would prefer.)
 const FILE: &str = "yes \"file $i\" | head -c $((i * 7919 % 60000 + 1))";
 
 /// The kernel's own NBD client on the daemon beside it, with a file system that is written and
@@ -151,6 +152,7 @@ fn kernel_client_cuts(cuts: u64) {
     };
     disks.make(LOG_MIB, 64);
     let mut node = Node::existing("vm", place.path(), program());
+    let next = format!("i=$((i + 1)); {FILE}");
     let attach = format!("/bin/nbd-client -unix /run/nbd.sock /dev/nbd0 -N {VOLUME} > /dev/null");
     let (mut synced, mut random) = (0, Random::new(seed("kernel client")));
     for cut in 0..=cuts {
@@ -161,9 +163,8 @@ fn kernel_client_cuts(cuts: u64) {
             machine.run("/bin/mke2fs -q -t ext4 -F /dev/nbd0");
         }
         machine.run("mount -t ext4 /dev/nbd0 /mnt");
-        let compare = format!(
-            "i=0; while [ $i -lt {synced} ]; do i=$((i + 1)); {FILE} | cmp - /mnt/f$i || break; done"
-        );
+        let compare =
+            format!("i=0; while [ $i -lt {synced} ]; do {next} | cmp - /mnt/f$i || break; done");
         machine.run(&compare);
         if cut == cuts {
             machine.run("umount /mnt");
@@ -171,7 +172,7 @@ fn kernel_client_cuts(cuts: u64) {
             break;
         }
         machine.send(&format!(
-            "(i={synced}; while :; do i=$((i + 1)); {FILE} > /mnt/f$i; sync; echo synced $i; done) &"
+            "(i={synced}; while :; do {next} > /mnt/f$i; sync; echo synced $i; done) &"
         ));
         let goal = synced + 3 + random.below(12);
         let mut note = |line: &str| {

@@ -188,11 +188,9 @@ pub struct Progress {
     pub applied: Epoch,
 }
 
-/// A distance in the history.
-#[derive(Clone, Copy, Debug, Default)]
+/// What of the history is missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Lag {
-    /// Epochs.
-    pub epochs: u64,
     /// Bytes of log.
     pub bytes: u64,
     /// Milliseconds since the oldest missing epoch was sealed.

@@ -86,18 +86,18 @@ impl Volume {
         }
     }
 
-    /// How far behind a copy is that has everything up to an epoch.
+    /// How far behind a copy is that has everything up to an epoch; `None` if the log does not
+    /// reach back so far any more, and nobody can say.
     #[must_use]
-    pub fn lag_of(&self, epoch: Epoch, wall_ms: u64) -> Lag {
-        let tip = self.tip().epoch;
-        let next = self.journal.info(epoch.next());
-        let bytes = next.map_or(0, |info| self.journal.tail().0 - info.offset.0);
-        let ms = next.map_or(0, |info| wall_ms.saturating_sub(info.sealed_ms));
-        Lag {
-            epochs: tip.0.saturating_sub(epoch.0),
-            bytes,
-            ms,
+    pub fn lag_of(&self, epoch: Epoch, wall_ms: u64) -> Option<Lag> {
+        if epoch >= self.tip().epoch {
+            return Some(Lag::default());
         }
+        let next = self.journal.info(epoch.next())?;
+        Some(Lag {
+            bytes: self.journal.tail().0 - next.offset.0,
+            ms: wall_ms.saturating_sub(next.sealed_ms),
+        })
     }
 
     /// The last superblock that is durable.

@@ -185,9 +185,20 @@ pub(super) struct DirectAlign {
     pub(super) offset: u32,
 }
 
-/// What the kernel says about direct I/O on an open file; `None` if it says nothing (before 6.1,
-/// or a file system that does not tell).
-pub(super) fn direct_align(file: BorrowedFd<'_>) -> Option<DirectAlign> {
+/// What the kernel says about direct I/O on an open file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum DirectSupport {
+    /// It does not say: a kernel before 6.1, or a file system that does not tell.
+    Untold,
+    /// It would go through the page cache, although `O_DIRECT` was accepted: ext4 with all data in
+    /// its journal does so.
+    Impossible,
+    /// It is possible.
+    Aligned(DirectAlign),
+}
+
+/// Asks the kernel.
+pub(super) fn direct_support(file: BorrowedFd<'_>) -> DirectSupport {
     // SAFETY: plain C data, for which all zeroes is a value.
     let mut answer: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open, the path is an empty C string, and the answer is a statx
@@ -202,13 +213,17 @@ pub(super) fn direct_align(file: BorrowedFd<'_>) -> Option<DirectAlign> {
         )
     };
     if failed != 0 || answer.stx_mask & libc::STATX_DIOALIGN == 0 {
-        return None;
+        return DirectSupport::Untold;
     }
     let align = DirectAlign {
         memory: answer.stx_dio_mem_align,
         offset: answer.stx_dio_offset_align,
     };
-    (align.memory > 0 && align.offset > 0).then_some(align)
+    if align.memory > 0 && align.offset > 0 {
+        DirectSupport::Aligned(align)
+    } else {
+        DirectSupport::Impossible
+    }
 }
 
 #[cfg(test)]

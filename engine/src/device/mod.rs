@@ -30,7 +30,7 @@ pub(crate) use extents::KNOWN_FILE_SYSTEMS;
 pub use extents::{Extent, Extents};
 pub use info::{DeviceInfo, DeviceKind, FlushTrust};
 
-use self::host::{DevNumber, DirectAlign, Disk, Host, Mount, mount_of};
+use self::host::{DevNumber, DirectAlign, DirectSupport, Disk, Host, Mount, mount_of};
 use self::info::{DiskFacts, disk_facts};
 use self::strict::{Verdict, judge};
 
@@ -369,7 +369,18 @@ fn gather(
     // The queue of the device itself counts; a file has only the one below.
     let facts = own.or(bottom_facts);
     let fact = |get: fn(&DiskFacts) -> Option<u32>| facts.as_ref().and_then(get);
-    let align = host::direct_align(file.as_fd())
+    let told = match host::direct_support(file.as_fd()) {
+        DirectSupport::Aligned(align) => Some(align),
+        DirectSupport::Untold => None,
+        DirectSupport::Impossible if options.direct && !is_block => {
+            return Err(DeviceError::NoDirect {
+                file_system: file_system(&path),
+                path: path.display().to_string(),
+            });
+        }
+        DirectSupport::Impossible => None,
+    };
+    let align = told
         .or(facts.as_ref().and_then(|facts| facts.align))
         .unwrap_or(DirectAlign {
             memory: SAFE_ALIGN,

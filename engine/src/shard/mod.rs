@@ -33,7 +33,7 @@ pub use self::embedded::{Answer, Busy, Embedded};
 pub use self::link::{FromShard, ProofFeed, ShardHandle, ToShard};
 pub use self::listen::Listen;
 pub use self::medium::DeviceMedium;
-pub use self::status::{PeerStatus, ShardStatus};
+pub use self::status::{PeerLags, PeerStatus, ShardStatus};
 
 use self::client::Client;
 use self::engine::Engine;
@@ -417,13 +417,20 @@ impl Shard {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+        let lag = |epoch| volume.lag_of(epoch, wall_ms);
         let peers = volume.peers().iter().map(|peer| PeerStatus {
             connected: peer.connected,
             live: peer.is_live(),
             seeding_bytes: peer.seeding(),
             sent: peer.sent,
             progress: peer.progress,
-            lag: volume.lag_of(peer.progress.durable, wall_ms),
+            lags: PeerLags {
+                sent: lag(peer.sent),
+                received: lag(peer.progress.received),
+                durable: lag(peer.progress.durable),
+                proven: lag(peer.progress.proven),
+                applied: lag(peer.progress.applied),
+            },
         });
         let assumed = |info: &DeviceInfo| matches!(info.flush, FlushTrust::Assumed(_));
         ShardStatus {

@@ -20,8 +20,23 @@ pub struct PeerStatus {
     pub sent: Epoch,
     /// What the peer says it has.
     pub progress: Progress,
-    /// How far behind it is durably.
-    pub lag: Lag,
+    /// How far behind it is.
+    pub lags: PeerLags,
+}
+
+/// How far a peer is behind at each stage; `None` where the log does not reach back so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PeerLags {
+    /// Handed to the session.
+    pub sent: Option<Lag>,
+    /// In the peer's memory.
+    pub received: Option<Lag>,
+    /// In the peer's log.
+    pub durable: Option<Lag>,
+    /// Known there to be proven.
+    pub proven: Option<Lag>,
+    /// In the peer's backing.
+    pub applied: Option<Lag>,
 }
 
 /// The state of a volume and its shard at one moment.
