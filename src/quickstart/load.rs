@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hn4_engine::nbd::client::{Client, ClientError, Submit};
+use hn4_engine::nbd::request::NbdErrno;
 
 use super::oracle::{FlushIssued, Oracle, SECTOR_BYTES, Seen, WriteId};
 use super::rig::Node;
@@ -115,6 +116,8 @@ enum Ended {
     Stopped,
     /// Its connection broke.
     Cut,
+    /// Its node is not primary any more.
+    Refused,
 }
 
 /// A load that is running.
@@ -210,8 +213,10 @@ impl Load {
     pub fn stop(self) -> Result<()> {
         self.stop.store(true, Ordering::SeqCst);
         match self.join()? {
-            0 => Ok(()),
-            cut => bail!("{cut} connections broke although the server was not killed"),
+            [0, 0] => Ok(()),
+            [cut, refused] => bail!(
+                "{cut} connections broke and {refused} were refused although the server goes on"
+            ),
         }
     }
 
@@ -220,18 +225,34 @@ impl Load {
     /// # Errors
     /// If the server refused a request before it died.
     pub fn was_cut(self) -> Result<()> {
+        match self.join()? {
+            [_, 0] => Ok(()),
+            [_, refused] => bail!("{refused} connections were refused before the server died"),
+        }
+    }
+
+    /// Ends after the server has handed over.
+    ///
+    /// # Errors
+    /// If a request failed for another reason.
+    pub fn was_handed_over(self) -> Result<()> {
         self.join().map(drop)
     }
 
-    fn join(self) -> Result<usize> {
-        let mut cut = 0;
+    /// Connections that broke, and that were refused.
+    fn join(self) -> Result<[usize; 2]> {
+        let (mut cut, mut refused) = (0, 0);
         for thread in self.threads {
             let ended = thread
                 .join()
                 .map_err(|_| anyhow::anyhow!("a client panicked"))?;
-            cut += usize::from(ended? == Ended::Cut);
+            match ended? {
+                Ended::Stopped => {}
+                Ended::Cut => cut += 1,
+                Ended::Refused => refused += 1,
+            }
         }
-        Ok(cut)
+        Ok([cut, refused])
     }
 }
 
@@ -361,6 +382,11 @@ fn asked(choice: Choice) -> Asked {
     }
 }
 
+/// Whether an error means that the server does not take writes any more.
+fn is_refused(error: &ClientError) -> bool {
+    matches!(error, ClientError::Failed { errno, .. } if *errno == NbdErrno::Perm as u32)
+}
+
 /// Whether an error means that the server is gone.
 fn is_cut(error: &ClientError) -> bool {
     matches!(error, ClientError::Io { .. })
@@ -376,6 +402,7 @@ impl Worker {
         match result {
             Ok(()) => Ok(Ended::Stopped),
             Err(error) if is_cut(&error) => Ok(Ended::Cut),
+            Err(error) if is_refused(&error) => Ok(Ended::Refused),
             Err(error) => Err(error).context("a client of the load"),
         }
     }

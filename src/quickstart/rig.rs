@@ -1,4 +1,4 @@
-//! Real daemons as child processes: two nodes on loopback with everything they need in one
+//! Real daemons as child processes: up to three nodes on loopback with everything they need in one
 //! directory. The quickstart and the end-to-end tests stand on it.
 //!
 //! **Invariant:** a daemon does not outlive its `Daemon`, nor the thread that started it.
@@ -31,10 +31,10 @@ const LOOK: Duration = Duration::from_millis(5);
 /// A daemon that does not serve by then never will.
 pub const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// Names of the nodes. The first one dials.
-pub const NODES: [&str; 2] = ["alpha", "beta"];
+/// Names of the nodes. Of two the earlier one dials.
+pub const NODES: [&str; 3] = ["alpha", "beta", "gamma"];
 
-/// What two nodes are made with.
+/// What nodes are made with.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Size of the volume.
@@ -51,6 +51,8 @@ pub struct Plan {
     pub transport: &'static str,
     /// No second node.
     pub alone: bool,
+    /// How many nodes there are if it is not alone, 2 or 3.
+    pub nodes: usize,
     /// Logs and backings are there already, below the nodes' folders.
     pub existing: bool,
 }
@@ -65,6 +67,7 @@ impl Default for Plan {
             policy: "ack = \"durable\"\nack_peers = 1\n".to_owned(),
             transport: "quic",
             alone: false,
+            nodes: 2,
             existing: false,
         }
     }
@@ -100,13 +103,16 @@ impl Drop for Daemon {
     }
 }
 
-/// Makes the files of one or two nodes below a folder: certificates, configurations, volumes.
+/// Makes the files of one to three nodes below a folder: certificates, configurations, volumes.
 ///
 /// # Errors
 /// If something cannot be made, most likely because the file system cannot do direct writes or a
 /// flush on it is worth nothing.
 pub fn make_nodes(folder: &Path, program: &Path, plan: &Plan) -> Result<Vec<Node>> {
-    let names = if plan.alone { &NODES[..1] } else { &NODES[..] };
+    let count = if plan.alone { 1 } else { plan.nodes };
+    let names = NODES
+        .get(..count)
+        .context("there are names for three nodes")?;
     let authority = pki::init_authority()?;
     let mut pins = Vec::new();
     let mut ports = Vec::new();

@@ -1,0 +1,188 @@
+//! Changes of primary with real daemons: planned ones under load, promotions after a SIGKILL with
+//! three nodes, and a primary that comes back. An oracle knows what must be there.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{LIMIT, folder, is_usable, oracle, program, running_pair, seed, times};
+use hn4_replicad::control::Request;
+use hn4_replicad::control::api::VolumeReport;
+use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
+use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, make_nodes, quiesce_and_compare};
+
+fn plan() -> Plan {
+    Plan {
+        size_mib: 16,
+        log_mib: 32,
+        overlay_mib: 16,
+        ..Plan::default()
+    }
+}
+
+fn promote(accept_loss: bool) -> Request {
+    Request::Promote {
+        volume: VOLUME.to_owned(),
+        accept_loss,
+    }
+}
+
+fn role(report: &VolumeReport) -> &str {
+    report
+        .state
+        .as_ref()
+        .map_or("", |state| state.role.as_str())
+}
+
+/// Three nodes that run, the others with full copies of the first one's volume.
+fn running_three(folder: &std::path::Path, plan: &Plan) -> Vec<Node> {
+    let mut nodes = make_nodes(folder, program(), plan).expect("three nodes");
+    for node in &mut nodes {
+        node.start().expect("it runs");
+    }
+    for node in &mut nodes[1..] {
+        node.wait_for("have a full copy", LIMIT, is_usable)
+            .expect("it is seeded");
+    }
+    let follow = |report: &VolumeReport| report.peers.iter().all(|peer| peer.live);
+    nodes[0]
+        .wait_for("have both peers live", LIMIT, follow)
+        .expect("they follow");
+    nodes
+}
+
+#[test]
+fn ten_switchovers_under_load_lose_nothing_and_fork_nothing() {
+    let seed = seed("switchover");
+    let (place, plan) = (folder(), plan());
+    let (alpha, beta) = running_pair(place.path(), &plan);
+    let mut nodes = [alpha, beta];
+    let oracle = oracle(seed, &plan);
+    let mut random = Random::new(seed);
+    let switchover = Request::Switchover {
+        volume: VOLUME.to_owned(),
+        timeout_ms: 60_000,
+    };
+    let mut slowest = Duration::ZERO;
+    for round in 0..10_usize {
+        let (old, new) = (round % 2, (round + 1) % 2);
+        let load_plan = LoadPlan::mixed(seed + round as u64);
+        let load = Load::start(&nodes[old], &oracle, load_plan).expect("started");
+        load.wait_for_progress(200 + random.below(1000), LIMIT)
+            .expect("it moves");
+        let started = Instant::now();
+        nodes[new]
+            .ask(&switchover)
+            .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
+        slowest = slowest.max(started.elapsed());
+        load.was_handed_over().expect("only refused, never failed");
+        let seen = check(&nodes[new], &oracle, 0)
+            .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
+        assert_eq!(seen.missing_completed, 0, "seed {seed}, round {round}");
+        lock(&oracle).settle(&seen);
+        assert_eq!(role(&nodes[old].report().expect("a report")), "replica");
+        nodes[new].wait_for_peer(LIMIT).expect("the other follows");
+    }
+    let term = |node: &Node| node.report().expect("a report").state.expect("open").term;
+    assert_eq!(term(&nodes[0]), 11, "each change raised the term by one");
+    let [alpha, beta] = &mut nodes;
+    let hash = quiesce_and_compare(alpha, beta, LIMIT).expect("equal copies");
+    println!("10 switchovers, the slowest in {slowest:?}; both backings: {hash}");
+}
+
+#[test]
+fn with_one_of_two_peers_acknowledging_either_may_be_promoted_and_has_everything() {
+    let seed = seed("three");
+    for round in 0..times("HN4_FAILOVERS", 3) {
+        let plan = Plan { nodes: 3, ..plan() };
+        let place = folder();
+        let mut nodes = running_three(place.path(), &plan);
+        let oracle = oracle(seed + round, &plan);
+        let mut random = Random::new(seed + round);
+        let load = Load::start(&nodes[0], &oracle, LoadPlan::mixed(seed + round)).expect("started");
+        load.wait_for_progress(200 + random.below(1000), LIMIT)
+            .expect("it moves");
+        nodes[0].kill().expect("killed");
+        load.was_cut().expect("no request was refused");
+        let chosen = 1 + usize::from(random.one_in(2));
+        nodes[chosen]
+            .ask(&promote(false))
+            .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
+        let seen = check(&nodes[chosen], &oracle, 0)
+            .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
+        assert_eq!(seen.missing_completed, 0, "seed {seed}, round {round}");
+        println!("round {round}: {} unanswered writes missing", seen.missing);
+    }
+}
+
+#[test]
+fn one_copy_of_two_is_not_promoted_without_the_other_unless_loss_is_accepted() {
+    let place = folder();
+    let mut nodes = running_three(place.path(), &Plan { nodes: 3, ..plan() });
+    nodes[0].kill().expect("killed");
+    nodes[2].kill().expect("killed");
+    let gone = |report: &VolumeReport| report.peers.iter().all(|peer| !peer.connected);
+    nodes[1]
+        .wait_for("notice", LIMIT, gone)
+        .expect("it notices");
+    let error = nodes[1].ask(&promote(false)).expect_err("refused");
+    assert!(
+        format!("{error:#}").contains("only 0 can be reached"),
+        "{error:#}"
+    );
+    assert_eq!(role(&nodes[1].report().expect("a report")), "replica");
+    nodes[1].ask(&promote(true)).expect("loss is accepted");
+    assert_eq!(role(&nodes[1].report().expect("a report")), "primary");
+}
+
+#[test]
+fn a_restarted_primary_takes_back_what_only_its_peer_had_received() {
+    let seed = seed("received");
+    let policy = "ack = \"received\"\nack_peers = 1\n".to_owned();
+    let (place, plan) = (folder(), Plan { policy, ..plan() });
+    let (mut alpha, beta) = running_pair(place.path(), &plan);
+    let oracle = oracle(seed, &plan);
+    let mut random = Random::new(seed);
+    for round in 0..times("HN4_FAILOVERS", 5) {
+        let load = Load::start(&alpha, &oracle, LoadPlan::mixed(seed + round)).expect("started");
+        load.wait_for_progress(200 + random.below(1000), LIMIT)
+            .expect("it moves");
+        alpha.kill().expect("killed");
+        load.was_cut().expect("no request was refused");
+        alpha.start().expect("it opens");
+        let seen = check(&alpha, &oracle, 0)
+            .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
+        assert_eq!(seen.missing_completed, 0, "seed {seed}, round {round}");
+        lock(&oracle).settle(&seen);
+        alpha.wait_for_peer(LIMIT).expect("beta follows");
+    }
+    drop(beta);
+}
+
+#[test]
+fn a_restarted_primary_without_its_peers_serves_only_when_told_to() {
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let mut client = alpha.client().expect("it serves");
+    client.write(0, &[7; 4096], true).expect("written");
+    drop(client);
+    alpha.kill().expect("killed");
+    beta.kill().expect("killed");
+    alpha.start().expect("it runs");
+    let report = alpha.report().expect("a report");
+    let opening = |report: &VolumeReport| {
+        let mut findings = report.findings.iter();
+        findings.any(|finding| finding.state == "opening")
+    };
+    assert!(opening(&report), "{report:?}");
+    alpha.ask(&promote(true)).expect("it is told to");
+    let read = alpha
+        .client()
+        .expect("it serves")
+        .read(0, 4096)
+        .expect("it reads");
+    assert_eq!(read, [7; 4096]);
+    let report = alpha.report().expect("a report");
+    let alone = |state: &str| state == "opened-alone";
+    assert!(report.findings.iter().any(|found| alone(&found.state)));
+}
