@@ -12,8 +12,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::cpu::Cpu;
 use crate::job::{Job, Size};
-use crate::pattern::Pattern;
+use crate::progress::Progress;
 use crate::stats::Stats;
+use crate::stream::{Stream, Wish};
 use crate::target::{Io, Lane, Target};
 
 /// A job and what was measured of it.
@@ -34,9 +35,9 @@ pub fn region_bytes(job: &Job, target_bytes: u64) -> Result<u64> {
         Size::Bytes(bytes) => bytes,
         Size::Percent(part) => u64::try_from(u128::from(target_bytes) * u128::from(part) / 100)?,
     };
-    let block = u64::from(job.block_bytes);
+    let (block, align) = (job.block_bytes, u64::from(job.lengths.shortest()));
     ensure!(
-        wanted.min(target_bytes) >= block,
+        wanted.min(target_bytes) >= u64::from(block),
         "job [{}]: {target_bytes} bytes of target are less than one block",
         job.name
     );
@@ -45,7 +46,7 @@ pub fn region_bytes(job: &Job, target_bytes: u64) -> Result<u64> {
         "job [{}]: size={wanted} is more than the {target_bytes} bytes of the target",
         job.name
     );
-    Ok(wanted.min(target_bytes) / block * block)
+    Ok(wanted.min(target_bytes) / align * align)
 }
 
 /// Runs all jobs at once, as fio does, each with its threads.
@@ -53,6 +54,19 @@ pub fn region_bytes(job: &Job, target_bytes: u64) -> Result<u64> {
 /// # Errors
 /// If a target cannot be opened, or any request fails.
 pub fn run(jobs: &[Job], target: &Target, server: Option<u32>) -> Result<Vec<Outcome>> {
+    run_watched(jobs, target, server, &Progress::default())
+}
+
+/// As [`run`], with counters that others can look at meanwhile.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_watched(
+    jobs: &[Job],
+    target: &Target,
+    server: Option<u32>,
+    progress: &Progress,
+) -> Result<Vec<Outcome>> {
     let all: Vec<Share<'_>> = jobs.iter().flat_map(|job| shares(job, target)).collect();
     let start = Barrier::new(all.len());
     let mut results = Vec::new();
@@ -60,17 +74,23 @@ pub fn run(jobs: &[Job], target: &Target, server: Option<u32>) -> Result<Vec<Out
         let mut handles = Vec::new();
         for (number, share) in all.iter().enumerate() {
             // One thread watches the server for all.
-            let watched = server.filter(|_| number == 0);
+            let watch = Watch {
+                server: server.filter(|_| number == 0),
+                progress,
+            };
             let start = &start;
-            handles.push(scope.spawn(move || {
+            // Profilers tell threads apart by name.
+            let thread = std::thread::Builder::new().name(format!("load {number}"));
+            let handle = thread.spawn_scoped(scope, move || {
                 let lane = target.lane(share.job, share.streams);
                 // Also without a lane, or the others would wait for ever.
                 start.wait();
                 let mut lane = lane?;
-                let mut stats = drive(lane.as_mut(), share, watched)?;
+                let mut stats = drive(lane.as_mut(), share, watch)?;
                 stats.drain = lane.finish()?;
                 Ok(stats)
-            }));
+            });
+            handles.push(handle.expect("a thread can be started"));
         }
         for handle in handles {
             results.push(handle.join().unwrap_or_else(|_| Err(anyhow!("a panic"))));
@@ -121,77 +141,132 @@ fn shares<'a>(job: &'a Job, target: &Target) -> Vec<Share<'a>> {
         .collect()
 }
 
-/// One clone of a job: its requests, and the tags that it may use.
-struct Stream {
-    pattern: Pattern,
-    free: Vec<u32>,
-    /// What a job that is not time-based has still to do.
-    left_bytes: Option<u64>,
-}
-
-impl Stream {
-    fn took(&mut self, io: Io, bytes: u32) {
-        if let Some(left) = self.left_bytes.as_mut()
-            && !matches!(io, Io::Flush { .. })
-        {
-            *left = left.saturating_sub(u64::from(bytes));
-        }
-    }
-}
-
 /// Runs one thread of a job.
-fn drive(lane: &mut dyn Lane, share: &Share<'_>, server: Option<u32>) -> Result<Stats> {
+fn drive(lane: &mut dyn Lane, share: &Share<'_>, watch: Watch<'_>) -> Result<Stats> {
     let job = share.job;
     let region = region_bytes(job, lane.size_bytes())?;
+    let start = Instant::now();
     let mut streams: Vec<Stream> = (0..share.streams)
-        .map(|number| Stream {
-            pattern: Pattern::new(job, region, share.first + number),
-            free: (number * job.depth..(number + 1) * job.depth)
-                .rev()
-                .collect(),
-            left_bytes: (!job.time_based).then_some(region),
-        })
+        .map(|number| Stream::new(job, region, share.first + number, number * job.depth, start))
         .collect();
     let tags = job.depth * share.streams;
     let mut driver = Driver {
         job,
         stats: Stats::new()?,
         submitted: vec![None; tags as usize],
-        start: Instant::now(),
+        start,
         ramp_over: None,
         last: Duration::ZERO,
-        server,
+        watch,
     };
+    let mut written = Written::new(job, region);
     let mut in_flight = 0;
     let mut done = Vec::with_capacity(tags as usize);
-    driver.look(driver.start);
+    driver.look(start);
     loop {
+        let mut wake: Option<Instant> = None;
         for stream in &mut streams {
-            while driver.is_running()
-                && stream.left_bytes != Some(0)
-                && let Some(tag) = stream.free.pop()
-            {
-                let io = stream.pattern.draw();
-                stream.took(io, job.block_bytes);
-                driver.begin(tag, io);
-                lane.submit(io, tag)?;
-                in_flight += 1;
+            while driver.is_running() {
+                let now = Instant::now();
+                match stream.wish(now) {
+                    Wish::Begin(io, tag) => {
+                        driver.begin(tag, io, now);
+                        written.note(io);
+                        lane.submit(io, tag)?;
+                        in_flight += 1;
+                    }
+                    Wish::NotBefore(at) => {
+                        wake = Some(wake.map_or(at, |wake| wake.min(at)));
+                        break;
+                    }
+                    Wish::Nothing => break,
+                }
             }
         }
-        if in_flight == 0 {
+        if in_flight > 0 {
+            lane.wait(&mut done)?;
+        } else if let Some(at) = wake {
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+        } else {
             break;
         }
-        lane.wait(&mut done)?;
         let now = Instant::now();
         driver.look(now);
         in_flight -= done.len();
         for tag in done.drain(..) {
             driver.end(tag, now)?;
             let stream = streams.get_mut((tag / job.depth) as usize);
-            stream.context("a tag of a stream")?.free.push(tag);
+            stream.context("a tag of a stream")?.ended(tag);
         }
     }
-    driver.finish()
+    let mut stats = driver.finish()?;
+    stats.verified_bytes = written.read_back(lane, job)?;
+    Ok(stats)
+}
+
+/// What a job with `verify` has written, to be read back at its end.
+struct Written {
+    align: u64,
+    blocks: Vec<bool>,
+}
+
+impl Written {
+    fn new(job: &Job, region: u64) -> Self {
+        let align = u64::from(job.lengths.shortest());
+        let count = if job.verify {
+            region.div_ceil(align)
+        } else {
+            0
+        };
+        Self {
+            align,
+            blocks: vec![false; usize::try_from(count).unwrap_or(0)],
+        }
+    }
+
+    fn note(&mut self, io: Io) {
+        if let Io::Write { offset, length } = io
+            && !self.blocks.is_empty()
+        {
+            let end = (offset + u64::from(length)).div_ceil(self.align);
+            for block in offset / self.align..end {
+                let place = usize::try_from(block).ok();
+                if let Some(place) = place.and_then(|at| self.blocks.get_mut(at)) {
+                    *place = true;
+                }
+            }
+        }
+    }
+
+    /// Reads all of it, one request after the other; the lane compares. Gives the bytes.
+    fn read_back(&self, lane: &mut dyn Lane, job: &Job) -> Result<u64> {
+        let most = usize::try_from(u64::from(job.block_bytes) / self.align)?;
+        let mut done = Vec::new();
+        let (mut at, mut bytes) = (0, 0);
+        while let Some(rest) = self.blocks.get(at..).filter(|rest| !rest.is_empty()) {
+            let run = rest.iter().take(most).take_while(|&&written| written);
+            let count = run.count();
+            if count > 0 {
+                let length = u32::try_from(count as u64 * self.align)?;
+                let offset = at as u64 * self.align;
+                lane.submit(Io::Read { offset, length }, 0)?;
+                while done.is_empty() {
+                    lane.wait(&mut done)?;
+                }
+                done.clear();
+                bytes += u64::from(length);
+            }
+            at += count.max(1);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Who is watched, and who watches.
+#[derive(Clone, Copy)]
+struct Watch<'a> {
+    server: Option<u32>,
+    progress: &'a Progress,
 }
 
 /// State of one thread.
@@ -205,14 +280,14 @@ struct Driver<'a> {
     ramp_over: Option<(Instant, Cpu, Option<Cpu>)>,
     /// The last completion that was counted, from the end of the ramp.
     last: Duration,
-    server: Option<u32>,
+    watch: Watch<'a>,
 }
 
 impl Driver<'_> {
     /// Ends the ramp, and the run, when their time has come.
     fn look(&mut self, now: Instant) {
         if self.ramp_over.is_none() && now.duration_since(self.start) >= self.job.ramp {
-            let server = self.server.and_then(Cpu::of_process);
+            let server = self.watch.server.and_then(Cpu::of_process);
             self.ramp_over = Some((now, Cpu::of_this_thread(), server));
         }
         if let Some((since, client, server)) = self.ramp_over
@@ -233,7 +308,7 @@ impl Driver<'_> {
     fn close(&mut self, elapsed: Duration, client: Cpu, server: Option<Cpu>) {
         self.stats.elapsed = elapsed.max(Duration::from_nanos(1));
         self.stats.client = Cpu::of_this_thread().since(client);
-        let now = self.server.and_then(Cpu::of_process);
+        let now = self.watch.server.and_then(Cpu::of_process);
         self.stats.server = now.zip(server).map(|(now, then)| now.since(then));
     }
 
@@ -241,9 +316,9 @@ impl Driver<'_> {
         self.stats.elapsed.is_zero()
     }
 
-    fn begin(&mut self, tag: u32, io: Io) {
+    fn begin(&mut self, tag: u32, io: Io, now: Instant) {
         if let Some(entry) = self.submitted.get_mut(tag as usize) {
-            *entry = Some((io, Instant::now()));
+            *entry = Some((io, now));
         }
     }
 
@@ -253,6 +328,7 @@ impl Driver<'_> {
             .get_mut(tag as usize)
             .and_then(Option::take)
             .context("a completion of no request")?;
+        self.watch.progress.count(entry.0);
         let Some((since, ..)) = self.ramp_over else {
             return Ok(());
         };
@@ -263,12 +339,12 @@ impl Driver<'_> {
         let latency = now.duration_since(begun);
         self.last = now.duration_since(since);
         match io {
-            Io::Read { .. } => self.stats.read.record(latency, self.job.block_bytes),
-            Io::Write { .. } => self.stats.write.record(latency, self.job.block_bytes),
+            Io::Read { length, .. } => self.stats.read.record(latency, length),
+            Io::Write { length, .. } => self.stats.write.record(latency, length),
             Io::Flush { .. } => self.stats.sync.record(latency, 0),
         }
         if !matches!(io, Io::Flush { .. }) {
-            self.stats.tick(self.last);
+            self.stats.tick(self.last, latency);
         }
         Ok(())
     }

@@ -22,9 +22,9 @@ use hn4_engine::device::{Device, DeviceOptions, create_preallocated};
 use hn4_engine::shard::{DeviceMedium, Embedded, ShardSetup};
 use tempfile::TempDir;
 
+use crate::contents::Contents;
 use crate::files::make_file;
 use crate::job::Job;
-use crate::pattern::Random;
 use crate::target::{Io, Lane};
 
 /// A request that takes longer than this has hung.
@@ -172,8 +172,9 @@ impl EngineVolume {
 /// The volume, driven by the calling thread.
 pub struct EngineLane {
     volume: Embedded,
-    block_bytes: u32,
-    data: Vec<u8>,
+    contents: Contents,
+    /// Where the read of each tag is from.
+    offsets: Vec<u64>,
     /// Requests for which there was no room yet.
     held_back: VecDeque<(Io, u32)>,
 }
@@ -184,13 +185,11 @@ impl EngineLane {
     /// # Errors
     /// As [`EngineVolume::open`].
     pub fn open(volume: &EngineVolume, job: &Job, streams: u32) -> Result<Self> {
-        let mut data = vec![0; usize::try_from(job.block_bytes)?];
-        Random::new(job.seed).fill(&mut data);
         let capacity = usize::try_from(u64::from(job.depth) * u64::from(streams))?;
         Ok(Self {
             volume: volume.open()?,
-            block_bytes: job.block_bytes,
-            data,
+            contents: Contents::new(job),
+            offsets: vec![0; capacity],
             held_back: VecDeque::with_capacity(capacity),
         })
     }
@@ -198,13 +197,15 @@ impl EngineLane {
     /// False if there is no room now.
     fn start(&mut self, io: Io, tag: u32) -> bool {
         match io {
-            Io::Read { offset } => self.volume.read(offset, self.block_bytes, tag).is_ok(),
-            Io::Write { offset } => {
-                // No two writes alike, at the price of one store.
-                if let Some(stamp) = self.data.get_mut(..8) {
-                    stamp.copy_from_slice(&(u64::from(tag) ^ offset).to_le_bytes());
+            Io::Read { offset, length } => {
+                if let Some(place) = self.offsets.get_mut(tag as usize) {
+                    *place = offset;
                 }
-                self.volume.write(offset, &self.data, false, tag).is_ok()
+                self.volume.read(offset, length, tag).is_ok()
+            }
+            Io::Write { offset, length } => {
+                let data = self.contents.of_write(offset, length, tag);
+                self.volume.write(offset, data, false, tag).is_ok()
             }
             Io::Flush { .. } => {
                 self.volume.flush(tag);
@@ -237,6 +238,7 @@ impl Lane for EngineLane {
 
     fn wait(&mut self, done: &mut Vec<u32>) -> Result<()> {
         let mut failed = None;
+        let mut differs = Ok(());
         let begun = Instant::now();
         loop {
             let mut answered = 0;
@@ -246,7 +248,13 @@ impl Lane for EngineLane {
                 if let Err(failure) = answer.result {
                     failed.get_or_insert(failure);
                 }
+                if self.contents.verifies() && differs.is_ok() {
+                    let offset = self.offsets.get(answer.tag as usize).copied();
+                    differs = self.contents.check(offset.unwrap_or(0), answer.data());
+                }
             })?;
+            differs?;
+            differs = Ok(());
             if let Some(failure) = failed {
                 return Err(anyhow!("the engine failed a request: {failure:?}"));
             }

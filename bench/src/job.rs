@@ -7,12 +7,14 @@
 //! **Not here:** command-line options of fio, environment variables, `include`, and `stonewall`:
 //! all jobs of a file run at once.
 
+mod shape;
 mod value;
 
 use std::time::Duration;
 
 use thiserror::Error;
 
+pub use self::shape::{Distribution, Lengths, Portion, Zone};
 use self::value::{bytes, duration, number, percentiles, switch};
 
 /// fio's percentiles if a job names none, as it prints them.
@@ -28,7 +30,7 @@ pub const NUMJOBS_MAX: u32 = 256;
 pub const BLOCK_BYTES_MAX: u32 = 4 << 20;
 /// Most memory for the buffers of one thread, in bytes.
 const BUFFERS_BYTES_MAX: u64 = 1 << 30;
-/// Shortest request in bytes.
+/// Requests are multiples of this, in bytes.
 const BLOCK_BYTES_MIN: u32 = 512;
 
 /// What is wrong with a job file.
@@ -118,8 +120,20 @@ pub struct Job {
     pub name: String,
     /// `rw`.
     pub direction: Direction,
-    /// `bs`, in bytes.
+    /// `bs` or `bssplit`: how long requests are.
+    pub lengths: Lengths,
+    /// The longest request in bytes.
     pub block_bytes: u32,
+    /// `random_distribution`: where random requests go.
+    pub distribution: Distribution,
+    /// `rate_iops`: reads and writes per second of each thread; 0 is no limit.
+    pub rate_iops: [u32; 2],
+    /// `thinktime`: a pause after each `thinktime_blocks` requests, when they are answered.
+    pub think: Duration,
+    /// `thinktime_blocks`.
+    pub think_blocks: u32,
+    /// `verify`: what is written depends on its place only, and what is read is compared.
+    pub verify: bool,
     /// `size`; all of the target if it is not given.
     pub size: Size,
     /// `iodepth`: requests in flight of each thread.
@@ -157,7 +171,13 @@ impl Default for Job {
                 reads: true,
                 writes: false,
             },
+            lengths: Lengths::all(4096),
             block_bytes: 4096,
+            distribution: Distribution::Even,
+            rate_iops: [0; 2],
+            think: Duration::ZERO,
+            think_blocks: 1,
+            verify: false,
             size: Size::Percent(100),
             depth: 1,
             numjobs: 1,
@@ -243,6 +263,11 @@ impl JobFile {
 }
 
 impl Job {
+    fn set_lengths(&mut self, lengths: Lengths) {
+        self.block_bytes = lengths.longest();
+        self.lengths = lengths;
+    }
+
     fn check(&self, line: usize) -> Result<(), JobError> {
         let buffers = u64::from(self.depth) * u64::from(self.block_bytes);
         let what = if self.time_based && self.runtime.is_none_or(|time| time.is_zero()) {
@@ -308,7 +333,20 @@ impl Entry<'_> {
     fn apply(&self, job: &mut Job) -> Result<Option<&'static str>, JobError> {
         match self.key {
             "rw" | "readwrite" => job.direction = self.direction()?,
-            "bs" | "blocksize" => job.block_bytes = self.block_bytes()?,
+            "bs" | "blocksize" => job.set_lengths(self.get(shape::lengths, shape::LENGTHS)?),
+            "bssplit" => job.set_lengths(self.get(shape::split, shape::SPLIT)?),
+            "random_distribution" => job.distribution = self.distribution()?,
+            "rate_iops" => job.rate_iops = self.get(shape::rates, "1 or 2 numbers, as 1000,500")?,
+            "thinktime" => job.think = self.get(shape::think, shape::THINK)?,
+            "thinktime_blocks" => {
+                job.think_blocks = self.get(|text| number(text, 1, u32::MAX), "a number")?;
+            }
+            "verify" => {
+                job.verify = self.verify()?;
+                return Ok(Some(
+                    "all data is compared, whatever the checksum is called",
+                ));
+            }
             "size" => job.size = self.size()?,
             "iodepth" => {
                 job.depth = self.get(|text| number(text, 1, DEPTH_MAX), "1 to 1024")?;
@@ -335,16 +373,7 @@ impl Entry<'_> {
             "norandommap" => return Ok(Some("blocks are drawn with repetition all the same")),
             "ioengine" => return Ok(Some("ioengine is ignored: the target decides")),
             "filename" => return Ok(Some("filename is ignored: --target decides")),
-            "verify" => return Err(self.not_supported("")),
-            "bssplit"
-            | "random_distribution"
-            | "rate_iops"
-            | "thinktime"
-            | "stonewall"
-            | "offset"
-            | "rate" => {
-                return Err(self.not_supported(""));
-            }
+            "stonewall" | "offset" | "rate" => return Err(self.not_supported("")),
             key => {
                 return Err(JobError::UnknownKey {
                     line: self.line,
@@ -378,16 +407,21 @@ impl Entry<'_> {
         )
     }
 
-    fn block_bytes(&self) -> Result<u32, JobError> {
-        let read = |text: &str| {
-            let value = u32::try_from(bytes(text)?).ok()?;
-            let fits = (BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX).contains(&value);
-            (fits && value.is_multiple_of(BLOCK_BYTES_MIN)).then_some(value)
+    fn distribution(&self) -> Result<Distribution, JobError> {
+        let name = self.value.unwrap_or_default();
+        if name.starts_with("pareto") || name.starts_with("normal") || name.starts_with("zoned_abs")
+        {
+            return Err(self.not_supported(": random, zipf and zoned are"));
+        }
+        self.get(shape::distribution, shape::DISTRIBUTION)
+    }
+
+    fn verify(&self) -> Result<bool, JobError> {
+        let read = |text: &str| match text {
+            "0" => Some(false),
+            text => shape::CHECKSUMS.contains(&text).then_some(true),
         };
-        self.get(
-            read,
-            "one size, a multiple of 512 up to 4m, with k or m as in fio (4ki would be 4000)",
-        )
+        self.get(read, "0 or one of fio's checksums")
     }
 
     fn size(&self) -> Result<Size, JobError> {

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compare;
+pub mod contents;
 pub mod cpu;
 pub mod drive;
 pub mod engine;
@@ -22,7 +23,9 @@ pub mod files;
 pub mod job;
 pub mod nbd;
 pub mod pattern;
+pub mod progress;
 pub mod raw;
 pub mod report;
 pub mod stats;
+pub mod stream;
 pub mod target;

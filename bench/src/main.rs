@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use hn4_bench::compare;
 use hn4_bench::drive;
 use hn4_bench::job::JobFile;
+use hn4_bench::progress::Progress;
 use hn4_bench::report;
 use hn4_bench::target::{Target, TargetSpec};
 
@@ -32,7 +33,7 @@ enum Command {
 struct RunArgs {
     /// A job file as fio reads it
     jobfile: PathBuf,
-    /// raw:PATH for a file or device, nbd:URI for a server
+    /// raw:PATH for a file or device, nbd:URI for a server, engine:FOLDER for the engine in process
     #[arg(long, value_name = "TARGET")]
     target: TargetSpec,
     /// Also write the report as JSON in fio's layout
@@ -65,7 +66,13 @@ fn run(args: &RunArgs) -> Result<()> {
         eprintln!("note: {name}: {note}");
     }
     let target = Target::open(&args.target)?;
-    let outcomes = drive::run(&file.jobs, &target, args.server_pid)?;
+    let progress = Progress::default();
+    let outcomes = std::thread::scope(|scope| {
+        scope.spawn(|| progress.show());
+        let outcomes = drive::run_watched(&file.jobs, &target, args.server_pid, &progress);
+        progress.end();
+        outcomes
+    })?;
     print!("{}", report::table(&outcomes));
     if let Some(path) = &args.json {
         let value = report::json(&outcomes, &args.target.to_string());

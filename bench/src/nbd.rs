@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hn4_engine::nbd::client::{Client, ClientError, ClientOptions, Submit};
 
+use crate::contents::Contents;
 use crate::job::Job;
 use crate::pattern::Random;
 use crate::target::{Io, Lane, NbdUri};
@@ -16,10 +17,9 @@ const LOOK: Duration = Duration::from_millis(5);
 /// One connection.
 pub struct NbdLane {
     client: Client,
-    block_bytes: u32,
-    data: Vec<u8>,
-    /// Which tag a ticket of the client belongs to.
-    tags: HashMap<u64, u32>,
+    contents: Contents,
+    /// Which tag a ticket of the client belongs to, and what it is.
+    tags: HashMap<u64, (u32, Io)>,
 }
 
 /// Connects.
@@ -86,12 +86,9 @@ impl NbdLane {
     /// If the server is not there or refuses the export.
     pub fn connect(uri: &NbdUri, job: &Job) -> Result<Self> {
         let client = connect(uri)?;
-        let mut data = vec![0; usize::try_from(job.block_bytes)?];
-        Random::new(job.seed).fill(&mut data);
         Ok(Self {
             client,
-            block_bytes: job.block_bytes,
-            data,
+            contents: Contents::new(job),
             tags: HashMap::new(),
         })
     }
@@ -104,26 +101,16 @@ impl Lane for NbdLane {
 
     fn submit(&mut self, io: Io, tag: u32) -> Result<()> {
         let request = match io {
-            Io::Read { offset } => Submit::Read {
+            Io::Read { offset, length } => Submit::Read { offset, length },
+            Io::Write { offset, length } => Submit::Write {
                 offset,
-                length: self.block_bytes,
+                data: self.contents.of_write(offset, length, tag),
+                fua: false,
             },
-            Io::Write { offset } => {
-                // No two writes alike, at the price of one store.
-                if let Some(stamp) = self.data.get_mut(..8) {
-                    let count = u64::from(tag) ^ offset;
-                    stamp.copy_from_slice(&count.to_le_bytes());
-                }
-                Submit::Write {
-                    offset,
-                    data: &self.data,
-                    fua: false,
-                }
-            }
             Io::Flush { .. } => Submit::Flush,
         };
         let ticket = self.client.submit(request)?;
-        self.tags.insert(ticket, tag);
+        self.tags.insert(ticket, (tag, io));
         Ok(())
     }
 
@@ -131,9 +118,15 @@ impl Lane for NbdLane {
         // All answers that have arrived, so that what follows them goes out in one send too.
         loop {
             let answer = self.client.next_reply()?;
-            answer.result?;
-            let tag = self.tags.remove(&answer.ticket);
-            done.push(tag.context("an answer to no request")?);
+            let data = answer.result?;
+            let known = self.tags.remove(&answer.ticket);
+            let (tag, io) = known.context("an answer to no request")?;
+            if let Io::Read { offset, .. } = io
+                && self.contents.verifies()
+            {
+                self.contents.check(offset, [&data[..]].into_iter())?;
+            }
+            done.push(tag);
             if !self.client.has_arrived() {
                 return Ok(());
             }

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use hn4_engine::arena::{Arena, SLOT_BYTES, SlotMemory};
+use hn4_engine::arena::{Arena, SLOT_BYTES, SlotId, SlotMemory};
 use hn4_engine::device::{Device, DeviceOptions};
 use hn4_engine::ring::{Completion, FileId, Memory, Op, Ring, RingConfig, Seg};
 
+use crate::contents::Contents;
 use crate::job::Job;
 use crate::pattern::Random;
 use crate::target::{Io, Lane};
@@ -33,9 +34,12 @@ pub struct RawLane {
     ring: Ring,
     file: FileId,
     size_bytes: u64,
-    block_bytes: u32,
-    /// The segments of each tag's buffer.
-    buffers: Vec<Vec<Seg>>,
+    /// The slots of each tag's buffer.
+    buffers: Vec<Vec<SlotId>>,
+    /// What each tag does.
+    ios: Vec<Io>,
+    contents: Contents,
+    segs: Vec<Seg>,
     completions: Vec<Completion>,
 }
 
@@ -46,10 +50,12 @@ impl RawLane {
     /// If the kernel lacks something, or the block size does not suit the device.
     pub fn new(device: &Device, job: &Job) -> Result<Self> {
         let info = device.info();
-        if !job.block_bytes.is_multiple_of(info.offset_align.max(1)) {
+        let align = info.offset_align.max(1);
+        let lengths = job.lengths.reads.iter().chain(&job.lengths.writes);
+        let mut lengths = lengths.map(|portion| portion.bytes);
+        if let Some(bad) = lengths.find(|bytes| !bytes.is_multiple_of(align)) {
             bail!(
-                "bs={} does not suit {}: direct I/O needs a multiple of {}",
-                job.block_bytes,
+                "a length of {bad} does not suit {}: direct I/O needs a multiple of {}",
                 info.path.display(),
                 info.offset_align
             );
@@ -61,15 +67,13 @@ impl RawLane {
         let mut random = Random::new(job.seed);
         let mut buffers = Vec::new();
         for _ in 0..job.depth {
-            let mut left = job.block_bytes;
-            let mut segs = Vec::new();
-            while left > 0 {
+            let mut slots = Vec::new();
+            for _ in 0..slots_each {
                 let slot = arena.alloc().context("the arena has a slot for each tag")?;
                 random.fill(arena.bytes_mut(slot));
-                segs.push(Seg::slot(slot, 0, left.min(slot_bytes)));
-                left -= left.min(slot_bytes);
+                slots.push(slot);
             }
-            buffers.push(segs);
+            buffers.push(slots);
         }
         let config = RingConfig {
             operations: job.depth,
@@ -83,8 +87,10 @@ impl RawLane {
             ring,
             file,
             size_bytes: info.size_bytes,
-            block_bytes: job.block_bytes,
+            ios: vec![Io::Flush { data_only: true }; buffers.len()],
             buffers,
+            contents: Contents::new(job),
+            segs: Vec::with_capacity(slots_each as usize),
             completions: Vec::with_capacity(usize::try_from(job.depth)?),
         })
     }
@@ -96,21 +102,40 @@ impl Lane for RawLane {
     }
 
     fn submit(&mut self, io: Io, tag: u32) -> Result<()> {
-        let segs = self
-            .buffers
-            .get(tag as usize)
-            .context("a tag below the depth")?;
+        let slots = self.buffers.get(tag as usize);
+        let slots = slots.context("a tag below the depth")?;
+        self.segs.clear();
+        let mut left = io.length() as usize;
+        for &slot in slots {
+            let part = left.min(SLOT_BYTES);
+            if part > 0 {
+                self.segs.push(Seg::slot(slot, 0, u32::try_from(part)?));
+            }
+            left -= part;
+        }
+        if let Io::Write { offset, length } = io
+            && self.contents.verifies()
+        {
+            let data = self.contents.of_write(offset, length, tag);
+            for (&slot, part) in slots.iter().zip(data.chunks(SLOT_BYTES)) {
+                self.ring.arena_mut().bytes_mut(slot)[..part.len()].copy_from_slice(part);
+            }
+        }
+        if let Some(place) = self.ios.get_mut(tag as usize) {
+            *place = io;
+        }
+        let memory = Memory::slots(&self.segs);
         let file = self.file;
         let op = match io {
-            Io::Read { offset } => Op::Read {
+            Io::Read { offset, .. } => Op::Read {
                 file,
                 offset,
-                memory: Memory::slots(segs),
+                memory,
             },
-            Io::Write { offset } => Op::Write {
+            Io::Write { offset, .. } => Op::Write {
                 file,
                 offset,
-                memory: Memory::slots(segs),
+                memory,
                 then_sync: false,
             },
             Io::Flush { data_only } => Op::Sync { file, data_only },
@@ -129,9 +154,24 @@ impl Lane for RawLane {
         for completion in self.completions.drain(..) {
             let tag = u32::try_from(completion.token).context("a token that was given")?;
             let bytes = completion.result.context("a request failed")?;
+            let io = self.ios.get(tag as usize);
+            let io = *io.context("a completion of no request")?;
             // A sync moves no bytes; the ring continues what is short.
-            if bytes != 0 && bytes != self.block_bytes {
-                bail!("a request of {} bytes moved {bytes}", self.block_bytes);
+            if bytes != io.length() {
+                bail!("a request of {} bytes moved {bytes}", io.length());
+            }
+            if let Io::Read { offset, length } = io
+                && self.contents.verifies()
+            {
+                let slots = self.buffers.get(tag as usize).into_iter().flatten();
+                let arena = self.ring.arena();
+                let mut left = length as usize;
+                let pieces = slots.map(|&slot| {
+                    let part = left.min(SLOT_BYTES);
+                    left -= part;
+                    &arena.bytes(slot)[..part]
+                });
+                self.contents.check(offset, pieces)?;
             }
             done.push(tag);
         }

@@ -69,7 +69,8 @@ fn job(outcome: &Outcome, stats: &Stats, group: usize) -> Value {
         "usr_cpu": percent(stats.client.user),
         "sys_cpu": percent(stats.client.system),
         "hn4": {
-            "iops_per_second": stats.per_second,
+            "iops_per_second": stats.per_second().collect::<Vec<_>>(),
+            "verified_bytes": stats.verified_bytes,
             "client_cpu_us_per_io": stats.client_us_per_io(),
             "server_cpu_us_per_io": stats.server_us_per_io(),
         },

@@ -12,6 +12,9 @@ const LATENCY_NS_MAX: u64 = 120_000_000_000;
 /// Longest run whose seconds are kept apart.
 const SECONDS_MAX: usize = 24 * 3600;
 
+/// Significant digits of the histogram of one second: each is kept, so they are small.
+const SECOND_DIGITS: u8 = 2;
+
 /// Requests of one kind.
 #[derive(Clone, Debug)]
 pub struct Side {
@@ -52,8 +55,8 @@ pub struct Stats {
     pub write: Side,
     /// Flushes.
     pub sync: Side,
-    /// Reads and writes in each second, from the end of the ramp.
-    pub per_second: Vec<u64>,
+    /// Latency in nanoseconds of the reads and writes of each second, from the end of the ramp.
+    pub seconds: Vec<Histogram<u64>>,
     /// From the end of the ramp to the end of the run; the longest one of several.
     pub elapsed: Duration,
     /// Of the threads that made the load.
@@ -62,6 +65,8 @@ pub struct Stats {
     pub server: Option<Cpu>,
     /// How long the target then wrote back what was still in memory.
     pub drain: Option<Duration>,
+    /// With `verify`: what was read back and found to be right.
+    pub verified_bytes: u64,
 }
 
 impl Stats {
@@ -74,11 +79,12 @@ impl Stats {
             read: Side::new()?,
             write: Side::new()?,
             sync: Side::new()?,
-            per_second: Vec::new(),
+            seconds: Vec::new(),
             elapsed: Duration::ZERO,
             client: Cpu::default(),
             server: None,
             drain: None,
+            verified_bytes: 0,
         })
     }
 
@@ -118,18 +124,30 @@ impl Stats {
         (ios > 0).then(|| micros / ios as f64)
     }
 
-    /// Counts a read or write in its second.
-    pub fn tick(&mut self, since_ramp: Duration) {
+    /// Takes a read or write into its second.
+    pub fn tick(&mut self, since_ramp: Duration, latency: Duration) {
         let second = usize::try_from(since_ramp.as_secs()).unwrap_or(SECONDS_MAX);
-        if second >= SECONDS_MAX {
+        if second >= SECONDS_MAX || self.grow(second + 1).is_none() {
             return;
         }
-        if self.per_second.len() <= second {
-            self.per_second.resize(second + 1, 0);
+        if let Some(histogram) = self.seconds.get_mut(second) {
+            let nanos = u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_NS_MAX);
+            histogram.saturating_record(nanos);
         }
-        if let Some(count) = self.per_second.get_mut(second) {
-            *count += 1;
+    }
+
+    /// Makes room for so many seconds; nothing in the case that [`Self::new`] speaks of.
+    fn grow(&mut self, seconds: usize) -> Option<()> {
+        while self.seconds.len() < seconds {
+            let empty = Histogram::new_with_bounds(1, LATENCY_NS_MAX, SECOND_DIGITS).ok()?;
+            self.seconds.push(empty);
         }
+        Some(())
+    }
+
+    /// Reads and writes in each second.
+    pub fn per_second(&self) -> impl Iterator<Item = u64> {
+        self.seconds.iter().map(Histogram::len)
     }
 
     /// Adds what another thread of the same run has measured.
@@ -145,12 +163,12 @@ impl Stats {
             mine.latency.add(&theirs.latency)?;
             mine.bytes += theirs.bytes;
         }
-        if self.per_second.len() < other.per_second.len() {
-            self.per_second.resize(other.per_second.len(), 0);
+        if self.grow(other.seconds.len()).is_some() {
+            for (mine, theirs) in self.seconds.iter_mut().zip(&other.seconds) {
+                mine.add(theirs)?;
+            }
         }
-        for (mine, theirs) in self.per_second.iter_mut().zip(&other.per_second) {
-            *mine += theirs;
-        }
+        self.verified_bytes += other.verified_bytes;
         self.elapsed = self.elapsed.max(other.elapsed);
         self.client = self.client.plus(other.client);
         self.server = self.server.or(other.server);
@@ -178,16 +196,16 @@ mod tests {
     fn what_two_threads_measured_adds_up() {
         let mut one = Stats::new().expect("stats");
         one.read.record(Duration::from_micros(10), 4096);
-        one.tick(Duration::from_millis(2500));
+        one.tick(Duration::from_millis(2500), Duration::from_micros(10));
         one.elapsed = Duration::from_secs(3);
         let mut two = Stats::new().expect("stats");
         two.write.record(Duration::from_micros(20), 4096);
         two.sync.record(Duration::from_secs(1 << 40), 0);
-        two.tick(Duration::from_millis(10));
+        two.tick(Duration::from_millis(10), Duration::from_micros(20));
         two.elapsed = Duration::from_secs(1);
         one.add(&two).expect("same bounds");
         assert_eq!((one.ios(), one.sync.count()), (2, 1));
-        assert_eq!(one.per_second, [1, 0, 1]);
+        assert_eq!(one.per_second().collect::<Vec<_>>(), [1, 0, 1]);
         assert_eq!(one.elapsed, Duration::from_secs(3));
         assert!((one.iops() - 2.0 / 3.0).abs() < 1e-9);
         assert_eq!(one.server_us_per_io(), None);

@@ -16,24 +16,39 @@ use crate::job::Job;
 use crate::nbd::NbdLane;
 use crate::raw::{RawLane, open_raw};
 
-/// A request; its length is the job's block size.
+/// A request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Io {
     /// Read a block.
     Read {
         /// First byte.
         offset: u64,
+        /// Bytes.
+        length: u32,
     },
     /// Write a block.
     Write {
         /// First byte.
         offset: u64,
+        /// Bytes.
+        length: u32,
     },
     /// Make durable what was answered before.
     Flush {
         /// Leave out what is not needed to read it back.
         data_only: bool,
     },
+}
+
+impl Io {
+    /// Bytes that it moves.
+    #[must_use]
+    pub fn length(self) -> u32 {
+        match self {
+            Self::Read { length, .. } | Self::Write { length, .. } => length,
+            Self::Flush { .. } => 0,
+        }
+    }
 }
 
 /// One thread's way to the target.

@@ -58,9 +58,33 @@ fn a_time_based_job_runs_for_its_time_and_threads_are_reported_together() {
     let stats = &outcomes[0].stats[0];
     assert!(stats.elapsed >= Duration::from_millis(200), "{stats:?}");
     assert!(stats.read.count() > 0 && stats.write.count() > 0);
-    assert_eq!(stats.per_second.iter().sum::<u64>(), stats.ios());
+    assert_eq!(stats.per_second().sum::<u64>(), stats.ios());
     assert!(stats.client_us_per_io().is_some_and(|us| us > 0.0));
     assert!(stats.server_us_per_io().is_some());
+}
+
+#[test]
+fn what_a_job_with_verify_wrote_is_read_back_and_a_flipped_bit_is_found() {
+    let folder = folder();
+    let spec = raw(folder.path());
+    let write = "[a]\nrw=randwrite\nbssplit=4k/70:16k/30\nsize=4m\niodepth=4\nverify=crc32c\n\
+                 randseed=5\n";
+    let stats = run(write, &spec, None).remove(0).stats.remove(0);
+    assert!(stats.verified_bytes > 1 << 20, "{}", stats.verified_bytes);
+    let read = "[a]\nrw=read\nbs=4k\nsize=4k\nverify=md5\nrandseed=5\n";
+    let whole = "[a]\nrw=write\nbs=4k\nsize=4k\nverify=md5\nrandseed=5\n";
+    run(whole, &spec, None);
+    run(read, &spec, None);
+    let TargetSpec::Raw(path) = &spec else {
+        panic!("a raw target");
+    };
+    let mut bytes = std::fs::read(path).expect("the file");
+    bytes[777] ^= 4;
+    std::fs::write(path, bytes).expect("room");
+    let jobs = JobFile::parse(read).expect("a job file").jobs;
+    let target = Target::open(&spec).expect("the target");
+    let error = drive::run(&jobs, &target, None).expect_err("a flipped bit");
+    assert!(format!("{error:#}").contains("byte 512"), "{error:#}");
 }
 
 #[test]

@@ -219,6 +219,10 @@ impl Arena {
         // need them. A refusal costs speed only.
         // SAFETY: exactly the range that was mapped above.
         let _ = unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_DONTFORK) };
+        // Large pages where the kernel has them to give: fewer page faults when it is filled or
+        // registered, fewer misses of the TLB when it is used. Never required (P9).
+        // SAFETY: exactly the range that was mapped above.
+        let _ = unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         let pins = vec![Pins::default(); slots as usize].into_boxed_slice();
         Ok(Self {
             base,

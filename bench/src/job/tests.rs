@@ -86,14 +86,39 @@ fn an_unknown_key_is_an_error_that_names_the_line() {
 }
 
 #[test]
-fn verify_is_refused_as_not_supported_yet() {
-    let error = JobFile::parse("[a]\nverify=crc32c\n").expect_err("not supported");
-    assert_eq!(
-        error.to_string(),
-        "line 2: \"verify=crc32c\" is not supported yet"
-    );
-    let error = JobFile::parse("[a]\ndirect=0\n").expect_err("not supported");
-    assert!(error.to_string().contains("not supported yet"), "{error}");
+fn what_fio_can_do_and_this_cannot_is_refused_by_name() {
+    for line in [
+        "direct=0",
+        "stonewall",
+        "rate=1m",
+        "random_distribution=pareto:0.2",
+    ] {
+        let error = JobFile::parse(&format!("[a]\n{line}\n")).expect_err(line);
+        let text = error.to_string();
+        assert!(text.starts_with("line 2: "), "{text}");
+        assert!(text.contains("is not supported yet"), "{text}");
+    }
+}
+
+#[test]
+fn the_shape_of_requests_reaches_the_job() {
+    let text = "[a]\nbssplit=4k/90:64k/10,8k/100\nrandom_distribution=zoned:60/10:40/90\n\
+                rate_iops=1000,0\nthinktime=250\nthinktime_blocks=4\nverify=md5\n";
+    let job = JobFile::parse(text).expect("a good file").jobs.remove(0);
+    let portion = |bytes, percent| Portion { bytes, percent };
+    assert_eq!(job.lengths.reads, [portion(4096, 90), portion(65536, 10)]);
+    assert_eq!(job.lengths.writes, [portion(8192, 100)]);
+    assert_eq!((job.block_bytes, job.lengths.shortest()), (65536, 4096));
+    let zone = |access, size| Zone { access, size };
+    let zones = vec![zone(60, 10), zone(40, 90)];
+    assert_eq!(job.distribution, Distribution::Zoned(zones));
+    assert_eq!(job.rate_iops, [1000, 0]);
+    assert_eq!(job.think, Duration::from_micros(250));
+    assert_eq!((job.think_blocks, job.verify), (4, true));
+    let zipf = JobFile::parse("[a]\nbs=4k,16k\nrandom_distribution=zipf:1.2\n");
+    let zipf = zipf.expect("a good file").jobs.remove(0);
+    assert_eq!(zipf.distribution, Distribution::Zipf(1.2));
+    assert_eq!(zipf.lengths.writes, [portion(16384, 100)]);
 }
 
 #[test]
@@ -103,8 +128,15 @@ fn wrong_values_are_errors_that_name_line_and_key() {
         "bs=0",
         "bs=100",
         "bs=8m",
-        "bs=4k,8k",
+        "bs=4k,8k,16k",
         "bs",
+        "bssplit=4k/50:8k/49",
+        "bssplit=4k",
+        "random_distribution=zipf:1.0",
+        "random_distribution=zoned:50/50",
+        "rate_iops=x",
+        "thinktime=-1",
+        "verify=sure",
         "size=0",
         "size=101%",
         "size=99999999999999t",

@@ -367,10 +367,17 @@ impl Journal {
 
     /// Frees the heads of frames that became durable after `before`.
     pub fn free_heads(&mut self, mem: &mut dyn SlotMemory, before: Epoch) {
-        let durable = self.durable;
-        let range =
-            |sealed: &Sealed| sealed.header.epoch > before && sealed.header.epoch <= durable;
-        for sealed in self.sealed.iter_mut().filter(|sealed| range(sealed)) {
+        let Some(first) = self.sealed.front().map(|sealed| sealed.header.epoch.0) else {
+            return;
+        };
+        // Epochs are gapless. There may be thousands that are not destaged yet, and this is done
+        // for every flush: none but the ones in question are looked at.
+        let place = |epoch: Epoch| {
+            let place = usize::try_from((epoch.0 + 1).saturating_sub(first));
+            place.map_or(self.sealed.len(), |place| place.min(self.sealed.len()))
+        };
+        let range = place(before)..place(self.durable).max(place(before));
+        for sealed in self.sealed.range_mut(range) {
             for slot in sealed.head.drain(..) {
                 mem.free(slot);
             }

@@ -374,9 +374,11 @@ impl Volume {
             .last_epoch()
             .is_some_and(|epoch| epoch >= self.open_epoch());
         let full = self.overlay.open_held() * 2 >= self.config.max_epoch_blocks
-            || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents
-            || mem.free_slots() < 2 * self.config.reserve_slots;
-        let group = wanted && !self.journal.is_writing();
+            || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents;
+        // Slots of an open epoch cannot be destaged. But an epoch for each write would cost twice
+        // the log: what comes while the log is written goes into one.
+        let pressed = mem.free_slots() < 2 * self.config.reserve_slots;
+        let group = (wanted || pressed) && !self.journal.is_writing();
         if !(full || aged || group || self.mark_term || self.seal_now()) {
             return;
         }

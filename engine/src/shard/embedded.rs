@@ -78,6 +78,7 @@ impl Embedded {
     pub fn open(setup: ShardSetup) -> Result<Self, ShardError> {
         let (end, unheard) = link::pair(Arc::new(|| {}));
         let Opened { mut engine, facts } = open_volume(setup, end.outbox)?;
+        engine.tick();
         engine.step(Event::Timer);
         Ok(Self {
             engine,
@@ -208,6 +209,7 @@ impl Embedded {
         self.engine
             .ring
             .wait(least, Some(timeout), &mut self.completions)?;
+        self.engine.tick();
         for completion in self.completions.drain(..) {
             self.engine.disk_done(completion);
         }
@@ -215,6 +217,7 @@ impl Embedded {
             self.engine.step(Event::Timer);
         }
         self.engine.disks.retry(&mut self.engine.ring);
+        self.engine.tell_state();
         self.engine.outbox.flush();
         self.unheard.discard();
         while let Some((asked, result)) = self.engine.answers.pop_front() {
@@ -239,6 +242,7 @@ impl Embedded {
     pub fn drain(&mut self, patience: Duration) -> Result<bool, RingError> {
         let by = Instant::now() + patience;
         self.engine.volume.stop();
+        self.engine.tick();
         self.engine.step(Event::Timer);
         while !self.engine.volume.is_clean() {
             let left = by.saturating_duration_since(Instant::now());

@@ -9,10 +9,14 @@ use super::link::{FromShard, Outbox, ProofFeed};
 use super::seeding::Seeding;
 use crate::arena::{SlotId, SlotMemory};
 use crate::core::event::{
-    Action, Actions, Event, Failure, Now, PeerEvent, PeerId, ProofEvent, Request, RequestId, Time,
+    Action, Actions, CopyStatus, Event, Failure, Now, PeerEvent, PeerId, ProofEvent, Request,
+    RequestId, Time,
 };
 use crate::core::{Volume, VolumeConfig};
 use crate::ring::{Completion, Ring, Seg};
+
+/// Progress that no peer waits for is told to the rest of the daemon after so many milliseconds.
+const TELL_MS: u64 = 50;
 
 /// See the module.
 pub(super) struct Engine {
@@ -32,6 +36,12 @@ pub(super) struct Engine {
     sessions: Vec<u64>,
     pub(super) seeding: Seeding,
     started: Instant,
+    /// Both clocks as they were read last; see [`Self::tick`].
+    now: Now,
+    /// Since when the rest of the daemon has not been told of a change.
+    untold_since: Option<Time>,
+    /// What it was told last.
+    told: Option<CopyStatus>,
 }
 
 impl Engine {
@@ -50,7 +60,21 @@ impl Engine {
             sessions: Vec::new(),
             seeding: Seeding::default(),
             started: Instant::now(),
+            now: Now::default(),
+            untold_since: None,
+            told: None,
         }
+    }
+
+    /// Reads the clocks. Once a turn is enough: what happens in one turn happens at one time.
+    pub(super) fn tick(&mut self) {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        self.now = Now {
+            time: self.time(),
+            wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+        };
     }
 
     pub(super) fn mem(&mut self) -> &mut dyn SlotMemory {
@@ -68,10 +92,43 @@ impl Engine {
 
     /// How long until the core wants to be called.
     pub(super) fn until_deadline(&self) -> Option<Duration> {
-        let deadline = self.volume.next_deadline()?;
+        let untold = self.untold_since.map(|since| since.plus_ms(TELL_MS));
+        let deadline = [self.volume.next_deadline(), untold];
+        let deadline = deadline.into_iter().flatten().min()?;
         Some(Duration::from_nanos(
             deadline.0.saturating_sub(self.time().0),
         ))
+    }
+
+    /// Tells the rest of the daemon about the copy's state: at once if sessions depend on it, else
+    /// progress alone waits a little, so that not every flush wakes another thread.
+    pub(super) fn tell_state(&mut self) {
+        let Some(since) = self.untold_since else {
+            return;
+        };
+        let state = self.volume.copy_status();
+        let only_progress = self.told.is_some_and(|told| {
+            let CopyStatus {
+                tip,
+                anchored,
+                progress,
+                ..
+            } = state;
+            let moved = CopyStatus {
+                tip,
+                anchored,
+                progress,
+                ..told
+            };
+            moved == state
+        });
+        let may_wait = only_progress && self.config().peers == 0;
+        if may_wait && self.now.time < since.plus_ms(TELL_MS) {
+            return;
+        }
+        self.untold_since = None;
+        self.told = Some(state);
+        self.outbox.push(FromShard::State(state));
     }
 
     pub(super) fn free_slots(&mut self, slots: &[SlotId]) {
@@ -127,17 +184,9 @@ impl Engine {
     }
 
     fn step_once(&mut self, event: Event) {
-        let wall = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let wall_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
-        let now = Now {
-            time: self.time(),
-            wall_ms,
-        };
         self.actions.clear();
         self.volume
-            .step(now, event, self.ring.arena_mut(), &mut self.actions);
+            .step(self.now, event, self.ring.arena_mut(), &mut self.actions);
         let mut list = std::mem::take(&mut self.actions.list);
         for action in list.drain(..) {
             self.act(action);
@@ -207,8 +256,7 @@ impl Engine {
                 self.outbox.push(FromShard::ControlDone { id, result });
             }
             Action::StateChanged => {
-                let state = self.volume.copy_status();
-                self.outbox.push(FromShard::State(state));
+                self.untold_since.get_or_insert(self.now.time);
             }
         }
     }

@@ -209,9 +209,11 @@ impl Shard {
         let mut completions = Vec::with_capacity(4096);
         let mut result = Ok(());
         // Says what was recovered and starts what is left to do.
+        self.engine.tick();
         self.engine.step(Event::Timer);
         loop {
             self.let_in();
+            self.engine.tell_state();
             self.engine.outbox.flush();
             if self.is_over() {
                 break;
@@ -221,6 +223,7 @@ impl Shard {
                 result = Err(error.to_string());
                 break;
             }
+            self.engine.tick();
             for completion in completions.drain(..) {
                 self.completed(completion);
             }
@@ -240,6 +243,7 @@ impl Shard {
                 let _ = std::fs::remove_file(path);
             }
         }
+        self.engine.tell_state();
         let clean = self.engine.volume.is_clean() && self.engine.volume.failed().is_none();
         self.engine
             .outbox

@@ -56,6 +56,8 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
     let config = RingConfig {
         operations: 2048,
         segments: 272,
+        // A turn hands over all it has at its end; this is for the long ones.
+        submit_batch: 16,
         ..RingConfig::default()
     };
     let mut ring = Ring::new(config, arena)?;
