@@ -7,6 +7,7 @@
 //! 3. [`drive`] keeps a job's queue full and measures, [`stats`] keeps what was measured.
 //! 4. [`report`] shows it: a table, and JSON in fio's layout.
 //! 5. [`compare`] starts the servers, lets the same load run against each, and judges.
+//! 6. [`instructions`] counts what a request costs in the engine's core.
 //!
 //! **Architecture invariant:** every NBD server is measured by the same client, so that what the
 //! client costs is the same in each figure.
@@ -20,6 +21,7 @@ pub mod cpu;
 pub mod drive;
 pub mod engine;
 pub mod files;
+pub mod instructions;
 pub mod job;
 pub mod nbd;
 pub mod pattern;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hn4_bench::compare;
 use hn4_bench::drive;
+use hn4_bench::instructions;
 use hn4_bench::job::JobFile;
 use hn4_bench::progress::Progress;
 use hn4_bench::report;
@@ -27,6 +28,11 @@ enum Command {
     Run(RunArgs),
     /// Compare hn4-replicad with the other servers that are installed here.
     Compare(compare::Options),
+    /// Count the instructions of a request in the engine's core, with valgrind.
+    Instructions(instructions::Options),
+    /// The work that `instructions` counts.
+    #[command(hide = true)]
+    Work(instructions::WorkOptions),
 }
 
 #[derive(Args)]
@@ -39,6 +45,9 @@ struct RunArgs {
     /// Also write the report as JSON in fio's layout
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also draw the report, as an HTML page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Also measure the CPU time of this process, the server
     #[arg(long, value_name = "PID")]
     server_pid: Option<u32>,
@@ -48,6 +57,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(args) => run(&args),
         Command::Compare(options) => compare::run(&options),
+        Command::Instructions(options) => instructions::run(&options),
+        Command::Work(options) => instructions::work(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -77,6 +88,10 @@ fn run(args: &RunArgs) -> Result<()> {
     if let Some(path) = &args.json {
         let value = report::json(&outcomes, &args.target.to_string());
         let text = serde_json::to_string_pretty(&value)?;
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &args.html {
+        let text = report::picture::html(&outcomes, &args.target.to_string());
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
