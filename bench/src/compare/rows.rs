@@ -116,9 +116,9 @@ const fn engine(name: &'static str, job: &'static str, ratio: Option<f64>) -> Ro
     }
 }
 
-/// All rows. A raw file has neither overlay nor log: it is the engine without both. Nothing is asked
-/// of a write with flush over NBD, nor of the engine through drain against a raw file, which writes
-/// each block once where the engine writes it twice.
+/// All rows. A raw file has neither overlay nor log: it is the engine without both. Nothing is
+/// asked of a write with flush over NBD, nor of the engine through drain against a raw file, which
+/// writes each block once where the engine writes it twice.
 pub const ROWS: &[Row] = &[
     nbd(
         "4k randwrite QD32, NBD",
