@@ -156,8 +156,22 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Boots.
+    /// Boots. A port that was free may be taken when QEMU gets there: then it tries another one.
     pub(crate) fn boot(prepared: &Path, disks: &Disks<'_>) -> Self {
+        for _ in 0..5 {
+            let mut machine = Self::start(prepared, disks);
+            while let Some(line) = machine.read() {
+                if line.starts_with("=ready") {
+                    return machine;
+                }
+            }
+            let log = std::fs::read_to_string(disks.folder.join("qemu.log"));
+            eprintln!("the machine ended before it was up: {log:?}");
+        }
+        panic!("the machine does not boot");
+    }
+
+    fn start(prepared: &Path, disks: &Disks<'_>) -> Self {
         let socket = disks.folder.join("line.sock");
         let _ = std::fs::remove_file(&socket);
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|port| port.local_addr());
@@ -192,16 +206,18 @@ impl Machine {
             .stderr(std::fs::File::create(disks.folder.join("qemu.log")).expect("a file"))
             .spawn()
             .expect("qemu");
-        wait("qemu to listen", || socket.exists());
-        let stream = UnixStream::connect(&socket).expect("the serial line");
+        let mut stream = None;
+        wait("qemu to listen", || {
+            stream = UnixStream::connect(&socket).ok();
+            stream.is_some()
+        });
+        let stream = stream.expect("it has been waited for");
         stream.set_read_timeout(Some(SILENCE)).expect("set");
-        let mut machine = Self {
+        Self {
             qemu,
             line: BufReader::new(stream),
             nbd,
-        };
-        while !machine.read().expect("it boots").starts_with("=ready") {}
-        machine
+        }
     }
 
     /// The next line that it says; `None` when it has ended.

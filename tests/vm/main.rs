@@ -128,11 +128,21 @@ fn a_machine_with_persistent_memory_loses_no_flushed_write_when_it_is_reset() {
 }
 
 #[test]
-#[ignore = "the long run: 60 boots of an emulated machine"]
-fn twenty_resets_of_each_machine_lose_no_flushed_write() {
-    for backing in [Backing::Nvme, Backing::Hdd, Backing::Pmem] {
-        power_cuts(backing, 20);
-    }
+#[ignore = "the long run: 20 boots of an emulated machine"]
+fn twenty_resets_of_a_machine_with_nvme_lose_no_flushed_write() {
+    power_cuts(Backing::Nvme, 20);
+}
+
+#[test]
+#[ignore = "the long run: 20 boots of an emulated machine"]
+fn twenty_resets_of_a_machine_with_a_rotating_disk_lose_no_flushed_write() {
+    power_cuts(Backing::Hdd, 20);
+}
+
+#[test]
+#[ignore = "the long run: 20 boots of an emulated machine"]
+fn twenty_resets_of_a_machine_with_persistent_memory_lose_no_flushed_write() {
+    power_cuts(Backing::Pmem, 20);
 }
 
 /// Shell commands: bytes of file `$i`, different for each. (Paths of programs are written out where
