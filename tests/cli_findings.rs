@@ -79,6 +79,8 @@ fn ideal() -> ShardStatus {
         log_used_bytes: 0,
         log_bytes: 1 << 30,
         clients: 1,
+        pinned_epoch: None,
+        readers: 0,
         requests: 10,
         written_bytes: 4096,
         read_bytes: 0,

@@ -56,6 +56,7 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
         all.extend(peer(seen, status, index));
     }
     all.extend(lonely_replica(seen, status));
+    all.extend(read_here(status));
     all.extend(assumed_flush(status));
     all.extend(nearly_full(seen, status));
     all.extend(torn_tail(status));
@@ -275,6 +276,23 @@ fn opened_alone(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
                 kept";
     Some(finding(
         "opened-alone",
+        Health::Attention,
+        cause,
+        next.to_owned(),
+    ))
+}
+
+/// Readers of a replica hold its backing at an epoch.
+fn read_here(status: &ShardStatus) -> Option<Finding> {
+    let epoch = status.pinned_epoch?;
+    let cause = format!(
+        "{} clients read this replica and hold its backing at epoch {epoch}; the log ends at {}",
+        status.readers, status.copy.tip.epoch
+    );
+    let next = "nothing: it goes on when they disconnect. If log or overlay get tight, or on \
+                `hn4ctl drain`, they are cut off";
+    Some(finding(
+        "being-read",
         Health::Attention,
         cause,
         next.to_owned(),

@@ -310,6 +310,19 @@ impl Oracle {
     /// # Errors
     /// The first promise that is broken.
     pub fn check(&self, image: &[u8]) -> Result<Seen, Violation> {
+        self.judge(image, true)
+    }
+
+    /// Checks an image of an earlier moment: what was flushed since may be missing, but it must be a
+    /// prefix of the history all the same.
+    ///
+    /// # Errors
+    /// The first promise that is broken.
+    pub fn check_earlier(&self, image: &[u8]) -> Result<Seen, Violation> {
+        self.judge(image, false)
+    }
+
+    fn judge(&self, image: &[u8], is_newest: bool) -> Result<Seen, Violation> {
         assert_eq!(
             image.len() as u64,
             self.sectors() * SECTOR_BYTES,
@@ -323,7 +336,7 @@ impl Oracle {
             let versions = &self.history[index(sector)];
             let least = versions
                 .iter()
-                .rposition(|&id| self.must_survive(self.write_of(id)));
+                .rposition(|&id| is_newest && self.must_survive(self.write_of(id)));
             let least = least.unwrap_or(0);
             let fits = |id: &WriteId| match stamp {
                 Some(stamp) => *id == stamp,

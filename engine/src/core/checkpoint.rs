@@ -49,6 +49,7 @@ impl Volume {
     pub(super) fn destage_deadline(&self) -> Option<Time> {
         let idle =
             self.sweep.is_none() && self.destageable() > self.superblock.persisted().checkpoint;
+        let idle = idle && !self.is_pinned();
         let since = self.dirty_since.filter(|_| idle)?;
         Some(since.plus_ms(self.config.destage_delay_ms))
     }
@@ -61,6 +62,7 @@ impl Volume {
     ) {
         let newest = self.destageable();
         if self.sweep.is_none()
+            && !self.is_pinned()
             && newest > self.superblock.persisted().checkpoint
             && self.wants_sweep(now, mem)
         {

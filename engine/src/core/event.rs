@@ -497,6 +497,15 @@ pub enum Action {
         /// Its outcome; the text says why not.
         result: Result<(), String>,
     },
+    /// Answer to [`Event::Pin`].
+    Pinned {
+        /// The name of the question.
+        id: RequestId,
+        /// To be given back with [`Event::Unpin`]; `None`: this copy cannot be read.
+        generation: Option<u64>,
+    },
+    /// All readers are cut off; they may pin a later epoch.
+    PinsBroken,
     /// Role, term, tip, progress or copy state changed: sessions must be told.
     StateChanged,
 }
@@ -529,6 +538,16 @@ pub enum Event {
     },
     /// The prover has something.
     Proof(ProofEvent),
+    /// A reader of a replica wants to see one epoch; answered by [`Action::Pinned`].
+    Pin {
+        /// Name of the question.
+        id: RequestId,
+    },
+    /// It is done.
+    Unpin {
+        /// As in [`Action::Pinned`].
+        generation: u64,
+    },
     /// The operator asks.
     Control {
         /// Name of the request.

@@ -20,6 +20,7 @@ mod election;
 mod feed;
 mod journal;
 pub mod mutants;
+mod pins;
 mod prover;
 mod reads;
 mod replica;

@@ -55,6 +55,7 @@ impl Volume {
     ) {
         let first_action = out.list.len();
         let index = self.reads.start(id, 0);
+        let pinned = self.pinned_epoch().is_some();
         let end = lba.0 + u64::from(sectors);
         let mut at = lba.0;
         // The run that is being collected: byte offset on the backing, first segment, next byte.
@@ -64,9 +65,12 @@ impl Volume {
             let from = Lba(at).sector_in_block();
             let to =
                 u32::try_from((end - block.lba().0).min(SECTORS_PER_BLOCK)).expect("at most 8");
-            let missing = self
-                .overlay
-                .resolve(block, mask(from, to), |piece| match piece {
+            let wanted = mask(from, to);
+            // Readers of a replica see the epoch that its backing is at.
+            let missing = if pinned {
+                wanted
+            } else {
+                self.overlay.resolve(block, wanted, |piece| match piece {
                     Piece::Slot(source, mask) => {
                         for run in runs(mask) {
                             let start = run.start;
@@ -78,7 +82,8 @@ impl Volume {
                             mem.bytes_mut(slot)[run].fill(0);
                         }
                     }
-                });
+                })
+            };
             for missing in runs(missing) {
                 let offset = block.lba().byte_offset() + missing.start as u64;
                 let full = run.is_some_and(|(_, first, _)| out.segs.len() - first >= WRITE_SLOTS);

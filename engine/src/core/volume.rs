@@ -30,6 +30,7 @@ use super::feed::Peer;
 use super::journal::{Journal, Sealed};
 use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, mask};
+use super::pins::Pins;
 use super::prover::Prover;
 use super::reads::Reads;
 use super::replica::ReplicaState;
@@ -83,6 +84,7 @@ pub struct Volume {
     /// An empty epoch is to be sealed, so that the end of the log shows whose it is.
     pub(super) mark_term: bool,
     pub(super) opened_alone: bool,
+    pub(super) pins: Pins,
     pub(super) degraded: bool,
     scratch: Vec<u8>,
     last_status: Option<CopyStatus>,
@@ -121,6 +123,7 @@ impl Volume {
             election: None,
             mark_term: false,
             opened_alone: false,
+            pins: Pins::default(),
             degraded: false,
             scratch: Vec::new(),
             last_status: None,
@@ -162,6 +165,8 @@ impl Volume {
             Event::Request { id, request } => self.request(now, id, request, mem, out),
             Event::IoDone { token, result } => self.io_done(now, token, result, mem, out),
             Event::Timer => {}
+            Event::Pin { id } => self.pin(id, out),
+            Event::Unpin { generation } => self.unpin(generation),
             Event::Peer { peer, event } => self.peer_event(peer, event, out),
             Event::Proof(event) => self.proof_event(event, out),
             Event::Control { id, control } => self.control(now, id, control, out),
@@ -177,6 +182,7 @@ impl Volume {
         self.replica_progress(mem, out);
         self.election_progress(now, out);
         self.transition_progress(mem, out);
+        self.pins_progress(mem, out);
         if self.failed.is_none() {
             self.try_seal(now, mem, out);
             self.journal.submit(mem, out);

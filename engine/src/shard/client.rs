@@ -17,7 +17,7 @@ use super::engine::Engine;
 use super::tokens::Tokens;
 use super::transfer::{Packer, Reply, SEGMENTS, Write, blocks_of, sectors_of};
 use crate::arena::SlotId;
-use crate::core::event::{Failure, Request};
+use crate::core::event::{Event, Failure, Request};
 use crate::nbd::Limits;
 use crate::nbd::connection::{Decoded, Decoder};
 use crate::nbd::export::{ExportDirectory, ExportList};
@@ -57,10 +57,22 @@ struct Transmission {
     stalled: Option<Command>,
 }
 
+/// Whether a client is one of a replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reader {
+    /// It is one of a primary.
+    No,
+    /// It is not greeted before the core has pinned an epoch for it.
+    Waiting,
+    /// It holds a pin, to be given back with this generation.
+    Pinned(u64),
+}
+
 /// See the module.
 pub(super) struct Client {
     pub(super) file: FileId,
     pub(super) generation: u32,
+    pub(super) reader: Reader,
     phase: Phase,
     buf: Option<OwnedBuf>,
     start: usize,
@@ -92,6 +104,7 @@ impl Client {
         Self {
             file,
             generation,
+            reader: Reader::No,
             phase: Phase::Handshake(Box::new(handshake), exports),
             buf: Some(OwnedBuf::zeroed(RECEIVE_BYTES)),
             start: 0,
@@ -105,6 +118,11 @@ impl Client {
             broken: false,
             closing: false,
         }
+    }
+
+    /// What it reads is about to change: it is closed without another answer.
+    pub(super) fn cut_off(&mut self) {
+        self.broken = true;
     }
 
     /// Whether a request waits for room.
@@ -199,7 +217,7 @@ impl Client {
     /// Does everything that can be done now: decode, send, receive, close. Returns false if the
     /// ring was full and this must be called again.
     pub(super) fn pump(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
-        if self.closing {
+        if self.closing || self.reader == Reader::Waiting {
             return true;
         }
         if !self.broken {
@@ -547,6 +565,9 @@ impl Client {
 
     /// Gives back everything that the connection holds; nothing of it is in the kernel any more.
     pub(super) fn release(mut self, engine: &mut Engine) {
+        if let Reader::Pinned(generation) = self.reader {
+            engine.step(Event::Unpin { generation });
+        }
         let sending = std::mem::take(&mut self.sending);
         engine.free_slots(&sending);
         for reply in self.replies.drain(..) {

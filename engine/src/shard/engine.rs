@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::client::{Asked, Traffic};
 use super::disks::{Disks, Done, FeedRead, Reader};
 use super::link::{FromShard, Outbox, ProofFeed};
+use super::readers::Verdicts;
 use super::seeding::Seeding;
 use crate::arena::{SlotId, SlotMemory};
 use crate::core::event::{
@@ -32,6 +33,8 @@ pub(super) struct Engine {
     free: Vec<u32>,
     /// Answers to clients that the last steps brought.
     pub(super) answers: VecDeque<(Asked, Result<(), Failure>)>,
+    /// What they said about readers.
+    pub(super) verdicts: Verdicts,
     /// The session that each peer's messages are for.
     sessions: Vec<u64>,
     pub(super) seeding: Seeding,
@@ -57,6 +60,7 @@ impl Engine {
             asked: Vec::new(),
             free: Vec::new(),
             answers: VecDeque::new(),
+            verdicts: Verdicts::default(),
             sessions: Vec::new(),
             seeding: Seeding::default(),
             started: Instant::now(),
@@ -255,6 +259,8 @@ impl Engine {
             Action::ControlDone { id, result } => {
                 self.outbox.push(FromShard::ControlDone { id, result });
             }
+            Action::Pinned { id, generation } => self.verdicts.pinned.push((id, generation)),
+            Action::PinsBroken => self.verdicts.broken = true,
             Action::StateChanged => {
                 self.untold_since.get_or_insert(self.now.time);
             }

@@ -15,6 +15,7 @@ mod link;
 mod listen;
 mod medium;
 mod open;
+mod readers;
 mod seeding;
 mod status;
 mod tokens;
@@ -35,7 +36,7 @@ pub use self::listen::Listen;
 pub use self::medium::DeviceMedium;
 pub use self::status::{PeerLags, PeerStatus, ShardStatus};
 
-use self::client::Client;
+use self::client::{Client, Reader};
 use self::engine::Engine;
 use self::link::ShardEnd;
 use self::listen::{Listener, no_delay, open_listener, start_accept};
@@ -129,6 +130,8 @@ struct Shard {
     generation: u32,
     listeners: Vec<Listener>,
     exports: Arc<ExportList>,
+    /// What clients of a replica see.
+    read_only_exports: Arc<ExportList>,
     no_exports: Arc<ExportList>,
     /// Clients that may be able to do something.
     ready: Vec<u32>,
@@ -182,7 +185,8 @@ impl Shard {
         }
         let (name, listen) = (setup.name.clone(), setup.listen.clone());
         let Opened { mut engine, facts } = open_volume(setup, end.outbox)?;
-        let exports = exports(&name, &facts, &engine.volume);
+        let read_only_exports = exports(&name, &facts, &engine.volume, true);
+        let exports = exports(&name, &facts, &engine.volume, false);
         let mut listeners = Vec::new();
         for listen in &listen {
             listeners.push(open_listener(&mut engine.ring, listen)?);
@@ -195,6 +199,7 @@ impl Shard {
             generation: 0,
             listeners,
             exports: Arc::new(exports),
+            read_only_exports: Arc::new(read_only_exports),
             no_exports: Arc::new(ExportList::new(Vec::new()).expect("an empty list is valid")),
             ready: Vec::new(),
             facts,
@@ -346,17 +351,26 @@ impl Shard {
                 let _ = self.engine.ring.submit(Op::Close { file }, token);
             } else {
                 no_delay(&self.engine.ring, file);
-                let serves = self.engine.volume.accepts_writes().is_ok();
-                let exports = if serves {
+                let volume = &self.engine.volume;
+                let reads_only = volume.may_be_pinned();
+                let exports = if volume.accepts_writes().is_ok() {
                     &self.exports
+                } else if reads_only {
+                    &self.read_only_exports
                 } else {
                     &self.no_exports
                 };
-                let client = Client::new(file, generation, Arc::clone(exports));
+                let mut client = Client::new(file, generation, Arc::clone(exports));
+                if reads_only {
+                    client.reader = Reader::Waiting;
+                }
                 if at == self.clients.len() {
                     self.clients.push(None);
                 }
                 self.clients[at] = Some(client);
+                if reads_only {
+                    self.ask_to_pin(at, generation);
+                }
                 self.ready
                     .push(u32::try_from(at).expect("clients are bounded"));
             }
@@ -373,6 +387,7 @@ impl Shard {
     fn serve(&mut self) {
         let mut again = Vec::new();
         loop {
+            self.judge_readers();
             self.deliver();
             let stalled = self
                 .clients
@@ -393,7 +408,7 @@ impl Shard {
                     again.push(index);
                 }
             }
-            if self.engine.answers.is_empty() {
+            if self.engine.answers.is_empty() && self.engine.verdicts.is_empty() {
                 break;
             }
         }
@@ -453,6 +468,8 @@ impl Shard {
             log_used_bytes,
             log_bytes,
             clients: self.clients.iter().flatten().count(),
+            pinned_epoch: volume.pinned_epoch(),
+            readers: volume.readers(),
             requests: self.engine.traffic.requests,
             written_bytes: self.engine.traffic.written_bytes,
             read_bytes: self.engine.traffic.read_bytes,
@@ -467,8 +484,9 @@ impl Shard {
     }
 }
 
-fn exports(name: &str, facts: &Facts, volume: &crate::core::Volume) -> ExportList {
+fn exports(name: &str, facts: &Facts, volume: &crate::core::Volume, read_only: bool) -> ExportList {
     let mut export = Export::new(name, facts.identity.size_bytes);
+    export.read_only = read_only;
     export.min_block_bytes = facts.identity.sector_bytes;
     export.rotational = facts.backing_device.medium == crate::device::DeviceKind::Hdd;
     // A write must fit in the open epoch with some company.

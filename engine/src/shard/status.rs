@@ -72,6 +72,10 @@ pub struct ShardStatus {
     pub log_bytes: u64,
     /// Connections of clients.
     pub clients: usize,
+    /// The epoch that readers of this replica hold its backing at.
+    pub pinned_epoch: Option<Epoch>,
+    /// Connections that read this replica.
+    pub readers: usize,
     /// Requests that were answered since the start, and how many bytes they moved.
     pub requests: u64,
     /// Bytes written by clients.

@@ -293,6 +293,7 @@ impl World {
             Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {}
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
             Action::ControlDone { id, result } => return self.control_done(node, *id, result),
+            Action::Pinned { .. } | Action::PinsBroken => {}
             Action::StateChanged => self.state_changed(node),
         }
         Ok(())
