@@ -7,7 +7,7 @@ use hn4::log::{CopyState, LogIdentity, Role};
 use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Term, VolumeId};
 use hn4_engine::core::event::{CopyStatus, Disk, Lag, Progress, Tip};
 use hn4_engine::core::recovery::RecoveryReport;
-use hn4_engine::core::{FailedClosed, Obstacle};
+use hn4_engine::core::{FailedClosed, LagState, Obstacle};
 use hn4_engine::shard::{PeerLags, PeerStatus, ShardStatus};
 use hn4_replicad::cli::show;
 use hn4_replicad::config::{Config, VolumeSection};
@@ -16,11 +16,19 @@ use hn4_replicad::control::report;
 use hn4_transport::driver::LinkStatus;
 
 fn section(extra: &str) -> VolumeSection {
+    configured(extra, "")
+}
+
+fn with_peer_lines(peer: &str) -> VolumeSection {
+    configured("", peer)
+}
+
+fn configured(extra: &str, peer: &str) -> VolumeSection {
     let text = format!(
         "[node]\nname = \"alpha\"\n[transport]\nlisten = \"0.0.0.0:7420\"\ncertificate = \"c\"\n\
          key = \"k\"\nca = \"a\"\n[[volume]]\nname = \"vol0\"\nbacking = \"/dev/one\"\n\
          log = \"/dev/two\"\n{extra}\n[[volume.peer]]\nname = \"beta\"\naddress = \"b:1\"\n\
-         key_pin = \"sha256:{}\"\n",
+         key_pin = \"sha256:{}\"\n{peer}",
         "ab".repeat(32)
     );
     let config = Config::parse(Path::new("/x.toml"), &text).expect("a good configuration");
@@ -98,6 +106,7 @@ fn ideal() -> ShardStatus {
                 proven: Some(Lag::default()),
                 applied: Some(Lag::default()),
             },
+            lag_state: LagState::Within,
         }],
         recovery: RecoveryReport {
             checkpoint: all,
@@ -154,6 +163,51 @@ fn an_ideal_volume_has_no_findings() {
     assert_eq!((report.health, report.findings), (Health::Ok, Vec::new()));
     let report = seen(&replica(CopyState::Usable), "");
     assert_eq!((report.health, report.findings), (Health::Ok, Vec::new()));
+}
+
+#[test]
+fn a_peer_beyond_its_bound_is_shown_with_what_it_costs_and_what_to_do() {
+    let policy = "max_lag_bytes = 8388608\nmax_lag_seconds = 30\n";
+    let mut status = ideal();
+    status.peers[0].lags.durable = Some(Lag {
+        bytes: 9_000_000,
+        ms: 1500,
+    });
+    for (state, on_exceed, name, word) in [
+        (
+            LagState::Throttling,
+            "throttle",
+            "lag-throttled",
+            "writes wait",
+        ),
+        (LagState::Spilling, "spill", "lag-spilling", "log is full"),
+        (
+            LagState::Detached,
+            "detach",
+            "peer-detached",
+            "do not count",
+        ),
+    ] {
+        status.peers[0].lag_state = state;
+        let mut section = section("");
+        let text = format!("{policy}on_exceed = \"{on_exceed}\"");
+        section.peers[0].lag = with_peer_lines(&text).peers[0].lag;
+        let mut report = report(Ok(&status), &section, &[connected()]);
+        assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+        let finding = report.findings.remove(0);
+        let words = [
+            "beta is 9000000 bytes and 1500 ms behind",
+            "8388608 bytes or 30 s",
+            word,
+        ];
+        is(&finding, name, Health::Attention, &words);
+        let control = report.peers[0].lag_control.as_ref().expect("a bound");
+        assert_eq!(control.on_exceed, on_exceed);
+    }
+    status.peers[0].lag_state = LagState::Within;
+    let report = seen(&status, "");
+    assert_eq!((report.health, report.findings), (Health::Ok, Vec::new()));
+    assert_eq!(report.peers[0].lag_control, None);
 }
 
 #[test]

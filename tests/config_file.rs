@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hn4_engine::core::{AckMode, OnDegraded};
+use hn4_engine::core::{AckMode, OnDegraded, OnExceed};
 use hn4_engine::device::DeviceKind;
 use hn4_engine::shard::Listen;
 use hn4_replicad::config::{Config, ConfigError, Problem, WriteAck};
@@ -351,4 +351,28 @@ fn a_missing_or_huge_file_is_an_error_that_names_it() {
     std::fs::write(&path, SMALL).expect("written");
     let config = Config::load(&path).expect("good");
     assert_eq!(config.path, path);
+}
+
+#[test]
+fn bounds_of_a_peers_lag_are_read_and_what_is_wrong_with_them_is_told() {
+    let with = |lines: &str| {
+        let key = format!("address = \"b:1\"\nkey_pin = \"{PIN}\"\n{lines}");
+        parse(&with_peer("", &key))
+    };
+    let config = with("max_lag_bytes = 1048576\nmax_lag_seconds = 5\non_exceed = \"detach\"\n");
+    let lag = config.expect("good").volumes[0].peers[0].lag;
+    assert_eq!((lag.max_bytes, lag.max_ms), (Some(1 << 20), Some(5000)));
+    assert_eq!(lag.on_exceed, OnExceed::Detach);
+    let lag = with("max_lag_seconds = 5\n").expect("good").volumes[0].peers[0].lag;
+    assert_eq!(lag.on_exceed, OnExceed::Throttle);
+    for (lines, words) in [
+        ("on_exceed = \"spill\"\n", "no bound"),
+        ("max_lag_bytes = 4096\n", "choose from 1048576"),
+        ("max_lag_seconds = 0\n", "86400 seconds"),
+        ("max_lag_secs = 5\n", "max_lag_seconds"),
+        ("max_lag_seconds = 5\non_exceed = \"drop\"\n", "throttle"),
+    ] {
+        let problems = with(lines).expect_err("refused");
+        assert!(problems[0].what.contains(words), "{problems:?}");
+    }
 }

@@ -224,6 +224,11 @@ fn peers(text: &mut String, peers: &[PeerReport]) {
             (_, true, _) => "live".to_owned(),
             _ => "open".to_owned(),
         };
+        let control = peer.lag_control.as_ref().map(|lag| lag.state.as_str());
+        let session = match control {
+            None | Some("within") => session,
+            Some(state) => format!("{session}, {state}"),
+        };
         let mut row = vec![peer.name.clone(), session];
         match &peer.progress {
             Some(progress) => {

@@ -19,7 +19,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use hn4_engine::core::{AckMode, OnDegraded, VolumeConfig};
+use hn4_engine::core::{AckMode, LagPolicy, MAX_PEERS, OnDegraded, VolumeConfig};
 use hn4_engine::device::{DeviceKind, DeviceOptions};
 use hn4_engine::shard::Listen;
 use hn4_transport::driver::TransportKind;
@@ -36,7 +36,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Volumes of a node.
 pub const VOLUMES_MAX: usize = 64;
 /// Peers of a volume.
-pub const PEERS_MAX: usize = 16;
+pub const PEERS_MAX: usize = MAX_PEERS;
 /// Sockets of a volume.
 pub const LISTEN_MAX: usize = 8;
 
@@ -142,6 +142,8 @@ pub struct PeerSection {
     pub key_pin: KeyPin,
     /// How to reach it.
     pub transport: TransportKind,
+    /// How far it may be behind in this volume.
+    pub lag: LagPolicy,
 }
 
 /// A peer of the node, with the volumes that are shared with it.
@@ -301,6 +303,9 @@ impl VolumeSection {
         config.on_degraded = self.on_degraded;
         config.peer_timeout_ms = self.peer_timeout_ms;
         config.peers = self.peers.len();
+        for (policy, peer) in config.lag.iter_mut().zip(&self.peers) {
+            *policy = peer.lag;
+        }
         config.open_answers = self.open_answers();
         config.start_alone_after_ms = self.start_alone_after_s.map(|seconds| seconds * 1000);
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use hn4_engine::core::{AckMode, OnDegraded};
+use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, OnExceed};
 use hn4_engine::device::DeviceKind;
 use hn4_engine::shard::Listen;
 use hn4_transport::driver::TransportKind;
@@ -26,6 +26,18 @@ const DESTAGE_DELAY_MS: RangeInclusive<u64> = 0..=3_600_000;
 const STOP_DRAIN_S: RangeInclusive<u64> = 0..=86_400;
 const START_ALONE_S: RangeInclusive<u64> = 0..=86_400;
 const CPU: RangeInclusive<u64> = 0..=1023;
+const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
+const MAX_LAG_SECONDS: RangeInclusive<u64> = 1..=86_400;
+
+const PEER_KEYS: [&str; 7] = [
+    "name",
+    "address",
+    "key_pin",
+    "transport",
+    "max_lag_bytes",
+    "max_lag_seconds",
+    "on_exceed",
+];
 
 /// Where the node keeps its id and attach records if nothing else is said.
 const DEFAULT_STATE_DIR: &str = "/var/lib/hn4";
@@ -65,6 +77,13 @@ const VOLUME_KEYS: [&str; 19] = [
     "device_kind",
     "cpu",
     "peer",
+];
+
+/// What happens when a peer is too far behind, as it is written.
+pub(crate) const ON_EXCEED: [(&str, OnExceed); 3] = [
+    ("throttle", OnExceed::Throttle),
+    ("spill", OnExceed::Spill),
+    ("detach", OnExceed::Detach),
 ];
 
 struct Parser<'t> {
@@ -312,8 +331,7 @@ impl<'t> Parser<'t> {
     }
 
     fn peer(&mut self, table: &Table<'t>) -> PeerSection {
-        let known = ["name", "address", "key_pin", "transport"];
-        self.reader.refuse_unknown(table, &known);
+        self.reader.refuse_unknown(table, &PEER_KEYS);
         let name = self.node_name(table, "beta");
         let address = self.reader.text(table, "address").map(|found| {
             if !is_host_and_port(found.value) {
@@ -339,7 +357,27 @@ impl<'t> Parser<'t> {
             address,
             key_pin,
             transport: choice(&mut self.reader, table, "transport", &transports),
+            lag: self.lag(table),
         }
+    }
+
+    fn lag(&mut self, table: &Table<'t>) -> LagPolicy {
+        let reader = &mut self.reader;
+        let policy = LagPolicy {
+            max_bytes: reader.number(table, "max_lag_bytes", &MAX_LAG_BYTES),
+            max_ms: reader
+                .number(table, "max_lag_seconds", &MAX_LAG_SECONDS)
+                .map(|seconds| seconds * 1000),
+            on_exceed: choice(reader, table, "on_exceed", &ON_EXCEED),
+        };
+        let bounded = table.has("max_lag_bytes") || table.has("max_lag_seconds");
+        if table.has("on_exceed") && !bounded {
+            let what =
+                "has no bound to go with; add max_lag_bytes or max_lag_seconds, or remove it";
+            let at = table.at_of("on_exceed");
+            reader.note(at, table.key("on_exceed"), what.to_owned());
+        }
+        policy
     }
 }
 

@@ -92,7 +92,8 @@ fn kind(value: &DeValue<'_>) -> &'static str {
 fn unit(key: &str) -> &'static str {
     match key.rsplit('_').next() {
         Some("ms") => " milliseconds",
-        Some("s") => " seconds",
+        Some("s" | "seconds") => " seconds",
+        Some("bytes") => " bytes",
         Some("mib") => " MiB",
         _ => "",
     }

@@ -290,6 +290,21 @@ pub struct PeerReport {
     pub seeding_bytes: Option<u64>,
     /// How far it is. Only a primary knows.
     pub progress: Option<PeerProgress>,
+    /// How far it may be behind; missing without a bound.
+    pub lag_control: Option<LagControl>,
+}
+
+/// The bound of a peer's lag, as configured, and what comes of it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LagControl {
+    /// Bytes of log that it has not flushed.
+    pub max_lag_bytes: Option<u64>,
+    /// Age of the oldest epoch that it lacks.
+    pub max_lag_seconds: Option<u64>,
+    /// `throttle`, `spill` or `detach`.
+    pub on_exceed: String,
+    /// `within`, `throttling`, `spilling` or `detached`.
+    pub state: String,
 }
 
 /// How far a peer is.

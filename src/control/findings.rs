@@ -7,7 +7,7 @@ use std::io;
 
 use hn4::log::{CopyState, Role};
 use hn4_engine::core::event::Disk;
-use hn4_engine::core::{FailedClosed, Obstacle, OnDegraded};
+use hn4_engine::core::{FailedClosed, LagState, Obstacle, OnDegraded};
 use hn4_engine::shard::ShardStatus;
 use hn4_transport::driver::LinkStatus;
 
@@ -54,6 +54,7 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
     all.extend(degraded(seen, status));
     for index in 0..seen.section.peers.len() {
         all.extend(peer(seen, status, index));
+        all.extend(lagging(seen, status, index));
     }
     all.extend(lonely_replica(seen, status));
     all.extend(read_here(status));
@@ -388,6 +389,50 @@ fn connected_peer(seen: &Seen<'_>, status: &ShardStatus, index: usize) -> Option
         cause,
         next,
     ))
+}
+
+/// A peer beyond the bound of its lag.
+fn lagging(seen: &Seen<'_>, status: &ShardStatus, index: usize) -> Option<Finding> {
+    let section = seen.section.peers.get(index)?;
+    let peer = status.peers.get(index)?;
+    let (name, policy) = (&section.name, section.lag);
+    let bounds = [
+        policy.max_bytes.map(|most| format!("{most} bytes")),
+        policy.max_ms.map(|most| format!("{} s", most / 1000)),
+    ];
+    let bounds: Vec<String> = bounds.into_iter().flatten().collect();
+    let lag = peer.lags.durable.unwrap_or_default();
+    let (bytes, ms) = (lag.bytes, lag.ms);
+    let bounds = bounds.join(" or ");
+    let behind = format!("peer {name} is {bytes} bytes and {ms} ms behind, its bound is {bounds}");
+    let (state, what, next) = match peer.lag_state {
+        LagState::Within => return None,
+        LagState::Throttling => (
+            "lag-throttled",
+            "new writes wait until it has flushed more (on_exceed = \"throttle\")",
+            format!(
+                "nothing, if it is slow for a while only. Else look at `hn4ctl status` on {name} \
+                 and at the link; to let writers go on, raise the bound or set on_exceed = \
+                 \"spill\" or \"detach\" and restart hn4-replicad"
+            ),
+        ),
+        LagState::Spilling => (
+            "lag-spilling",
+            "writers are not held back before the log is full (on_exceed = \"spill\")",
+            format!("nothing at first; if it stays, look at `hn4ctl status` on {name}"),
+        ),
+        LagState::Detached => (
+            "peer-detached",
+            "its acknowledgements do not count, and the log is not kept for it once half of it is \
+             in use (on_exceed = \"detach\")",
+            format!(
+                "nothing: it counts again by itself when it has caught up. Do not promote {name} \
+                 meanwhile; if it stays, look at `hn4ctl status` there"
+            ),
+        ),
+    };
+    let cause = format!("{behind}: {what}");
+    Some(finding(state, Health::Attention, cause, next))
 }
 
 fn lonely_replica(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {

@@ -5,13 +5,13 @@ use std::fmt::Write;
 use hn4::log::{CopyState, Role};
 use hn4::types::Epoch;
 use hn4_engine::core::event::Lag;
-use hn4_engine::core::{AckMode, OnDegraded};
+use hn4_engine::core::{AckMode, LagState, OnDegraded, OnExceed};
 use hn4_engine::shard::{PeerStatus, ShardStatus};
 use hn4_transport::driver::LinkStatus;
 
 use super::api::{
-    CopyReport, Health, PeerProgress, PeerReport, Policy, RecoveryFacts, Stage, VolumeReport,
-    VolumeState,
+    CopyReport, Health, LagControl, PeerProgress, PeerReport, Policy, RecoveryFacts, Stage,
+    VolumeReport, VolumeState,
 };
 use super::findings::{Seen, findings};
 use crate::config::{PeerSection, VolumeSection, WriteAck, listen_text};
@@ -169,6 +169,32 @@ fn peer_report(
         progress: primary
             .zip(seen)
             .map(|(status, seen)| progress(status, seen)),
+        lag_control: lag_control(peer, seen),
+    }
+}
+
+fn lag_control(peer: &PeerSection, seen: Option<&PeerStatus>) -> Option<LagControl> {
+    let policy = peer.lag;
+    let state = match seen.map(|seen| seen.lag_state).unwrap_or_default() {
+        LagState::Within => "within",
+        LagState::Throttling => "throttling",
+        LagState::Spilling => "spilling",
+        LagState::Detached => "detached",
+    };
+    policy.is_bounded().then(|| LagControl {
+        max_lag_bytes: policy.max_bytes,
+        max_lag_seconds: policy.max_ms.map(|ms| ms / 1000),
+        on_exceed: on_exceed_text(policy.on_exceed).to_owned(),
+        state: state.to_owned(),
+    })
+}
+
+/// As it stands in the configuration.
+fn on_exceed_text(on_exceed: OnExceed) -> &'static str {
+    match on_exceed {
+        OnExceed::Throttle => "throttle",
+        OnExceed::Spill => "spill",
+        OnExceed::Detach => "detach",
     }
 }
 

@@ -72,6 +72,8 @@ struct Peer {
     link: watch::Receiver<LinkStatus>,
     /// Why the last session was refused or ended.
     last_words: String,
+    /// Why the last session was refused, if it was.
+    refused: Option<String>,
 }
 
 /// See the module.
@@ -284,6 +286,7 @@ impl VolumeTask {
                 peer.session = Some(session);
                 peer.role = Some(state.role);
                 peer.last_words.clear();
+                peer.refused = None;
                 let (volume, role, copy) = (&self.name, state.role, state.copy);
                 tracing::info!(%volume, peer = %peer.name, ?role, ?copy, "connected");
                 self.shard.send(ToShard::Peer {
@@ -318,6 +321,7 @@ impl VolumeTask {
             Output::Refused { reason } => {
                 tracing::warn!(volume = %self.name, peer = %peer.name, %reason, "refused");
                 peer.last_words = reason.to_string();
+                peer.refused = Some(reason.to_string());
                 return;
             }
             output => match translate::event(output) {
@@ -403,6 +407,14 @@ impl Peer {
                     why: self.last_words.clone(),
                 }
             }
+            LinkStatus::Failed { why } => {
+                let refused = self
+                    .refused
+                    .as_ref()
+                    .map(|refusal| format!("{why}; the last session was refused: {refusal}"));
+                let why = refused.unwrap_or_else(|| why.clone());
+                LinkStatus::Failed { why }
+            }
             link => link.clone(),
         }
     }
@@ -445,5 +457,6 @@ fn connect(index: usize, handle: PeerHandle, merged: mpsc::Sender<(usize, FromSe
         alive: None,
         link,
         last_words: String::new(),
+        refused: None,
     }
 }

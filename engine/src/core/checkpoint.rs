@@ -148,7 +148,7 @@ impl Volume {
         // A replica's log is pulled at most once, before anything is appended to it.
         let feeds = self.role() == Role::Primary;
         for peer in &self.peers {
-            let claims = !pressed || (feeds && peer.is_fed());
+            let claims = !pressed || (feeds && peer.keeps_log());
             if let Some(hold) = peer.hold().filter(|_| claims) {
                 target = target.min(hold);
             }

@@ -4,7 +4,11 @@
 use hn4::log::{LogIdentity, MAX_EPOCH_BYTES};
 use hn4::types::{BLOCK_BYTES, NodeId};
 
+use super::lag::OnExceed;
 use super::seal::Lanes;
+
+/// Peers of a volume, at most.
+pub const MAX_PEERS: usize = 16;
 
 /// What a write or a flush waits for on peers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -26,6 +30,25 @@ pub enum OnDegraded {
     Block,
     /// After [`VolumeConfig::peer_timeout_ms`] go on without them, and say so.
     Degrade,
+}
+
+/// How far a peer may be behind, and what happens then. Without bounds there is no lag control.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LagPolicy {
+    /// Bytes of log that the peer has not flushed.
+    pub max_bytes: Option<u64>,
+    /// Age of the oldest epoch that the peer lacks, in milliseconds.
+    pub max_ms: Option<u64>,
+    /// What happens.
+    pub on_exceed: OnExceed,
+}
+
+impl LagPolicy {
+    /// Whether there is any bound.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        self.max_bytes.is_some() || self.max_ms.is_some()
+    }
 }
 
 /// See the module.
@@ -64,6 +87,8 @@ pub struct VolumeConfig {
     pub peer_timeout_ms: u64,
     /// Number of configured peers.
     pub peers: usize,
+    /// How far each of them may be behind.
+    pub lag: [LagPolicy; MAX_PEERS],
     /// A prover runs beside the volume: durable frames are handed to it, and log is kept until it
     /// is proven.
     pub prove: bool,
@@ -114,6 +139,7 @@ impl VolumeConfig {
             on_degraded: OnDegraded::Block,
             peer_timeout_ms: 3000,
             peers: 0,
+            lag: [LagPolicy::default(); MAX_PEERS],
             prove: false,
             apply_proven: false,
             open_answers: 0,

@@ -14,6 +14,7 @@ use super::event::{
     Action, Actions, FeedRefusal, PeerEvent, PeerId, PeerMessage, PeerState, Progress, SeedOrigin,
     SeedSent, Tip,
 };
+use super::lag::{LagState, PeerLag};
 use super::mutants::{Mutant, planted};
 use super::volume::Volume;
 
@@ -51,6 +52,7 @@ pub struct Peer {
     state: Option<PeerState>,
     /// What it asked while this node did not know yet whether it is still primary.
     waiting: Option<PeerEvent>,
+    pub(super) lag: PeerLag,
 }
 
 impl Peer {
@@ -80,9 +82,26 @@ impl Peer {
         }
     }
 
-    /// Whether it takes what we send, epochs or a full copy.
-    pub(super) fn is_fed(&self) -> bool {
-        self.feed != Feed::None
+    /// Whether log is kept for it also when space is short: it takes what we send, epochs or a full
+    /// copy, and lag control has not let it go.
+    pub(super) fn keeps_log(&self) -> bool {
+        match self.feed {
+            Feed::None => false,
+            Feed::Seeding { .. } => self.counts(),
+            // What is being read must not be written over.
+            Feed::Live { reading, .. } => reading || self.counts(),
+        }
+    }
+
+    /// Whether its acknowledgements count.
+    pub(super) fn counts(&self) -> bool {
+        self.lag.state != LagState::Detached
+    }
+
+    /// How lag control sees it.
+    #[must_use]
+    pub fn lag_state(&self) -> LagState {
+        self.lag.state
     }
 
     /// Whether epochs are being sent.
@@ -107,10 +126,12 @@ impl Volume {
 
     /// What peers acknowledged to an earlier primary says nothing about the history of this one.
     pub(super) fn forget_progress(&mut self) {
+        let tip = self.tip().epoch;
         for peer in &mut self.peers {
             if !planted(Mutant::KeepProgress) {
                 peer.progress = Progress::default();
             }
+            peer.lag = PeerLag::at(tip);
         }
     }
 
@@ -179,6 +200,7 @@ impl Volume {
         }
         peer.progress = progress;
         peer.hold = Some(progress.durable.min(sent));
+        peer.lag.has = progress.durable.max(peer.lag.has).min(sent);
     }
 
     fn subscribe(&mut self, id: PeerId, tip: Tip, anchored: Tip, out: &mut Actions) {
@@ -214,6 +236,7 @@ impl Volume {
         };
         peer.sent = tip.epoch;
         peer.hold = Some(tip.epoch);
+        peer.lag.has = tip.epoch;
         // What it flushed it will say; what it flushed in an earlier life may be gone.
         if !planted(Mutant::KeepProgress) {
             peer.progress = Progress {
@@ -255,6 +278,7 @@ impl Volume {
         let peer = &mut self.peers[usize::from(id.0)];
         peer.hold = Some(from);
         peer.progress = Progress::default();
+        peer.lag.has = from;
         peer.feed = Feed::Seeding {
             from,
             cursor,
@@ -378,6 +402,7 @@ impl Volume {
         }
         // Whatever the pieces hold of sweeps that ran meanwhile belongs to epochs up to the tip.
         peer.sent = from;
+        peer.lag.has = from;
         peer.feed = Feed::Live {
             next: from.next(),
             reading: false,

@@ -144,7 +144,8 @@ impl Volume {
     #[must_use]
     pub fn admits_now(&self, blocks: usize) -> bool {
         self.accepts_writes().is_err()
-            || (self.overlay.open_held() + blocks <= self.config.max_epoch_blocks
+            || (self.lag.admits(self.overlay.open_held(), blocks)
+                && self.overlay.open_held() + blocks <= self.config.max_epoch_blocks
                 && self.overlay.zero_extents() + 2 <= self.config.max_zero_extents)
     }
 
@@ -158,10 +159,11 @@ impl Volume {
         let seal = self.open_since.filter(|_| may_seal);
         let seal = seal.map(|since| since.plus_ms(self.config.log_age_ms));
         let destage = self.destage_deadline();
+        let lag = self.lag.deadline;
         let waiting = self.waiters.oldest().filter(|_| self.may_degrade());
         let degrade = waiting.map(|since| since.plus_ms(self.config.peer_timeout_ms));
         let election = self.election.as_ref().and_then(Election::deadline);
-        [seal, destage, degrade, election]
+        [seal, destage, degrade, election, lag]
             .into_iter()
             .flatten()
             .min()

@@ -28,6 +28,7 @@ use super::event::{
 };
 use super::feed::Peer;
 use super::journal::{Journal, Sealed};
+use super::lag::{LagRoom, PeerLag};
 use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, mask};
 use super::pins::Pins;
@@ -86,6 +87,7 @@ pub struct Volume {
     pub(super) opened_alone: bool,
     pub(super) pins: Pins,
     pub(super) degraded: bool,
+    pub(super) lag: LagRoom,
     scratch: Vec<u8>,
     last_status: Option<CopyStatus>,
 }
@@ -125,6 +127,7 @@ impl Volume {
             opened_alone: false,
             pins: Pins::default(),
             degraded: false,
+            lag: LagRoom::default(),
             scratch: Vec::new(),
             last_status: None,
             superblock,
@@ -136,10 +139,11 @@ impl Volume {
         volume.begin_opening();
         // Until a peer says what it has, it may need everything that is kept.
         let retained = volume.superblock.persisted().retained;
-        volume
-            .peers
-            .iter_mut()
-            .for_each(|peer| peer.set_hold(retained));
+        let tip = volume.tip().epoch;
+        for peer in &mut volume.peers {
+            peer.set_hold(retained);
+            peer.lag = PeerLag::at(tip);
+        }
         volume
     }
 
@@ -187,6 +191,7 @@ impl Volume {
             self.try_seal(now, mem, out);
             self.journal.submit(mem, out);
         }
+        self.lag_progress(now);
         self.wake_waiters(now, out);
         self.feed_progress(out);
         self.prover_progress(mem, out);
@@ -385,7 +390,9 @@ impl Volume {
         // the log: what comes while the log is written goes into one.
         let pressed = mem.free_slots() < 2 * self.config.reserve_slots;
         let group = (wanted || pressed) && !self.journal.is_writing();
-        if !(full || aged || group || self.mark_term || self.seal_now()) {
+        let lagging = self.lag.closes(self.overlay.open_held()) && !self.journal.is_writing();
+        let asked = self.mark_term || self.seal_now();
+        if !(full || aged || group || lagging || asked) {
             return;
         }
         self.seal(now, mem, out);

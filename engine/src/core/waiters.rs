@@ -124,14 +124,16 @@ impl Volume {
                 .unwrap_or_default()
         };
         // What a peer holds only in memory counts while it is there; what it flushed, always.
-        let received = self.peers.iter().map(|peer| {
-            if peer.connected {
-                peer.progress.received
-            } else {
-                peer.progress.durable
-            }
-        });
-        let durable = self.peers.iter().map(|peer| peer.progress.durable);
+        let received = self
+            .peers
+            .iter()
+            .map(|peer| match (peer.counts(), peer.connected) {
+                (false, _) => Epoch(0),
+                (true, true) => peer.progress.received,
+                (true, false) => peer.progress.durable,
+            });
+        let counting = self.peers.iter().filter(|peer| peer.counts());
+        let durable = counting.map(|peer| peer.progress.durable);
         let received = kth(received.collect());
         match self.config.ack_mode {
             AckMode::Durable => (received, kth(durable.collect())),
@@ -183,8 +185,9 @@ impl Volume {
         if self.degraded {
             // Peers count again as soon as enough of them have what we have.
             let durable = self.journal.durable();
-            let caught_up =
-                |peer: &&super::feed::Peer| peer.connected && peer.progress.durable >= durable;
+            let caught_up = |peer: &&super::feed::Peer| {
+                peer.counts() && peer.connected && peer.progress.durable >= durable
+            };
             if self.peers.iter().filter(caught_up).count() >= self.config.ack_peers {
                 self.degraded = false;
             }

@@ -450,6 +450,7 @@ impl Shard {
                 proven: lag(peer.progress.proven),
                 applied: lag(peer.progress.applied),
             },
+            lag_state: peer.lag_state(),
         });
         let assumed = |info: &DeviceInfo| matches!(info.flush, FlushTrust::Assumed(_));
         ShardStatus {

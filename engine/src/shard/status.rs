@@ -5,7 +5,7 @@ use hn4::types::Epoch;
 
 use crate::core::event::{CopyStatus, Lag, Progress};
 use crate::core::recovery::RecoveryReport;
-use crate::core::{FailedClosed, Obstacle, Waiting};
+use crate::core::{FailedClosed, LagState, Obstacle, Waiting};
 
 /// How a peer is doing, seen from here.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct PeerStatus {
     pub progress: Progress,
     /// How far behind it is.
     pub lags: PeerLags,
+    /// How lag control sees it.
+    pub lag_state: LagState,
 }
 
 /// How far a peer is behind at each stage; `None` where the log does not reach back so far.

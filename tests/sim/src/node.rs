@@ -7,7 +7,7 @@ use hn4::types::{Epoch, NodeId, Rank, Term};
 use hn4_engine::arena::{SLOT_BYTES, SlotMemory};
 use hn4_engine::core::event::{Disk, Io, IoToken, RequestId, Seg, Tip};
 use hn4_engine::core::recovery::{self, NewLog, RecoveryError};
-use hn4_engine::core::{Lanes, Volume, VolumeConfig};
+use hn4_engine::core::{Lanes, MAX_PEERS, Volume, VolumeConfig};
 
 use crate::disk::SimDisk;
 use crate::memory::SimMemory;
@@ -340,6 +340,7 @@ fn config(plan: &Plan, index: usize, ring_bytes: u64) -> VolumeConfig {
     config.peers = plan.nodes - 1;
     config.open_answers = plan.open_answers();
     config.start_alone_after_ms = plan.start_alone_after_ms;
+    config.lag = [plan.lag; MAX_PEERS];
     config.replica_window_bytes = plan.window_bytes;
     config.seed_piece_bytes = plan.seed_piece_bytes;
     config.seed_flush_bytes = plan.seed_flush_bytes;

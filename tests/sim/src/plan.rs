@@ -3,7 +3,7 @@
 
 use hn4::log::MIN_RING_BYTES;
 use hn4::types::BLOCK_BYTES;
-use hn4_engine::core::{AckMode, OnDegraded};
+use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, OnExceed};
 
 use crate::rng::Rng;
 
@@ -90,6 +90,8 @@ pub(crate) struct Plan {
     pub(crate) rot: u64,
     /// Recoveries that are cut off in the middle.
     pub(crate) dies_in_recovery: u64,
+    /// How far peers may be behind.
+    pub(crate) lag: LagPolicy,
 }
 
 impl Plan {
@@ -178,6 +180,11 @@ impl Plan {
             disk_error: rng.pick(&[0, 0, 0, 2000]),
             rot: rng.pick(&[0, 0, 0, 0, 0, 2]),
             dies_in_recovery: rng.pick(&[0, 0, 3]),
+            lag: LagPolicy {
+                max_bytes: rng.pick(&[None, None, Some(32 << 10), Some(256 << 10)]),
+                max_ms: rng.pick(&[None, None, Some(100)]),
+                on_exceed: rng.pick(&[OnExceed::Throttle, OnExceed::Spill, OnExceed::Detach]),
+            },
         }
     }
 }
