@@ -352,6 +352,34 @@ fn a_missing_log_is_told_with_what_it_may_have_held() {
 }
 
 #[test]
+fn a_lost_log_is_given_up_only_by_the_epoch_that_the_backing_held() {
+    let node = Node::new();
+    let token = node.create(&["--size-mib", "4"]);
+    let section = node.config().volumes[0].clone();
+    let adopt = ["volume", "adopt", "vol0", "--log-mib", "8", "--discard-log"];
+    let opened = attach::begin(&node.state(), &section, Duration::ZERO).expect("opened");
+    let error = node.refused(&[&adopt[..], &["0"]].concat());
+    has(&error, &["is there and is usable"]);
+    std::fs::remove_file(node.path("vol0.log")).expect("removed");
+    let error = node.check().expect_err("refused").to_string();
+    has(&error, &["hn4ctl volume adopt vol0 --discard-log 0"]);
+    let error = node.refused(&[&adopt[..], &["7"]].concat());
+    has(
+        &error,
+        &["--discard-log 7 does not fit", "to be named is 0"],
+    );
+    assert!(!node.path("vol0.log").exists(), "nothing was made");
+    let new = node.done(&[&adopt[..], &["0"]].concat());
+    assert!(
+        !new.contains(&opened.volume.to_string()),
+        "a volume of its own"
+    );
+    let list = node.done(&["volume", "list"]);
+    assert!(!list.contains(&token.0.volume.to_string()), "{list}");
+    node.check().expect("it opens");
+}
+
+#[test]
 fn a_volume_that_was_closed_clean_is_remembered_as_such() {
     let node = Node::new();
     node.create(&["--size-mib", "4"]);

@@ -76,8 +76,8 @@ fn two_idle_nodes_use_less_than_a_thousandth_of_a_core_each() {
     }
 }
 
-/// Frames on their way to or from a peer: at most a window of 32 MiB, which may lie in the core, the session
-/// and in the connection below it.
+/// Frames on their way to or from a peer: at most a window of 32 MiB, which may lie in the core, in
+/// the session and in the connection below it.
 const PEER_MIB: u64 = 96;
 
 #[test]

@@ -181,6 +181,10 @@ pub struct AdoptArgs {
     pub volume: String,
     #[command(flatten)]
     pub log: LogArgs,
+    /// The backing had a log, which is lost: give up what that held after EPOCH, which the refusal
+    /// to start names. The backing may be torn if it was not closed in order; check what is on it
+    #[arg(long, value_name = "EPOCH")]
+    pub discard_log: Option<u64>,
 }
 
 /// What to forget.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hn4::log::{LogIdentity, MIN_RING_BYTES, RING_START, Role};
-use hn4::types::{BLOCK_BYTES, VolumeId};
+use hn4::types::{BLOCK_BYTES, Epoch, VolumeId};
 use hn4_engine::core::Lanes;
 use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog, RecoveryError};
 use hn4_engine::device::{Device, DeviceError, DeviceInfo, create_preallocated};
@@ -23,7 +23,10 @@ use thiserror::Error;
 
 use super::token::IdentityToken;
 use crate::config::VolumeSection;
-use crate::config::attach::{AttachError, AttachRecord, attach_record_put, refuse_attached};
+use crate::config::attach::{
+    AttachError, AttachRecord, attach_record_forget, attach_record_put, discard_log,
+    refuse_attached,
+};
 use crate::config::state::{NodeState, StateError, random_bytes, random_uuid};
 
 /// Size of a new log file if nothing else is said.
@@ -70,6 +73,8 @@ pub struct CreateOptions {
     pub create_backing: bool,
     /// Make the backing as a sparse file instead of one filled with zeroes.
     pub sparse: bool,
+    /// The backing has a log, which is lost; what it held after this epoch is given up.
+    pub discard_log: Option<u64>,
 }
 
 /// Why a volume was not created.
@@ -143,7 +148,13 @@ pub fn create_volume(
     options: &CreateOptions,
 ) -> Result<IdentityToken, CreateError> {
     check_options(options)?;
-    refuse_attached(state, &section.backing)?;
+    let discarded = match options.discard_log {
+        Some(epoch) => Some(discard_log(state, section, Epoch(epoch))?),
+        None => {
+            refuse_attached(state, &section.backing)?;
+            None
+        }
+    };
     let mut made = Made::default();
     make_backing(section, options, &mut made)?;
     let backing = Device::open(&section.backing, section.backing_options())?;
@@ -182,6 +193,9 @@ pub fn create_volume(
     // Written last, so that a creation that fails leaves no memory of a volume that is not there.
     attach_record_put(state, &record)?;
     made.0.clear();
+    if let Some(old) = discarded {
+        attach_record_forget(state, old.volume)?;
+    }
     Ok(IdentityToken(identity))
 }
 

@@ -28,6 +28,7 @@ pub(super) fn run(cli: &Cli, command: &VolumeCommand) -> Result<u8, AnyError> {
                 purpose: Purpose::Adopt,
                 log_mib: args.log.log_mib,
                 sector_bytes: args.log.sector_bytes,
+                discard_log: args.discard_log,
                 ..CreateOptions::default()
             };
             create(&load(cli)?, &args.volume, &options)
@@ -76,6 +77,7 @@ fn create_options(args: &CreateArgs) -> CreateOptions {
         size_mib: args.size_mib,
         create_backing: args.create_backing,
         sparse: args.sparse,
+        discard_log: None,
     }
 }
 

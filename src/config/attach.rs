@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hn4::log::{LogHeader, LogIdentity, Superblock};
-use hn4::types::VolumeId;
+use hn4::types::{Epoch, VolumeId};
 use hn4_engine::core::recovery::{self, RecoveryError};
 use hn4_engine::device::{Device, DeviceError, DeviceOptions};
 use hn4_engine::shard::DeviceMedium;
@@ -45,6 +45,8 @@ pub struct AttachRecord {
     pub backing: PathBuf,
     /// The log may hold epochs that the backing lacks.
     pub undestaged: bool,
+    /// The backing held this epoch when the volume was last opened; a later one by now.
+    pub applied: Epoch,
 }
 
 /// The record as it lies in its file.
@@ -58,6 +60,8 @@ struct RecordFile {
     log: String,
     backing: String,
     undestaged: bool,
+    #[serde(default)]
+    applied_epoch: u64,
 }
 
 /// Why a volume is not opened, or not created.
@@ -89,8 +93,10 @@ pub enum AttachError {
     #[error(
         "volume \"{name}\": there is no usable log at {log} ({why}), but the state directory \
          knows {record}. Bring that log back and set log to its path; or create this copy anew \
-         from a peer, with `hn4ctl volume forget {}` and `hn4ctl volume create --replica`",
-        record.volume
+         from a peer, with `hn4ctl volume forget {}` and `hn4ctl volume create --replica`; or, if \
+         there is no other copy, give up what only the log held and keep the backing as it is, \
+         which may be torn after epoch {}: `hn4ctl volume adopt {name} --discard-log {}`",
+        record.volume, record.applied.0, record.applied.0
     )]
     LogMissing {
         /// Name of the volume.
@@ -147,9 +153,41 @@ pub enum AttachError {
         /// What is remembered of the backing.
         record: Box<AttachRecord>,
     },
+    /// What is to be given up was not named rightly.
+    #[error(
+        "volume \"{name}\": --discard-log {named} does not fit what is remembered of its backing: \
+         {}. Nothing was changed",
+        what_is_known(record.as_deref())
+    )]
+    WrongEpoch {
+        /// Name of the volume.
+        name: String,
+        /// The epoch on the command line.
+        named: u64,
+        /// What is remembered of the backing.
+        record: Option<Box<AttachRecord>>,
+    },
+    /// The log that is to be given up is there.
+    #[error(
+        "volume \"{name}\": its log {log} is there and is usable. Start hn4-replicad; nothing has \
+         to be given up"
+    )]
+    LogIsThere {
+        /// Name of the volume.
+        name: String,
+        /// The log.
+        log: String,
+    },
     /// There is no record to be forgotten.
     #[error("the state directory knows no volume {0}; `hn4ctl volume list` shows what it knows")]
     Unknown(VolumeId),
+}
+
+fn what_is_known(record: Option<&AttachRecord>) -> String {
+    match record {
+        Some(record) => format!("{record}; the epoch to be named is {}", record.applied.0),
+        None => "nothing; adopt it without --discard-log".to_owned(),
+    }
 }
 
 impl fmt::Display for AttachRecord {
@@ -179,7 +217,14 @@ impl AttachRecord {
             log: section.log.clone(),
             backing: section.backing.clone(),
             undestaged,
+            applied: Epoch(0),
         }
+    }
+
+    /// The same, with what the backing holds at least.
+    #[must_use]
+    pub fn with_applied(self, applied: Epoch) -> Self {
+        Self { applied, ..self }
     }
 
     fn is_of(&self, identity: &LogIdentity) -> bool {
@@ -199,6 +244,7 @@ impl AttachRecord {
             log: self.log.to_string_lossy().into_owned(),
             backing: self.backing.to_string_lossy().into_owned(),
             undestaged: self.undestaged,
+            applied_epoch: self.applied.0,
         })
     }
 
@@ -218,6 +264,7 @@ impl AttachRecord {
             log: file.log.into(),
             backing: file.backing.into(),
             undestaged: file.undestaged,
+            applied: Epoch(file.applied_epoch),
         })
     }
 }
@@ -360,6 +407,41 @@ pub fn refuse_attached(state: &NodeState, backing: &Path) -> Result<(), AttachEr
     }
 }
 
+/// The record of a backing whose log is lost and given up: what it held after `named`, which must
+/// be the epoch that is remembered. The caller makes the new log, then forgets the record.
+///
+/// # Errors
+/// If another epoch is remembered, or the log is there after all.
+pub fn discard_log(
+    state: &NodeState,
+    section: &VolumeSection,
+    named: Epoch,
+) -> Result<AttachRecord, AttachError> {
+    let mut records = attach_records(state)?.into_iter();
+    let record = match records.find(|record| same_place(&record.backing, &section.backing)) {
+        Some(record) if record.applied == named => record,
+        record => {
+            return Err(AttachError::WrongEpoch {
+                name: section.name.clone(),
+                named: named.0,
+                record: record.map(Box::new),
+            });
+        }
+    };
+    let old = VolumeSection {
+        log: record.log.clone(),
+        ..section.clone()
+    };
+    let found = inspect_log(&old, section.log_options());
+    if found.is_ok_and(|(header, _)| record.is_of(&header.identity)) {
+        return Err(AttachError::LogIsThere {
+            name: section.name.clone(),
+            log: record.log.display().to_string(),
+        });
+    }
+    Ok(record)
+}
+
 /// Reads header and superblock of a volume's log, changing nothing.
 ///
 /// # Errors
@@ -393,9 +475,9 @@ pub fn begin(
     section: &VolumeSection,
     lock_patience: Duration,
 ) -> Result<LogIdentity, AttachError> {
-    let header = check_before_open(state, section, lock_patience)?;
+    let (header, superblock) = check_before_open(state, section, lock_patience)?;
     let record = AttachRecord::new(section, &header.identity, true);
-    attach_record_put(state, &record)?;
+    attach_record_put(state, &record.with_applied(superblock.checkpoint))?;
     Ok(header.identity)
 }
 
@@ -403,17 +485,21 @@ pub fn begin(
 /// its log holds nothing more.
 ///
 /// # Errors
-/// If the state directory cannot be written.
+/// If the state directory cannot be read or written.
 pub fn end(
     state: &NodeState,
     section: &VolumeSection,
     identity: &LogIdentity,
 ) -> Result<(), StateError> {
-    attach_record_put(state, &AttachRecord::new(section, identity, false))
+    let records = attach_records(state)?;
+    let old = records.iter().find(|record| record.is_of(identity));
+    let applied = old.map_or(Epoch(0), |record| record.applied);
+    let record = AttachRecord::new(section, identity, false);
+    attach_record_put(state, &record.with_applied(applied))
 }
 
 /// All that is to be checked before the engine opens a volume: its log is there and is the one that
-/// this node remembers. Gives the log's header. `lock_patience` is for a predecessor that is about
+/// this node remembers. Gives the log's header and superblock. `lock_patience` is for a predecessor that is about
 /// to let go of the log.
 ///
 /// # Errors
@@ -422,15 +508,15 @@ pub fn check_before_open(
     state: &NodeState,
     section: &VolumeSection,
     lock_patience: Duration,
-) -> Result<LogHeader, AttachError> {
+) -> Result<(LogHeader, Superblock), AttachError> {
     let options = DeviceOptions {
         lock_patience,
         ..section.log_options()
     };
     match inspect_log(section, options) {
-        Ok((header, _)) => {
+        Ok((header, superblock)) => {
             attach_record_check(state, section, Ok(&header.identity))?;
-            Ok(header)
+            Ok((header, superblock))
         }
         Err(error) => {
             let is_missing = match &error {

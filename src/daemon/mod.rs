@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use hn4::log::LogIdentity;
 use hn4::types::VolumeId;
 use hn4_engine::core::VolumeConfig;
 use hn4_engine::device::DeviceOptions;
@@ -30,7 +29,7 @@ use tokio::task::JoinSet;
 
 use self::requests::Node;
 use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
-use crate::config::attach::{self, AttachRecord};
+use crate::config::attach;
 use crate::config::state::{NodeState, random_bytes};
 use crate::config::{Config, TransportSection, VolumeSection};
 use crate::control::server::ControlServer;
@@ -133,7 +132,7 @@ async fn stop_volumes(
         match ended {
             Ok(Ok(ended)) => {
                 let section = config.volume(&ended.name).filter(|_| ended.clean);
-                let noted = section.map(|section| remember(state, section, &ended.identity, false));
+                let noted = section.map(|section| attach::end(state, section, &ended.identity));
                 if let Some(Err(error)) = noted {
                     tracing::error!("{error:#}");
                 }
@@ -150,9 +149,8 @@ async fn open_volume(
 ) -> Result<(OpenVolume, watch::Receiver<session::LocalState>)> {
     let node = state.node_id;
     // Before anything is written: is this the log that belongs to this backing?
-    let header = attach::check_before_open(state, section, LOCK_PATIENCE)
+    let identity = attach::begin(state, section, LOCK_PATIENCE)
         .with_context(|| format!("volume {}", section.name))?;
-    remember(state, section, &header.identity, true)?;
     let policies = section.clone();
     let wake = Arc::new(Notify::new());
     let bell = Arc::clone(&wake);
@@ -163,7 +161,7 @@ async fn open_volume(
     let (tell, told) = std::sync::mpsc::channel();
     let setup = ShardSetup {
         name: section.name.clone(),
-        expect: Some(header.identity.volume),
+        expect: Some(identity.volume),
         log: section.log.clone(),
         backing: section.backing.clone(),
         log_options: patient(section.log_options()),
@@ -258,17 +256,6 @@ fn connect_peers(
         }
     }
     Ok(all)
-}
-
-/// Notes which log belongs to which backing, and whether the log may hold what the backing lacks.
-fn remember(
-    state: &NodeState,
-    section: &VolumeSection,
-    identity: &LogIdentity,
-    undestaged: bool,
-) -> Result<()> {
-    let record = AttachRecord::new(section, identity, undestaged);
-    Ok(attach::attach_record_put(state, &record)?)
 }
 
 /// Tells systemd that clients can be served.

@@ -269,6 +269,7 @@ impl Node {
             size_mib: (new && !plan.existing).then_some(plan.size_mib),
             create_backing: !new && !plan.existing,
             sparse: true,
+            discard_log: None,
         };
         Ok(create_volume(section, &state, &options)?)
     }
