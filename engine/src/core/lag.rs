@@ -1,9 +1,9 @@
 //! Lag control: what happens when a peer falls further behind than its configuration allows.
 //!
 //! Lag is the log after what a peer has flushed, in bytes, and the age of the oldest epoch that it
-//! lacks. What is sealed while a peer is away counts; a peer that takes no epochs has no lag, nor
-//! has one that is being filled with a full copy, except with `detach`: the log must not be kept for
-//! that one either if clients would have to wait.
+//! lacks. What is sealed while a peer is away counts. A peer that takes no epochs has no lag. Nor
+//! has one that is being filled with a full copy, except with `detach`: the log must not be kept
+//! for that one either if clients would have to wait.
 //!
 //! - `throttle`: new writes wait while the lag is at the bound. A bound in seconds becomes one in
 //!   bytes by the rate at which the peer has been flushing. A peer that comes back further behind
