@@ -17,7 +17,7 @@ use crate::common::disk::wait;
 use crate::common::{missing, program, text};
 
 /// Longest silence of the machine: it is emulated, and others work on the host.
-const SILENCE: Duration = Duration::from_secs(120);
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// What the volume lies on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

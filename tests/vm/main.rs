@@ -13,12 +13,14 @@ mod machine;
 
 use std::time::{Duration, Instant};
 
-use common::{LIMIT, folder, oracle, program, seed, times};
+use common::{folder, oracle, program, seed, times};
 use hn4_engine::nbd::client::Address;
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
 use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME};
 use machine::{Backing, Disks, Machine, prepared};
 
+/// Longest wait for anything: emulation is slow, and slower on a busy host.
+const LIMIT: Duration = Duration::from_secs(300);
 const LOG_MIB: u64 = 24;
 /// Persistent memory comes in multiples of this.
 const BACKING_MIB: u64 = 16;
