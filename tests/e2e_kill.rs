@@ -34,7 +34,8 @@ fn load_plan(seed: u64, medium: Medium) -> LoadPlan {
 
 /// Lets a load run for a random while.
 fn let_run(load: &Load, random: &mut Random, nodes: [&Node; 2]) {
-    if let Err(error) = load.wait_for_progress(200 + random.below(3000), LIMIT) {
+    // Long enough for a machine that does ten other things.
+    if let Err(error) = load.wait_for_progress(200 + random.below(3000), 5 * LIMIT) {
         panic!(
             "{error:#}\n{:#?}\n{:#?}",
             nodes[0].report(),
