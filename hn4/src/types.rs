@@ -129,8 +129,9 @@ impl fmt::Display for Term {
     }
 }
 
-/// Which opening of a primary sealed an epoch. Of two copies the one whose last epoch has the higher
-/// rank holds the later history, whatever their lengths; between equal ranks the longer one does.
+/// Which opening of a primary sealed an epoch. Of two copies the one whose last epoch has the
+/// higher rank holds the later history, whatever their lengths; between equal ranks the longer one
+/// does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Rank {
     /// Counter of the primary's term.

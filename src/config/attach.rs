@@ -499,8 +499,8 @@ pub fn end(
 }
 
 /// All that is to be checked before the engine opens a volume: its log is there and is the one that
-/// this node remembers. Gives the log's header and superblock. `lock_patience` is for a predecessor that is about
-/// to let go of the log.
+/// this node remembers. Gives the log's header and superblock. `lock_patience` is for a predecessor
+/// that is about to let go of the log.
 ///
 /// # Errors
 /// [`AttachError`] says what is wrong and what to do; nothing was changed.

@@ -313,8 +313,8 @@ impl Oracle {
         self.judge(image, true)
     }
 
-    /// Checks an image of an earlier moment: what was flushed since may be missing, but it must be a
-    /// prefix of the history all the same.
+    /// Checks an image of an earlier moment: what was flushed since may be missing, but it must be
+    /// a prefix of the history all the same.
     ///
     /// # Errors
     /// The first promise that is broken.

@@ -127,8 +127,8 @@ impl Volume {
     }
 
     /// Peers that obey the term of the election. A copy that is not usable never acknowledged
-    /// anything, so for a promotion it is no answer; but neither can it have been promoted, which is
-    /// what an opening asks.
+    /// anything, so for a promotion it is no answer; but neither can it have been promoted, which
+    /// is what an opening asks.
     fn answering(&self) -> impl Iterator<Item = (PeerId, PeerState)> {
         let election = self.election.as_ref();
         let wanted = election.map(|election| (self.election_term(election), election.purpose));
@@ -266,8 +266,8 @@ impl Volume {
         }
     }
 
-    /// Whether a peer may read our log although we are not primary: it asks to be obeyed in the term
-    /// that we have promised to obey.
+    /// Whether a peer may read our log although we are not primary: it asks to be obeyed in the
+    /// term that we have promised to obey.
     pub(super) fn may_pull(&self, peer: PeerId) -> bool {
         let term = self.superblock.persisted().term;
         let state = self

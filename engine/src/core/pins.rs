@@ -1,10 +1,10 @@
 //! Readers of a replica: while somebody reads it, its backing stays at one epoch.
 //!
 //! Between two sweeps the backing of a usable copy is an exact epoch. A reader pins it: no sweep
-//! begins until the last reader is gone, and reads pass by the overlay. What arrives meanwhile waits
-//! in log and overlay. When these get tight, or the node is to be more than a replica, or is told to
-//! drain or to stop, the readers are cut off: nobody who only reads holds up the primary's writers
-//! (P8).
+//! begins until the last reader is gone, and reads pass by the overlay. What arrives meanwhile
+//! waits in log and overlay. When these get tight, or the node is to be more than a replica, or is
+//! told to drain or to stop, the readers are cut off: nobody who only reads holds up the primary's
+//! writers (P8).
 
 use hn4::log::{CopyState, Role};
 use hn4::types::Epoch;

@@ -6,8 +6,8 @@
 //! it is in this node's ledger. A frame is handed over from memory at the moment it becomes
 //! durable if the prover has granted room for it, and read back from the log otherwise.
 //!
-//! **Invariant:** proven <= durable. A prover that stops, stops nothing but the reuse of log, and at
-//! last the clients (P8).
+//! **Invariant:** proven <= durable. A prover that stops, stops nothing but the reuse of log, and
+//! at last the clients (P8).
 //!
 //! Not here: leaves, batches, anchors, signatures (`hn4_proof`); who sends anchors to whom.
 

@@ -147,7 +147,8 @@ impl Volume {
         volume
     }
 
-    /// A primary that was restarted may have been replaced, or have lost a tail that its peers hold.
+    /// A primary that was restarted may have been replaced, or have lost a tail that its peers
+    /// hold.
     fn begin_opening(&mut self) {
         let config = &self.config;
         let needed = config.open_answers.min(config.peers);

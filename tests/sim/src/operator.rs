@@ -1,8 +1,8 @@
 //! The operator: brings disasters while the run is young, repairs as a person or an authority
 //! would, and at the end brings everything to rest.
 //!
-//! Whichever copy is promoted asks the others itself. With answers from n - k + 1 copies nothing that
-//! was acknowledged may be lost.
+//! Whichever copy is promoted asks the others itself. With answers from n - k + 1 copies nothing
+//! that was acknowledged may be lost.
 
 use hn4::log::{CopyState, Role};
 use hn4::types::Term;
