@@ -26,13 +26,13 @@ use crate::compare::servers::find_program;
 use crate::pattern::Random;
 
 /// Requests of the shorter of the two runs.
-const REQUESTS: u64 = 20_000;
+const REQUESTS: u64 = 8_192;
 /// Blocks of the volume.
 const BLOCKS: u64 = 1 << 16;
 /// Slots of the overlay.
-const SLOTS: u32 = 1 << 14;
+const SLOTS: u32 = 1 << 13;
 /// Bytes of the log's ring.
-const RING_BYTES: u64 = 128 << 20;
+const RING_BYTES: u64 = 32 << 20;
 /// Between two requests, on the clock of the core.
 const PACE_NS: u64 = 5_000;
 /// How far a figure may be from the one that is kept, in percent.

@@ -72,11 +72,23 @@ fn job(outcome: &Outcome, stats: &Stats, group: usize) -> Value {
         "sys_cpu": percent(stats.client.system),
         "hn4": {
             "iops_per_second": stats.per_second().collect::<Vec<_>>(),
+            "latency_ns_per_second": seconds_of(stats),
             "verified_bytes": stats.verified_bytes,
             "client_cpu_us_per_io": stats.client_us_per_io(),
             "server_cpu_us_per_io": stats.server_us_per_io(),
         },
     })
+}
+
+/// The latency of each second, where a stall or a drain shows that the whole run hides.
+fn seconds_of(stats: &Stats) -> Vec<Value> {
+    let seconds = stats.seconds.iter();
+    seconds
+        .map(|second| {
+            let at = |percentile| second.value_at_percentile(percentile);
+            json!({ "p50": at(50.0), "p99": at(99.0), "p99.9": at(99.9), "max": second.max() })
+        })
+        .collect()
 }
 
 fn side(side: &Side, elapsed: Duration, percentiles: &[f64]) -> Value {
