@@ -5,7 +5,8 @@
 //! order of the peers changes from round to round, and the medians are compared. A server runs
 //! only while it is measured, so that none works in the background of another.
 //!
-//! **Not here:** replication, and a device with injected latency, on which margins
+//! **Not here:** replication; nbd-server, which serves one connection only unless it detaches from
+//! whoever started it, and then cannot be watched; a device with injected latency, on which margins
 //! below 25 % would have to be judged.
 
 mod fio;
@@ -160,7 +161,6 @@ impl Comparison<'_> {
             Peer::Qemu,
             Peer::NbdkitFile,
             Peer::NbdkitMemory,
-            Peer::NbdServer,
             Peer::Engine,
             Peer::Ring,
             Peer::Fio,

@@ -14,8 +14,6 @@ pub enum Peer {
     NbdkitFile,
     /// nbdkit's memory plugin: no disk at all.
     NbdkitMemory,
-    /// nbd-server, the reference implementation: through the page cache.
-    NbdServer,
     /// The engine in process: overlay, log and destage, without sockets.
     Engine,
     /// The ring of the engine on a raw file, in process.
@@ -33,7 +31,6 @@ impl Peer {
             Self::Qemu => "qemu-storage-daemon",
             Self::NbdkitFile => "nbdkit file (page cache)",
             Self::NbdkitMemory => "nbdkit memory",
-            Self::NbdServer => "nbd-server (page cache)",
             Self::Engine => "our engine in process",
             Self::Ring => "our ring, raw file",
             Self::Fio => "fio io_uring, raw file",
@@ -82,13 +79,7 @@ pub struct Row {
     pub prewritten_mib: Option<u64>,
 }
 
-const SERVERS: &[Peer] = &[
-    Peer::Ours,
-    Peer::Qemu,
-    Peer::NbdkitFile,
-    Peer::NbdkitMemory,
-    Peer::NbdServer,
-];
+const SERVERS: &[Peer] = &[Peer::Ours, Peer::Qemu, Peer::NbdkitFile, Peer::NbdkitMemory];
 const RAW: &[Peer] = &[Peer::Engine, Peer::Ring, Peer::Fio];
 
 const fn goal(peer: Peer, ratio: Option<f64>, server_us: Option<f64>) -> Goal {

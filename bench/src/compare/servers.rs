@@ -67,7 +67,6 @@ pub fn missing(peer: Peer, place: &Place) -> Option<String> {
         }
         Peer::Qemu => "qemu-storage-daemon",
         Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit",
-        Peer::NbdServer => "nbd-server",
         Peer::Fio => "fio",
         Peer::Engine | Peer::Ring => return None,
     };
@@ -88,7 +87,6 @@ impl Place {
             Peer::Ours => "ours/backing",
             Peer::Qemu => "qemu.img",
             Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit.img",
-            Peer::NbdServer => "nbd-server.img",
             Peer::Engine => "engine",
             Peer::Ring | Peer::Fio => "raw.img",
         })
@@ -102,7 +100,6 @@ impl Place {
         self.sockets.join(match peer {
             Peer::Ours => "ours.sock",
             Peer::Qemu => "qemu.sock",
-            Peer::NbdServer => "nbd-server.sock",
             _ => "nbdkit.sock",
         })
     }
@@ -188,7 +185,7 @@ impl Server {
             return Err(error).context("removing an old socket");
         }
         let export = match peer {
-            Peer::Ours | Peer::Qemu | Peer::NbdServer => VOLUME,
+            Peer::Ours | Peer::Qemu => VOLUME,
             _ => "",
         };
         let journal = place.data.join(format!("{peer:?}.log"));
@@ -297,31 +294,8 @@ fn command(peer: Peer, place: &Place, socket: &Path) -> Result<Command> {
             }
             command
         }
-        Peer::NbdServer => {
-            let config = place.data.join("nbd-server.conf");
-            let text = nbd_server_config(&file, socket, free_port()?);
-            std::fs::write(&config, text)?;
-            let mut command = program("nbd-server")?;
-            command.args(["-d", "-C"]).arg(config);
-            command
-        }
         Peer::Engine | Peer::Ring | Peer::Fio => bail!("{} is no server", peer.label()),
     })
-}
-
-/// nbd-server listens on TCP whether that is used or not: on loopback, where nobody else listens.
-fn nbd_server_config(file: &Path, socket: &Path, port: u16) -> String {
-    format!(
-        "[generic]\nunixsock = {}\nlistenaddr = 127.0.0.1\nport = {port}\n\
-         [{VOLUME}]\nexportname = {}\nflush = true\nfua = true\n",
-        socket.display(),
-        file.display()
-    )
-}
-
-fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("a port on loopback")?;
-    Ok(listener.local_addr()?.port())
 }
 
 /// The same command, killed by the kernel when this program ends.
