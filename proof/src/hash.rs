@@ -169,6 +169,8 @@ contexts! {
     KEY_ID = "key id";
     /// The message that a signature over a key change signs.
     KEY_CHANGE = "key change";
+    /// The message by which the owner of a key offers it to a ledger.
+    KEY_OFFER = "key offer";
     /// The message that the signature of an aggregate signs.
     AGGREGATE = "aggregate";
     /// A page of a run file of the state tree.

@@ -16,6 +16,7 @@
 //! | [`sign`] | keys, key ids, signatures, and which key may sign at which step |
 //! | [`anchor`] | what one batch commits to |
 //! | [`ledger`] | the append-only chain of anchors, its recovery, verification and XML export |
+//! | [`prover`] | anchoring on a primary, following on a replica: what runs beside a volume |
 //! | [`scxq2`] | dictionary compression of lane segments on the wire |
 //! | [`envelope`] | proofs as JSON documents, and their verification offline |
 //!
@@ -35,6 +36,7 @@ pub mod fold;
 pub mod hash;
 pub mod leaf;
 pub mod ledger;
+pub mod prover;
 pub mod scxq2;
 pub mod sign;
 pub mod time;

@@ -7,8 +7,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use crate::config::Config;
 use crate::config::attach::AttachRecord;
 use crate::control::api::{
-    CopyReport, Finding, Health, NodeStatus, PeerProgress, PeerReport, Policy, Stage, VolumeReport,
-    VolumeState,
+    CopyReport, Finding, Health, NodeStatus, PeerProgress, PeerReport, Policy, ProofReport, Stage,
+    VolumeReport, VolumeState,
 };
 
 /// Bytes with a unit that keeps the number short.
@@ -153,6 +153,9 @@ fn show_state(text: &mut String, state: &VolumeState) {
             state.applied_epoch
         ),
     );
+    if let Some(proof) = &state.proof {
+        line(text, "ledger", ledger(proof));
+    }
     line(
         text,
         "overlay",
@@ -176,6 +179,18 @@ fn show_state(text: &mut String, state: &VolumeState) {
             state.waiting_requests
         ),
     );
+}
+
+fn ledger(proof: &ProofReport) -> String {
+    let anchored = match proof.anchored_epoch {
+        Some(epoch) => format!("anchored through epoch {epoch}"),
+        None => "nothing anchored yet".to_owned(),
+    };
+    format!(
+        "{} records, {anchored}; {} of log not proven",
+        proof.ledger_records,
+        bytes(proof.lag_bytes)
+    )
 }
 
 fn ack(policy: &Policy) -> String {

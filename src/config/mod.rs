@@ -11,6 +11,7 @@
 
 pub mod attach;
 mod check;
+pub mod keys;
 mod parse;
 mod read;
 pub mod state;
@@ -87,6 +88,16 @@ pub enum WriteAck {
     Durable,
 }
 
+/// What a replica may write to its backing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Apply {
+    /// What its primary has signed, and what was compared with that.
+    #[default]
+    Proven,
+    /// What is durable on its primary.
+    Durable,
+}
+
 /// `[[volume]]`: one volume on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VolumeSection {
@@ -123,6 +134,10 @@ pub struct VolumeSection {
     pub stop_drain_s: u64,
     /// Believe devices whose flush cannot be judged.
     pub assume_strict_flush: bool,
+    /// Epochs are hashed, signed and kept in a ledger.
+    pub proof: bool,
+    /// What a replica destages.
+    pub apply: Apply,
     /// What the backing is; `None` means that it is detected.
     pub device_kind: Option<DeviceKind>,
     /// Processor to stay on.
@@ -308,6 +323,8 @@ impl VolumeSection {
         }
         config.open_answers = self.open_answers();
         config.start_alone_after_ms = self.start_alone_after_s.map(|seconds| seconds * 1000);
+        config.prove = self.proof;
+        config.apply_proven = self.proof && self.apply == Apply::Proven;
     }
 
     /// How many peers a restarted primary must hear before it serves. Where acknowledgements wait

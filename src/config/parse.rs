@@ -15,7 +15,7 @@ use toml::de::DeTable;
 use super::check::{self, Parsed};
 use super::read::{Reader, Table};
 use super::{
-    Config, LISTEN_MAX, NodeSection, PEERS_MAX, PeerSection, Problem, TransportSection,
+    Apply, Config, LISTEN_MAX, NodeSection, PEERS_MAX, PeerSection, Problem, TransportSection,
     VOLUMES_MAX, VolumeSection, WriteAck,
 };
 
@@ -57,7 +57,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
     ("file", Some(DeviceKind::File)),
 ];
 
-const VOLUME_KEYS: [&str; 19] = [
+const VOLUME_KEYS: [&str; 21] = [
     "name",
     "backing",
     "log",
@@ -74,6 +74,8 @@ const VOLUME_KEYS: [&str; 19] = [
     "destage_delay_ms",
     "stop_drain_s",
     "assume_strict_flush",
+    "proof",
+    "apply",
     "device_kind",
     "cpu",
     "peer",
@@ -255,6 +257,8 @@ impl<'t> Parser<'t> {
             ("block", OnDegraded::Block),
             ("degrade", OnDegraded::Degrade),
         ];
+        let switch = [("on", true), ("off", false)];
+        let apply = [("proven", Apply::Proven), ("durable", Apply::Durable)];
         let volume = VolumeSection {
             name,
             backing,
@@ -272,6 +276,8 @@ impl<'t> Parser<'t> {
             destage_delay_ms,
             stop_drain_s,
             assume_strict_flush: reader.flag(table, "assume_strict_flush"),
+            proof: reader.choice(table, "proof", &switch).unwrap_or(true),
+            apply: choice(reader, table, "apply", &apply),
             device_kind: choice(reader, table, "device_kind", &DEVICE_KINDS),
             cpu: cpu.map(small),
             peers,

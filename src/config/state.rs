@@ -3,6 +3,8 @@
 //! ```text
 //! <state_dir>/node.json           the node id, drawn once
 //! <state_dir>/attach/<uuid>.json  one record for each volume, see `attach`
+//! <state_dir>/keys/               what the node signs with, see `keys`
+//! <state_dir>/proof/<uuid>/       the ledger of each volume
 //! ```
 //!
 //! **Invariant:** a file here is replaced as a whole and durably, or not at all. The node id never
@@ -218,7 +220,7 @@ fn sync_folder(path: &Path) -> Result<(), StateError> {
 }
 
 /// Makes a file unless one is there already, which is left alone.
-fn create(path: &Path, text: &str) -> Result<(), StateError> {
+pub(super) fn create(path: &Path, text: &str) -> Result<(), StateError> {
     let beside = write_beside(path, text)?;
     let linked = match std::fs::hard_link(&beside, path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

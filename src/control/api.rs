@@ -203,10 +203,13 @@ pub struct VolumeState {
     pub tip_chain: String,
     /// The newest epoch that is durable in the log.
     pub durable_epoch: u64,
-    /// The newest epoch that is known to be anchored: durable on the primary.
+    /// The newest epoch that is in this node's ledger; without proofs, the newest that is durable on
+    /// the primary.
     pub proven_epoch: u64,
     /// The epoch that the backing holds.
     pub applied_epoch: u64,
+    /// The prover beside the volume; missing with `proof = "off"`.
+    pub proof: Option<ProofReport>,
     /// Requests that wait for the log or for peers.
     pub waiting_requests: u64,
     /// It goes on without peers that its policy asks for.
@@ -235,6 +238,29 @@ pub struct VolumeState {
     pub backing_device: String,
     /// A flush is believed only because the configuration says so.
     pub assumed_strict_flush: bool,
+}
+
+/// What runs beside a volume to prove it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ProofReport {
+    /// Records of the ledger.
+    pub ledger_records: u64,
+    /// The last epoch in it.
+    pub anchored_epoch: Option<u64>,
+    /// Bytes of log that are not proven yet. 0 on a replica that does not wait for proofs.
+    pub lag_bytes: u64,
+    /// Epochs that are hashed and wait for their anchor.
+    pub waiting_epochs: u64,
+    /// Clients are held back until proofs have caught up.
+    pub throttles: bool,
+    /// Id of this node's key.
+    pub key_id: Option<String>,
+    /// The primary proves nothing, so that epochs are applied as soon as they are durable there.
+    pub unproven_primary: bool,
+    /// Why nothing is proven at the moment.
+    pub failed: Option<String>,
+    /// The last thing that was set aside or refused.
+    pub notice: Option<String>,
 }
 
 /// How complete a copy is.

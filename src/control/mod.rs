@@ -6,6 +6,7 @@
 pub mod api;
 pub mod client;
 pub mod findings;
+pub mod proofs;
 pub mod report;
 pub mod server;
 

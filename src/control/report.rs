@@ -110,6 +110,7 @@ fn state(status: &ShardStatus) -> VolumeState {
         tip_chain: copy.tip.chain.to_string(),
         durable_epoch: copy.progress.durable.0,
         proven_epoch: copy.progress.proven.0,
+        proof: None,
         applied_epoch: copy.progress.applied.0,
         waiting_requests: status.waiting as u64,
         degraded: status.degraded,

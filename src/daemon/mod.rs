@@ -5,6 +5,7 @@
 //! here that carries messages. Everything here runs on one tokio thread; no client data passes
 //! through it except what goes to or comes from peers.
 
+pub mod proof;
 mod requests;
 mod translate;
 mod volume;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use hn4::log::LogIdentity;
 use hn4::types::VolumeId;
 use hn4_engine::core::VolumeConfig;
 use hn4_engine::device::DeviceOptions;
@@ -27,11 +29,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use self::proof::{ProofHandle, ProofSetup};
 use self::requests::Node;
 use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
 use crate::config::attach;
+use crate::config::keys;
 use crate::config::state::{NodeState, random_bytes};
-use crate::config::{Config, TransportSection, VolumeSection};
+use crate::config::{Apply, Config, TransportSection, VolumeSection};
 use crate::control::server::ControlServer;
 
 /// How long a start waits for the devices of a killed predecessor.
@@ -173,7 +177,7 @@ async fn open_volume(
             config.lanes.stripe_blocks = header.stripe_blocks;
             policies.apply(&mut config);
             // The receiver waits below.
-            let _ = tell.send(config);
+            let _ = tell.send((config, header.ring_bytes));
             config
         }),
         listen: section.listen.clone(),
@@ -181,12 +185,17 @@ async fn open_volume(
     };
     let mut shard = shard::spawn(setup, Arc::new(move || bell.notify_one()))
         .with_context(|| format!("volume {}", section.name))?;
-    let config = told
+    let (config, log_bytes) = told
         .recv()
         .context("the shard opened without its configuration")?;
     let (status, identity) = OpenVolume::first_state(&mut shard, &wake).await?;
     let max_epoch_bytes = config.max_epoch_blocks as u64 * hn4::types::BLOCK_BYTES;
-    let local = translate::local_state(&identity, node, max_epoch_bytes, &status);
+    let proof = section
+        .proof
+        .then(|| start_prover(section, state, log_bytes, &identity));
+    let proof = proof.transpose()?;
+    let proves = proof.is_some();
+    let local = translate::local_state(&identity, node, max_epoch_bytes, proves, &status);
     let (sender, receiver) = watch::channel(local);
     let name = section.name.clone();
     let volume = OpenVolume {
@@ -198,8 +207,29 @@ async fn open_volume(
         max_epoch_bytes,
         status,
         state: sender,
+        proof,
     };
     Ok((volume, receiver))
+}
+
+fn start_prover(
+    section: &VolumeSection,
+    state: &NodeState,
+    log_bytes: u64,
+    identity: &LogIdentity,
+) -> Result<ProofHandle> {
+    let setup = ProofSetup {
+        name: section.name.clone(),
+        state_dir: state.directory().to_owned(),
+        identity: *identity,
+        node: state.node_id,
+        key: keys::node_key_or_new(state.directory())?,
+        log_bytes,
+        overlay_bytes: section.overlay_bytes(),
+        gate: section.apply == Apply::Proven,
+    };
+    let name = &section.name;
+    proof::start(setup).with_context(|| format!("volume {name}: the prover's thread"))
 }
 
 async fn start_transport(

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::volume::{Ask, Report};
 use crate::config::{Config, VolumeSection};
 use crate::control::api::{NodeStatus, Request, Response, VolumeReport};
-use crate::control::report;
+use crate::control::{proofs, report};
 
 /// A volume has this long to answer; it takes microseconds unless its thread is stuck.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -112,7 +112,12 @@ async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>
             .as_ref()
             .map(|state| state.links.as_slice())
             .unwrap_or_default();
-        reports.push(report(shard, &volume.section, links));
+        let mut report = report(shard, &volume.section, links);
+        let proof = state.as_ref().and_then(Report::proof);
+        if let Some(proof) = proof {
+            proofs::add(&mut report, proof);
+        }
+        reports.push(report);
     }
     Response::Status(NodeStatus {
         node,

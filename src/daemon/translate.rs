@@ -17,6 +17,7 @@ pub(super) fn local_state(
     identity: &LogIdentity,
     node: NodeId,
     max_epoch_bytes: u64,
+    proves: bool,
     status: &CopyStatus,
 ) -> LocalState {
     LocalState {
@@ -51,6 +52,7 @@ pub(super) fn local_state(
                 wire::CopyState::Usable
             }
         },
+        proves,
     }
 }
 
@@ -118,6 +120,7 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
         | Output::SeedAck { .. }
         | Output::StepDown
         | Output::Alive
+        | Output::Proof(_)
         | Output::Refused { .. }
         | Output::Closed { .. } => return None,
     })

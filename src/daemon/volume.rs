@@ -9,11 +9,14 @@ use hn4::log::LogIdentity;
 use hn4::types::{NodeId, Term};
 use hn4_engine::core::event::{Control, CopyStatus, PeerEvent, PeerId, RequestId};
 use hn4_engine::shard::{FromShard, ShardHandle, ShardStatus, ToShard};
+use hn4_proof::prover::PeerState;
 use hn4_transport::driver::{LinkStatus, PeerHandle};
 use hn4_transport::session::{FromSession, Input, LocalState, Output, Role, SessionId, ToSession};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::proof::{FromProver, ProofHandle, ProverReport, ToProver};
 use super::translate;
+use crate::control::api::ProofReport;
 
 /// Peers have this long to answer a promotion, and to send what this node lacks.
 const PROMOTION_MS: u64 = 20_000;
@@ -49,6 +52,30 @@ pub(super) struct Report {
     pub(super) links: Vec<LinkStatus>,
     /// What each peer does for the volume, while a session is open.
     pub(super) roles: Vec<Option<Role>>,
+    /// What the prover looks like, if there is one.
+    pub(super) proof: Option<ProverReport>,
+}
+
+impl Report {
+    /// What is told about proofs.
+    pub(super) fn proof(&self) -> Option<ProofReport> {
+        let ProverReport {
+            status,
+            failed,
+            notice,
+        } = self.proof.clone()?;
+        Some(ProofReport {
+            ledger_records: status.records,
+            anchored_epoch: status.anchored.map(|epoch| epoch.0),
+            lag_bytes: self.shard.proof_lag_bytes,
+            waiting_epochs: status.waiting_epochs,
+            throttles: self.shard.proof_throttles,
+            key_id: status.key.map(|key| key.to_string()),
+            unproven_primary: status.unproven_primary,
+            failed,
+            notice,
+        })
+    }
 }
 
 /// How a volume was left.
@@ -92,6 +119,8 @@ pub(super) struct VolumeTask {
     next_id: u64,
     controls: HashMap<u64, oneshot::Sender<Result<(), String>>>,
     statuses: HashMap<u64, oneshot::Sender<Report>>,
+    proof: Option<ProofHandle>,
+    proof_report: Option<ProverReport>,
 }
 
 /// A volume that is open, before its peers are known.
@@ -104,6 +133,7 @@ pub(super) struct OpenVolume {
     pub(super) max_epoch_bytes: u64,
     pub(super) status: CopyStatus,
     pub(super) state: watch::Sender<LocalState>,
+    pub(super) proof: Option<ProofHandle>,
 }
 
 impl OpenVolume {
@@ -153,8 +183,9 @@ impl VolumeTask {
             max_epoch_bytes,
             status,
             state,
+            proof,
         } = open;
-        Self {
+        let task = Self {
             name,
             shard,
             wake,
@@ -169,7 +200,11 @@ impl VolumeTask {
             next_id: 1,
             controls: HashMap::new(),
             statuses: HashMap::new(),
-        }
+            proof,
+            proof_report: None,
+        };
+        task.tell_standing();
+        task
     }
 
     /// Runs until the shard ends.
@@ -196,6 +231,7 @@ impl VolumeTask {
             }
             tokio::select! {
                 () = self.wake.notified() => {}
+                Some(said) = heard(&mut self.proof) => self.prover_said(said),
                 Some((peer, message)) = self.from_sessions.recv() => {
                     self.session_said(peer, message);
                 }
@@ -241,11 +277,15 @@ impl VolumeTask {
                 }
             }
             FromShard::State(status) => {
-                self.status = status;
+                let before = std::mem::replace(&mut self.status, status);
+                if (before.role, before.term) != (status.role, status.term) {
+                    self.tell_standing();
+                }
                 let state = translate::local_state(
                     &self.identity,
                     self.node,
                     self.max_epoch_bytes,
+                    self.proof.is_some(),
                     &status,
                 );
                 self.state.send_replace(state);
@@ -257,11 +297,13 @@ impl VolumeTask {
                     let _ = reply.send(Report {
                         shard: *status,
                         links,
+                        proof: self.proof_report.clone(),
                         roles: self.peers.iter().map(role).collect(),
                     });
                 }
             }
-            FromShard::Ended(_) | FromShard::Proof(_) => {}
+            FromShard::Proof(feed) => self.tell_prover(ToProver::Feed(feed)),
+            FromShard::Ended(_) => {}
         }
     }
 
@@ -289,6 +331,13 @@ impl VolumeTask {
                 peer.refused = None;
                 let (volume, role, copy) = (&self.name, state.role, state.copy);
                 tracing::info!(%volume, peer = %peer.name, ?role, ?copy, "connected");
+                let known = PeerState {
+                    node: state.node,
+                    term: state.term,
+                    proves: state.proves,
+                    max_epoch_bytes: state.max_epoch_bytes,
+                };
+                tell(&self.proof, ToProver::Connected(id.0, known));
                 self.shard.send(ToShard::Peer {
                     peer: id,
                     session: session.0,
@@ -316,7 +365,11 @@ impl VolumeTask {
                 if peer.last_words.is_empty() {
                     peer.last_words = reason.to_string();
                 }
+                tell(&self.proof, ToProver::Disconnected(id.0));
                 PeerEvent::Disconnected
+            }
+            Output::Proof(message) => {
+                return tell(&self.proof, ToProver::Message(id.0, message));
             }
             Output::Refused { reason } => {
                 tracing::warn!(volume = %self.name, peer = %peer.name, %reason, "refused");
@@ -324,7 +377,7 @@ impl VolumeTask {
                 peer.refused = Some(reason.to_string());
                 return;
             }
-            output => match translate::event(output) {
+            output => match self.seen(id, output) {
                 Some(event) => event,
                 None => return,
             },
@@ -355,6 +408,41 @@ impl VolumeTask {
             id: RequestId(self.next_id),
             control: Control::Demote,
         });
+    }
+
+    /// What a session says, for the core; the prover follows the primary that feeds this copy.
+    fn seen(&self, peer: PeerId, output: Output) -> Option<PeerEvent> {
+        let feeds = matches!(output, Output::SeedStart { .. } | Output::FeedOpened { .. });
+        let of = self.peers.get(usize::from(peer.0)).and_then(Option::as_ref);
+        if feeds && of.is_some_and(|of| of.role == Some(Role::Primary)) {
+            self.tell_prover(ToProver::FedBy(peer.0));
+        }
+        translate::event(output)
+    }
+
+    fn tell_prover(&self, message: ToProver) {
+        tell(&self.proof, message);
+    }
+
+    fn tell_standing(&self) {
+        let primary = self.status.role == hn4::log::Role::Primary;
+        self.tell_prover(ToProver::Standing(primary.then_some(self.status.term)));
+    }
+
+    fn prover_said(&mut self, said: FromProver) {
+        match said {
+            FromProver::Core(event) => self.shard.send(ToShard::Proof(event)),
+            FromProver::Send(peer, bytes) => {
+                let session = self.peers.get(usize::from(peer));
+                let session = session
+                    .and_then(Option::as_ref)
+                    .and_then(|peer| peer.session);
+                if let Some(session) = session {
+                    self.tell_session(PeerId(peer), session.0, Input::Proof(bytes));
+                }
+            }
+            FromProver::Report(report) => self.proof_report = Some(report),
+        }
     }
 
     fn ask(&mut self, ask: Ask) {
@@ -417,6 +505,20 @@ impl Peer {
             }
             link => link.clone(),
         }
+    }
+}
+
+fn tell(prover: &Option<ProofHandle>, message: ToProver) {
+    if let Some(prover) = prover {
+        prover.send(message);
+    }
+}
+
+/// What the prover says next; waits for ever if there is none.
+async fn heard(prover: &mut Option<ProofHandle>) -> Option<FromProver> {
+    match prover {
+        Some(prover) => prover.from.recv().await,
+        None => std::future::pending().await,
     }
 }
 

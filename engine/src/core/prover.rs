@@ -69,11 +69,8 @@ impl Volume {
 
     /// The epoch after which the log is kept for the prover.
     pub(super) fn proof_hold(&self) -> Option<Epoch> {
-        let holds = match self.role() {
-            Role::Primary => true,
-            Role::Replica => self.prover.gate,
-            Role::Fenced => false,
-        };
+        // A node that steps down keeps it, too: it may be primary again.
+        let holds = self.role() != Role::Replica || self.prover.gate;
         (self.config.prove && holds).then_some(self.prover.proven.epoch)
     }
 

@@ -14,6 +14,7 @@
 //! | `mod.rs` | header and records, byte by byte |
 //! | [`verify`] | the rules that make records a ledger; also its tip, to append to |
 //! | [`scan`] | reading a file in O(1) memory, torn tails, damage |
+//! | [`file`] | appending to a file, finding records in it, setting a superseded tail aside |
 //! | [`xml`] | `IDB.xml` |
 
 use hn4::types::{Epoch, Lba, VolumeId};
@@ -23,6 +24,7 @@ use crate::codec::{DecodeError, Reader, Writer};
 use crate::hash::{self, DIGEST_BYTES, Digest};
 use crate::sign::keyring::KeyChange;
 
+pub mod file;
 pub mod scan;
 pub mod verify;
 pub mod xml;

@@ -105,6 +105,13 @@ impl<'a, R: ReadAt> Records<'a, R> {
         })
     }
 
+    /// Goes on at a byte offset at which a record is known to begin.
+    #[must_use]
+    pub(crate) fn starting_at(mut self, offset: u64) -> Self {
+        self.offset = offset;
+        self
+    }
+
     /// The header.
     #[must_use]
     pub fn header(&self) -> &LedgerHeader {

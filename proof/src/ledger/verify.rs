@@ -16,7 +16,7 @@
 //!    within a term the node stays the same.
 //! 5. It is signed by active keys of its term's node, with all algorithms that the policy requires.
 
-use hn4::types::{Epoch, LogOffset, Term, VolumeId};
+use hn4::types::{ChainHash, Epoch, LogOffset, Term, VolumeId};
 
 use super::{Body, LedgerHeader, Record, RecordError, Scope};
 use crate::anchor::{Anchor, Phase, SignedAnchor, StateAt};
@@ -91,12 +91,19 @@ pub enum LedgerError {
     },
 }
 
-#[derive(Clone, Copy, Debug)]
-struct LastAnchor {
-    hash: Digest,
-    last: Epoch,
-    end: LogOffset,
-    term: Term,
+/// What the next anchor must continue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LastAnchor {
+    /// Hash of the anchor.
+    pub hash: Digest,
+    /// Its last epoch.
+    pub last: Epoch,
+    /// Hash of that epoch's frame header.
+    pub chain: ChainHash,
+    /// End of that epoch's frame in the log.
+    pub end: LogOffset,
+    /// The term it was made in.
+    pub term: Term,
 }
 
 /// Verifies a ledger record by record.
@@ -189,6 +196,12 @@ impl Verifier {
     #[must_use]
     pub fn anchored(&self) -> Option<(Epoch, LogOffset)> {
         self.anchor.map(|anchor| (anchor.last, anchor.end))
+    }
+
+    /// The last anchor, as far as the next one must continue it.
+    #[must_use]
+    pub fn last(&self) -> Option<LastAnchor> {
+        self.anchor
     }
 
     /// The newest anchored state root.
@@ -298,12 +311,12 @@ impl Verifier {
             .map(|signature| signature.key())
             .collect();
         self.state = anchor.state.or(self.state);
-        let (last, end, term) = (anchor.last, anchor.end, anchor.term);
         self.anchor = Some(LastAnchor {
             hash,
-            last,
-            end,
-            term,
+            last: anchor.last,
+            chain: anchor.chain,
+            end: anchor.end,
+            term: anchor.term,
         });
         Ok(())
     }

@@ -7,7 +7,8 @@
 //! The first record enrols the first key, signed by itself. Every later change is authorised by one
 //! node, with one active key for *each* algorithm that this node has active keys of (so that
 //! breaking Ed25519 alone does not change the keys of a node that also has a post-quantum key), and
-//! a key that is enrolled signs too, which proves that its owner has it.
+//! a key that is enrolled signs its own offer, which proves that its owner has it. The offer names
+//! no place in the ledger, so that its owner need not be asked again when the ledger has grown.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +32,87 @@ pub struct KeyChange {
     pub enroll: Option<(NodeId, PublicKey)>,
     /// By the authorising node, and by the new key.
     pub signatures: Vec<Signature>,
+}
+
+/// A key that its owner wants enrolled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyOffer {
+    /// Whose key it is.
+    pub node: NodeId,
+    /// The key.
+    pub public: PublicKey,
+    /// By the key itself, over [`KeyOffer::digest`].
+    pub signature: Signature,
+}
+
+impl KeyOffer {
+    /// What the key signs: volume, node, key.
+    #[must_use]
+    pub fn digest(volume: VolumeId, node: NodeId, public: &PublicKey) -> Digest {
+        let mut writer = Writer::new();
+        public.encode(&mut writer);
+        hash::KEY_OFFER.hash(&[&volume.0, &node.0, writer.as_slice()])
+    }
+
+    /// Offers `key` of `node` to the ledger of `volume`.
+    ///
+    /// # Errors
+    /// [`SignError`] of the key.
+    pub fn new(volume: VolumeId, node: NodeId, key: &SecretKey) -> Result<Self, SignError> {
+        let public = key.public()?;
+        let signature = key.sign(&Self::digest(volume, node, &public))?;
+        Ok(Self {
+            node,
+            public,
+            signature,
+        })
+    }
+
+    /// The change that enrols the key at a place of the ledger, authorised by `keys`; none for the
+    /// first record.
+    ///
+    /// # Errors
+    /// [`SignError`] of a key.
+    pub fn accept(
+        self,
+        (volume, index, previous): (VolumeId, u64, &Digest),
+        keys: &[&SecretKey],
+    ) -> Result<KeyChange, SignError> {
+        let mut change = KeyChange {
+            retire: None,
+            enroll: Some((self.node, self.public)),
+            signatures: Vec::new(),
+        };
+        let digest = change.digest(volume, index, previous);
+        let signed = keys.iter().map(|key| key.sign(&digest));
+        change.signatures = signed.collect::<Result<_, _>>()?;
+        change.signatures.push(self.signature);
+        Ok(change)
+    }
+
+    /// Appends the encoding: node, key, signature.
+    pub fn encode(&self, writer: &mut Writer) {
+        self.public.encode(writer.bytes(&self.node.0));
+        Signature::encode_all(std::slice::from_ref(&self.signature), writer);
+    }
+
+    /// Reads an encoding.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if it is not one.
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let node = NodeId(reader.array()?);
+        let public = PublicKey::decode(reader)?;
+        let mut signatures = Signature::decode_all(reader, 1)?;
+        let signature = signatures
+            .pop()
+            .ok_or_else(|| reader.invalid("signature"))?;
+        Ok(Self {
+            node,
+            public,
+            signature,
+        })
+    }
 }
 
 /// Why a key may not do what it did.
@@ -79,7 +161,8 @@ impl KeyChange {
         hash::KEY_CHANGE.hash(&parts)
     }
 
-    /// Signs the change with `keys`: the authorising node's, then the new one.
+    /// Signs the change with `keys`: the authorising node's, then the new one, which signs its
+    /// offer.
     ///
     /// # Errors
     /// [`SignError`] of a key.
@@ -89,10 +172,14 @@ impl KeyChange {
         keys: &[&SecretKey],
     ) -> Result<(), SignError> {
         let digest = self.digest(volume, index, previous);
-        self.signatures = keys
-            .iter()
-            .map(|key| key.sign(&digest))
-            .collect::<Result<_, _>>()?;
+        let offered = self.enroll.as_ref().zip(keys.split_last());
+        let by = offered.map_or(keys, |(_, (_, by))| by);
+        let signed = by.iter().map(|key| key.sign(&digest));
+        self.signatures = signed.collect::<Result<_, _>>()?;
+        if let Some(((node, public), (new, _))) = offered {
+            let offer = KeyOffer::digest(volume, *node, public);
+            self.signatures.push(new.sign(&offer)?);
+        }
         Ok(())
     }
 
@@ -173,6 +260,19 @@ impl Keyring {
         }
     }
 
+    /// Whether a key was ever enrolled.
+    #[must_use]
+    pub fn knows(&self, key: KeyId) -> bool {
+        self.keys.contains_key(&key)
+    }
+
+    /// Whether a key may sign for a node.
+    #[must_use]
+    pub fn may_sign(&self, key: KeyId, node: NodeId) -> bool {
+        let entry = self.entry(key);
+        entry.is_ok_and(|entry| entry.node.is_none_or(|owner| owner == node))
+    }
+
     /// Whether the ring has no keys.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -237,9 +337,9 @@ impl Keyring {
     ) -> Result<(), KeyError> {
         let digest = change.digest(volume, index, previous);
         let mut signatures = change.signatures.as_slice();
-        if let Some((_, public)) = &change.enroll {
+        if let Some((node, public)) = &change.enroll {
             let (possession, others) = signatures.split_last().ok_or(KeyError::Order)?;
-            public.verify(&digest, possession)?;
+            public.verify(&KeyOffer::digest(volume, *node, public), possession)?;
             signatures = others;
             if self.keys.contains_key(&public.id()) {
                 return Err(KeyError::Change("the key was enrolled before"));

@@ -29,6 +29,10 @@ pub(crate) enum Message {
     Event(PeerEvent),
     /// A subscription was refused.
     Refused(FeedRefusal),
+    /// A subscription was accepted.
+    FeedOpened,
+    /// For the other prover.
+    Proof(Vec<u8>),
 }
 
 /// What a core is told of a peer's copy.
@@ -96,6 +100,13 @@ impl Side {
     pub(crate) fn higher_term(&self) -> Option<Term> {
         let (ours, theirs) = (self.ours?.term, self.theirs?.term);
         (theirs.counter > ours.counter).then_some(theirs)
+    }
+
+    /// Whether the peer is primary.
+    #[must_use]
+    pub(crate) fn is_fed_by_primary(&self) -> bool {
+        self.theirs
+            .is_some_and(|theirs| theirs.role == Role::Primary)
     }
 
     /// Our state changed.

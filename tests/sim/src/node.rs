@@ -8,11 +8,13 @@ use hn4_engine::arena::{SLOT_BYTES, SlotMemory};
 use hn4_engine::core::event::{Disk, Io, IoToken, RequestId, Seg, Tip};
 use hn4_engine::core::recovery::{self, NewLog, RecoveryError};
 use hn4_engine::core::{Lanes, MAX_PEERS, Volume, VolumeConfig};
+use hn4_proof::ledger::file::MemoryMedium;
 
 use crate::disk::SimDisk;
 use crate::memory::SimMemory;
 use crate::oracle::{Change, Tag};
 use crate::plan::Plan;
+use crate::proofs::Beside;
 use crate::rng::Rng;
 
 /// What an operation that is on its way does when its time has come.
@@ -63,6 +65,10 @@ pub(crate) struct Live {
     pub(crate) held: VecDeque<RequestId>,
     /// When the next timer fires.
     pub(crate) timer_at: Option<u64>,
+    /// What was in the backing after the last step.
+    pub(crate) applied: Epoch,
+    /// The prover, if one runs.
+    pub(crate) beside: Option<Beside>,
 }
 
 /// See the module.
@@ -81,6 +87,8 @@ pub(crate) struct Node {
     pub(crate) standing: Option<(Role, Term, std::mem::Discriminant<CopyState>)>,
     /// Its log was damaged since it was last made.
     pub(crate) rotten: bool,
+    /// What is left of the ledger while the node is dead.
+    pub(crate) ledger: MemoryMedium,
     /// The highest term that it had on its medium.
     pub(crate) top_term: u64,
 }
@@ -122,6 +130,7 @@ impl Node {
             promise: Tip::default(),
             standing: None,
             rotten: false,
+            ledger: MemoryMedium::default(),
             top_term: 0,
         }
     }
@@ -188,13 +197,17 @@ impl Node {
             completed: Epoch(0),
             held: VecDeque::new(),
             timer_at: None,
+            applied: Epoch(u64::MAX),
+            beside: None,
         });
         Ok(report)
     }
 
     /// Power is lost.
     pub(crate) fn crash(&mut self, shears: bool, rng: &mut Rng) {
-        self.live = None;
+        if let Some(beside) = self.live.take().and_then(|live| live.beside) {
+            self.ledger = beside.crash(rng);
+        }
         self.log.crash(shears, rng);
         self.backing.crash(shears, rng);
     }
@@ -344,6 +357,8 @@ fn config(plan: &Plan, index: usize, ring_bytes: u64) -> VolumeConfig {
     config.replica_window_bytes = plan.window_bytes;
     config.seed_piece_bytes = plan.seed_piece_bytes;
     config.seed_flush_bytes = plan.seed_flush_bytes;
+    config.prove = plan.proves;
+    config.apply_proven = plan.proves;
     config
 }
 

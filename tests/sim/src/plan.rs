@@ -92,6 +92,10 @@ pub(crate) struct Plan {
     pub(crate) dies_in_recovery: u64,
     /// How far peers may be behind.
     pub(crate) lag: LagPolicy,
+    /// Provers run.
+    pub(crate) proves: bool,
+    /// Longest time that a prover takes for anything, in microseconds.
+    pub(crate) proof_us: u64,
 }
 
 impl Plan {
@@ -185,6 +189,8 @@ impl Plan {
                 max_ms: rng.pick(&[None, None, Some(100)]),
                 on_exceed: rng.pick(&[OnExceed::Throttle, OnExceed::Spill, OnExceed::Detach]),
             },
+            proves: !rng.one_in(4),
+            proof_us: rng.log_between(1, 20_000),
         }
     }
 }

@@ -10,6 +10,7 @@ use hn4_engine::core::{Action, Actions, Event};
 use crate::link::{Lane, Message, News};
 use crate::node::identity;
 use crate::oracle::Change;
+use crate::proofs::Beside;
 use crate::world::{MS, Outcome, What, World, broken};
 
 impl World {
@@ -147,9 +148,7 @@ impl World {
             return broken("P2", detail);
         }
         let live_term = status.term.counter;
-        let ordered = progress.applied <= progress.durable
-            && progress.durable <= progress.received
-            && progress.applied <= progress.proven;
+        let ordered = progress.applied <= progress.durable && progress.durable <= progress.received;
         let top_term = &mut self.nodes[node].top_term;
         let term = live_term;
         if term < *top_term {
@@ -162,6 +161,7 @@ impl World {
         if usable && !ordered {
             return broken("P2", format!("node {node}: {progress:?} is out of order"));
         }
+        self.observe_proofs(node, role, usable)?;
         self.note_primary(node)?;
         self.check_bounds(node)
     }
@@ -290,7 +290,9 @@ impl World {
                     );
                 }
             }
-            Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {}
+            Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {
+                self.carry_out_proof(node, action);
+            }
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
             Action::ControlDone { id, result } => return self.control_done(node, *id, result),
             Action::Pinned { .. } | Action::PinsBroken => {}
@@ -308,7 +310,10 @@ impl World {
 
     fn peer_message(&mut self, node: usize, peer: PeerId, message: &PeerMessage) {
         let (lane, event) = match message {
-            PeerMessage::FeedOpened(_) | PeerMessage::SeedAck(_) => return,
+            PeerMessage::SeedAck(_) => return,
+            PeerMessage::FeedOpened(_) => {
+                return self.send_to(node, peer, Lane::Data, Message::FeedOpened);
+            }
             PeerMessage::FeedRefused(refusal) => {
                 let refusal: FeedRefusal = *refusal;
                 return self.send_to(node, peer, Lane::Data, Message::Refused(refusal));
@@ -343,6 +348,7 @@ impl World {
         let status = live.volume.copy_status();
         let kind = std::mem::discriminant(&status.copy);
         let standing = (status.role, status.term, kind);
+        self.prover_standing(node);
         if self.nodes[node].standing.replace(standing) != Some(standing) {
             self.doom_if_touchy(node);
         }
@@ -537,6 +543,21 @@ impl World {
         if usable {
             self.refresh_view(node)?;
             self.verify(node);
+        }
+        if self.plan.proves {
+            let medium = std::mem::take(&mut self.nodes[node].ledger);
+            match Beside::open(&self.plan, node, medium) {
+                Err(error) => return broken("P10", error),
+                Ok(beside) => {
+                    if let Some(live) = &mut self.nodes[node].live {
+                        live.beside = Some(beside);
+                    }
+                }
+            }
+            // It says that it has begun.
+            self.prover_standing(node);
+            let boot = self.nodes[node].boot;
+            self.plan_in(0, What::Prover { node, boot });
         }
         self.post(node, Event::Timer);
         for link in 0..self.links.len() {

@@ -10,11 +10,12 @@ use hn4_engine::core::Event;
 use hn4_engine::core::event::{Now, PeerEvent, PeerId, RequestId, Time};
 
 use crate::clients::{Client, Pending};
-use crate::link::{Lane, Link, Message, peer_state};
+use crate::link::{Link, Message};
 use crate::node::Node;
 use crate::operator::Operator;
 use crate::oracle::{Oracle, fill};
 use crate::plan::Plan;
+use crate::proofs::Beside;
 use crate::rng::Rng;
 use crate::trace::Trace;
 
@@ -89,6 +90,16 @@ pub(crate) enum What {
     Restart {
         node: usize,
     },
+    Prover {
+        node: usize,
+        boot: u64,
+    },
+    ProofRead {
+        node: usize,
+        boot: u64,
+        offset: u64,
+        frames: Vec<(hn4::types::Epoch, u64)>,
+    },
     Operator,
 }
 
@@ -148,6 +159,12 @@ pub struct Stats {
     pub torn: u64,
     /// Sectors that were compared.
     pub compared: u64,
+    /// Anchors that were appended to a ledger, or taken from a primary.
+    pub proven: u64,
+    /// Proofs that did not match.
+    pub refused_proofs: u64,
+    /// Ledgers, or parts of them, that were set aside.
+    pub ledgers_aside: u64,
 }
 
 impl Stats {
@@ -169,6 +186,9 @@ impl Stats {
             refused_logs,
             torn,
             compared,
+            proven,
+            refused_proofs,
+            ledgers_aside,
         } = other;
         self.events += events;
         self.requests += requests;
@@ -185,6 +205,9 @@ impl Stats {
         self.refused_logs += refused_logs;
         self.torn += torn;
         self.compared += compared;
+        self.proven += proven;
+        self.refused_proofs += refused_proofs;
+        self.ledgers_aside += ledgers_aside;
     }
 }
 
@@ -388,6 +411,18 @@ impl World {
                 }
                 Ok(())
             }
+            What::Prover { node, boot } => self.prover(node, boot),
+            What::ProofRead {
+                node,
+                boot,
+                offset,
+                frames,
+            } => {
+                if self.nodes[node].live.is_some() && self.nodes[node].boot == boot {
+                    self.proof_read(node, offset, &frames);
+                }
+                Ok(())
+            }
             What::Operator => self.operate(),
         }
     }
@@ -422,7 +457,7 @@ impl World {
         }
     }
 
-    fn net_time(&mut self) -> u64 {
+    pub(crate) fn net_time(&mut self) -> u64 {
         let usual = self.plan.net_us * 1000;
         usual / 2 + self.rng.below(usual * 2)
     }
@@ -439,7 +474,7 @@ impl World {
     }
 
     /// What a node calls the other side of a link.
-    fn peer_id(&self, link: usize, side: usize) -> PeerId {
+    pub(crate) fn peer_id(&self, link: usize, side: usize) -> PeerId {
         let [own, other] = [side, 1 - side].map(|side| self.links[link].nodes[side]);
         PeerId(u8::try_from(other - usize::from(other > own)).expect("few nodes"))
     }
@@ -447,136 +482,6 @@ impl World {
     pub(crate) fn post_peer(&mut self, link: usize, side: usize, event: PeerEvent) {
         let (node, peer) = (self.links[link].nodes[side], self.peer_id(link, side));
         self.post(node, Event::Peer { peer, event });
-    }
-
-    pub(crate) fn plan_connect(&mut self, link: usize) {
-        if self.links[link].connecting {
-            return;
-        }
-        self.links[link].connecting = true;
-        let after = MS / 10 + self.rng.below(100 * MS);
-        let at = (self.now + after).max(self.links[link].cut_until);
-        self.plan_at(at, What::Connect { link });
-    }
-
-    fn connect(&mut self, link: usize) {
-        self.links[link].connecting = false;
-        let ends = self.links[link].nodes;
-        let states = ends.map(|node| {
-            let live = self.nodes[node].live.as_ref();
-            live.map(|live| live.volume.copy_status())
-        });
-        let [Some(a), Some(b)] = states else {
-            return; // Whoever starts connects again.
-        };
-        let closed = self.links[link]
-            .sides
-            .iter()
-            .all(|side| side.open.is_none());
-        if !closed || self.links[link].cut_until > self.now {
-            return self.plan_connect(link);
-        }
-        self.links[link].sessions += 1;
-        let session = self.links[link].sessions;
-        self.trace.note(self.now, None, || {
-            format!("session {session} of {ends:?} opens")
-        });
-        for (side, ours, theirs) in [(0, a, b), (1, b, a)] {
-            self.links[link].sides[side].open(session, ours, theirs);
-            self.post_peer(link, side, PeerEvent::Connected);
-            self.post_peer(link, side, PeerEvent::State(peer_state(&theirs)));
-            if let Some(term) = self.links[link].sides[side].higher_term() {
-                let event = PeerEvent::HigherTerm(term);
-                self.post_peer(link, side, event);
-            }
-        }
-        for side in 0..2 {
-            self.ask(link, side);
-        }
-    }
-
-    pub(crate) fn ask(&mut self, link: usize, side: usize) {
-        if let Some(session) = self.links[link].sides[side].open
-            && let Some(question) = self.links[link].sides[side].ask()
-        {
-            self.send(link, session, side, Lane::Control, Message::Event(question));
-        }
-    }
-
-    /// Sends from a side of a link to the other.
-    pub(crate) fn send(
-        &mut self,
-        link: usize,
-        session: u64,
-        side: usize,
-        lane: Lane,
-        message: Message,
-    ) {
-        if self.links[link].sides[side].open != Some(session) {
-            return;
-        }
-        let after = self.net_time();
-        let busy = &mut self.links[link].sides[1 - side].busy_until[lane as usize];
-        let at = (self.now + after).max(*busy);
-        *busy = at;
-        let side = 1 - side;
-        self.plan_at(
-            at,
-            What::Deliver {
-                link,
-                session,
-                side,
-                message,
-            },
-        );
-    }
-
-    fn deliver(&mut self, link: usize, session: u64, side: usize, message: Message) {
-        if self.links[link].sides[side].open != Some(session) {
-            return;
-        }
-        if self.links[link].cut_until > self.now {
-            return self.end_session(link, session, side);
-        }
-        match message {
-            Message::Event(event) => self.post_peer(link, side, event),
-            Message::Refused(refusal) => {
-                let event = self.links[link].sides[side].refused(refusal);
-                self.post_peer(link, side, event);
-                self.ask(link, side);
-            }
-            Message::State(status) => {
-                if self.links[link].sides[side].peer_changed(status) {
-                    self.post_peer(link, side, PeerEvent::State(peer_state(&status)));
-                    self.ask(link, side);
-                } else {
-                    self.end_session(link, session, side);
-                }
-            }
-        }
-    }
-
-    /// A session ends at a side; the other notices a little later.
-    pub(crate) fn end_session(&mut self, link: usize, session: u64, side: usize) {
-        if self.links[link].sides[side].open != Some(session) {
-            return;
-        }
-        self.links[link].sides[side].open = None;
-        self.stats.disconnects += 1;
-        self.post_peer(link, side, PeerEvent::Disconnected);
-        if self.links[link].sides[1 - side].open == Some(session) {
-            let after = self.net_time() + if self.rng.one_in(3) { 20 * MS } else { 0 };
-            let side = 1 - side;
-            self.plan_in(
-                after,
-                What::SessionEnds {
-                    link,
-                    session,
-                    side,
-                },
-            );
-        }
-        self.plan_connect(link);
     }
 
     /// Where the run stands, for messages.
@@ -612,6 +517,8 @@ impl World {
                 live.volume.obstacle(),
                 live.volume.next_deadline(),
             );
+            let beside = live.beside.as_ref().map(Beside::describe);
+            let _ = write!(text, " prover {beside:?}");
         }
         text
     }

@@ -98,6 +98,8 @@ pub struct LocalState {
     pub applied: Epoch,
     /// How complete the copy is.
     pub copy: CopyState,
+    /// A prover runs beside the copy, so that [`Input::Proof`] may be sent to it.
+    pub proves: bool,
 }
 
 /// Why a primary does not open the feed that was asked for.
@@ -241,6 +243,9 @@ pub enum Input {
     Ping,
     /// Ask this peer, which is primary, to hand over in order and become a replica.
     StepDown,
+    /// From our prover to the peer's, if the peer's state says that it has one. At most 60 KiB, and
+    /// few at a time: they are queued.
+    Proof(Bytes),
     /// End the session. The driver makes a new one after its backoff.
     Close,
 }
@@ -337,6 +342,8 @@ pub enum Output {
     Alive,
     /// The peer asks us to hand over in order: to write everything back and become a replica.
     StepDown,
+    /// From the peer's prover to ours. Unchecked.
+    Proof(Bytes),
     /// The session can not be: something that both must agree on differs. Followed by `Closed`.
     Refused {
         /// What differs.

@@ -333,6 +333,7 @@ impl Session {
                 self.control.ping(self.liveness.pings);
             }
             Input::StepDown => self.ask_peer(ControlMessage::StepDown),
+            Input::Proof(message) => self.ask_peer(ControlMessage::Proof(message)),
             Input::Close => self.close(CloseReason::Local, Some(ErrorMessage::Closing)),
             Input::FeedOpened { .. }
             | Input::FeedRefused(_)

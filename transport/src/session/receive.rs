@@ -179,6 +179,7 @@ impl Session {
             ControlMessage::SeedAck { cursor_bytes } => Output::SeedAck { cursor_bytes },
             ControlMessage::TermNotice(term) => Output::HigherTerm { term },
             ControlMessage::StepDown => Output::StepDown,
+            ControlMessage::Proof(message) => Output::Proof(message),
         };
         self.output(Some(Stream::Control), output);
         // A refusal may already be answered by the state: the copy was dropped meanwhile.

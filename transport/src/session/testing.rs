@@ -26,5 +26,6 @@ pub(crate) fn state(node: u8) -> LocalState {
         durable: Epoch(0),
         applied: Epoch(0),
         copy: CopyState::Usable,
+        proves: true,
     }
 }

@@ -64,6 +64,7 @@ pub enum ControlMessage {
     },
     State(Box<LocalState>),
     StepDown,
+    Proof(Bytes),
 }
 
 impl ControlMessage {
@@ -116,6 +117,7 @@ impl ControlMessage {
             }),
             Self::State(state) => Body::State(state_to_wire(state)),
             Self::StepDown => Body::StepDown(proto::StepDown {}),
+            Self::Proof(message) => Body::Proof(message.to_vec()),
         };
         proto::Control { body: Some(body) }.encode_to_vec()
     }
@@ -164,6 +166,7 @@ impl ControlMessage {
                 },
                 Body::State(state) => Self::State(Box::new(state_from_wire(state)?)),
                 Body::StepDown(proto::StepDown {}) => Self::StepDown,
+                Body::Proof(message) => Self::Proof(message.into()),
             },
         )
     }
@@ -382,6 +385,7 @@ fn state_to_wire(state: &LocalState) -> proto::State {
         seed_cursor_bytes,
         tip_term: state.tip_rank.term,
         tip_incarnation: state.tip_rank.incarnation.0,
+        proves: state.proves,
     }
 }
 
@@ -421,6 +425,7 @@ fn state_from_wire(state: proto::State) -> Result<LocalState, WireError> {
         anchored: tip_from_wire(state.anchored)?,
         durable: Epoch(state.durable),
         applied: Epoch(state.applied),
+        proves: state.proves,
     })
 }
 

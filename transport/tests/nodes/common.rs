@@ -119,6 +119,7 @@ pub(crate) fn state(node: u8, role: Role) -> LocalState {
         durable: Epoch(0),
         applied: Epoch(0),
         copy: CopyState::Usable,
+        proves: true,
     }
 }
 

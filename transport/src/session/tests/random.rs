@@ -93,7 +93,7 @@ proptest! {
     /// Messages that are well formed, in any order, never panic and never pass for an epoch.
     #[test]
     fn arbitrary_orders_of_control_messages_never_panic(
-        order in prop::collection::vec(0_usize..12, 1..40),
+        order in prop::collection::vec(0_usize..13, 1..40),
     ) {
         use crate::wire::control::{ControlMessage, Hello};
         let tip = (Epoch(3), ChainHash([1; 32]));
@@ -114,6 +114,7 @@ proptest! {
             ControlMessage::State(state),
             ControlMessage::TermNotice(term),
             ControlMessage::StepDown,
+            ControlMessage::Proof(Bytes::from_static(b"a proof")),
         ];
         let (mut end, mut control, _) = liar();
         for index in order {

@@ -1,0 +1,307 @@
+//! The prover of a volume in a thread of its own.
+//!
+//! It hashes, signs and writes the ledger while clients are served; what it gets and gives goes
+//! through queues. If it cannot go on (a full state directory, a damaged log), it says so in the
+//! status, waits, and begins anew from its ledger: the volume serves on until unproven log fills it
+//! up.
+
+pub mod medium;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use hn4::log::LogIdentity;
+use hn4::types::{NodeId, Term};
+use hn4_engine::core::event::{ProofEvent, Tip};
+use hn4_engine::shard::ProofFeed;
+use hn4_proof::batch::BatchPolicy;
+use hn4_proof::ledger::file::{LedgerFile, LedgerMedium};
+use hn4_proof::prover::{Now, Out, PeerState, Prover, ProverError, ProverStatus, Setup};
+use hn4_proof::sign::SecretKey;
+use tokio::sync::mpsc;
+
+use self::medium::LedgerOnDisk;
+
+/// Pause before a prover that failed begins anew.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// To the prover.
+#[derive(Debug)]
+pub(super) enum ToProver {
+    /// The term in which this node is primary.
+    Standing(Option<Term>),
+    /// From the core.
+    Feed(ProofFeed),
+    /// A session with a peer is open.
+    Connected(u8, PeerState),
+    /// A peer's feed was opened to us.
+    FedBy(u8),
+    /// A session is gone.
+    Disconnected(u8),
+    /// A peer's prover says something.
+    Message(u8, Bytes),
+}
+
+/// From the prover.
+#[derive(Debug)]
+pub(super) enum FromProver {
+    /// For the core.
+    Core(ProofEvent),
+    /// For a peer's prover.
+    Send(u8, Bytes),
+    /// What it looks like now.
+    Report(ProverReport),
+}
+
+/// What is shown of a prover.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct ProverReport {
+    /// Its own words.
+    pub(crate) status: ProverStatus,
+    /// Why it does not work at the moment.
+    pub(crate) failed: Option<String>,
+    /// The last thing that an operator should know.
+    pub(crate) notice: Option<String>,
+}
+
+/// What a prover is started with.
+pub(super) struct ProofSetup {
+    pub(super) name: String,
+    pub(super) state_dir: PathBuf,
+    pub(super) identity: LogIdentity,
+    pub(super) node: NodeId,
+    /// Text of the node's secret key.
+    pub(super) key: SecretKey,
+    pub(super) log_bytes: u64,
+    pub(super) overlay_bytes: u64,
+    pub(super) gate: bool,
+}
+
+/// The daemon's end of a prover. Dropping it ends the thread.
+pub(super) struct ProofHandle {
+    to: Sender<ToProver>,
+    pub(super) from: mpsc::UnboundedReceiver<FromProver>,
+}
+
+impl ProofHandle {
+    pub(super) fn send(&self, message: ToProver) {
+        // Fails only if the thread has panicked, which the panic hook has printed.
+        let _ = self.to.send(message);
+    }
+}
+
+/// Starts a prover.
+///
+/// # Errors
+/// If the thread cannot be started.
+pub(super) fn start(setup: ProofSetup) -> std::io::Result<ProofHandle> {
+    let (to, inbox) = channel();
+    let (outbox, from) = mpsc::unbounded_channel();
+    let name = format!("proof {}", setup.name);
+    let mut worker = Worker {
+        setup,
+        started: Instant::now(),
+        standing: None,
+        peers: BTreeMap::new(),
+        fed_by: None,
+        report: ProverReport::default(),
+        outbox,
+    };
+    std::thread::Builder::new()
+        .name(name.chars().take(15).collect())
+        .spawn(move || worker.run(&inbox))?;
+    Ok(ProofHandle { to, from })
+}
+
+struct Worker {
+    setup: ProofSetup,
+    started: Instant,
+    standing: Option<Term>,
+    peers: BTreeMap<u8, PeerState>,
+    fed_by: Option<u8>,
+    report: ProverReport,
+    outbox: mpsc::UnboundedSender<FromProver>,
+}
+
+/// The daemon has let go of its end.
+struct Over;
+
+impl Worker {
+    fn run(&mut self, inbox: &Receiver<ToProver>) {
+        loop {
+            let failed = match self.open() {
+                Ok(mut prover) => match self.work(&mut prover, inbox) {
+                    Ok(Over) => return,
+                    Err(error) => error.to_string(),
+                },
+                Err(why) => why,
+            };
+            tracing::error!(volume = %self.setup.name, why = %failed, "proofs have stopped");
+            self.report.failed = Some(failed);
+            self.tell();
+            let until = Instant::now() + RETRY;
+            while let Some(left) = until.checked_duration_since(Instant::now()) {
+                match inbox.recv_timeout(left) {
+                    Ok(message) => self.remember(&message),
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        }
+    }
+
+    fn open(&mut self) -> Result<Prover<LedgerOnDisk>, String> {
+        let setup = &self.setup;
+        let volume = setup.identity.volume;
+        let medium = LedgerOnDisk::open(&setup.state_dir, volume);
+        let medium = medium.map_err(|error| format!("the ledger cannot be opened: {error}"))?;
+        let (ledger, tip, torn) = match LedgerFile::open(medium, volume) {
+            Ok(opened) => opened,
+            Err((mut medium, error)) => {
+                let notice = format!("the ledger is set aside: {error}");
+                tracing::error!(volume = %setup.name, "{notice}");
+                self.report.notice = Some(notice);
+                let aside = medium.set_aside(0);
+                aside.map_err(|error| format!("the ledger cannot be set aside: {error}"))?;
+                LedgerFile::open(medium, volume).map_err(|(_, error)| error.to_string())?
+            }
+        };
+        if let Some(torn) = torn {
+            let (bytes, offset) = (torn.bytes, torn.offset);
+            tracing::warn!(volume = %setup.name, bytes, offset, "cut a torn append off the ledger");
+        }
+        let key = SecretKey::from_text(&setup.key.to_text()).map_err(|error| error.to_string())?;
+        let mut prover = Prover::new(
+            Setup {
+                identity: setup.identity,
+                node: setup.node,
+                key,
+                policy: BatchPolicy::for_log(setup.log_bytes),
+                gate: setup.gate,
+                hold_bytes: setup.log_bytes.min(setup.overlay_bytes) / 4,
+            },
+            ledger,
+            tip,
+        );
+        for (&peer, &state) in &self.peers {
+            prover.connected(peer, state);
+        }
+        let again = prover.standing(self.now(), self.standing);
+        let again = again.and_then(|()| self.fed_by.map_or(Ok(()), |peer| prover.fed_by(peer)));
+        again.map_err(|error| error.to_string())?;
+        self.report.failed = None;
+        Ok(prover)
+    }
+
+    fn now(&self) -> Now {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Now {
+            time: self.started.elapsed(),
+            wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn work<M: LedgerMedium>(
+        &mut self,
+        prover: &mut Prover<M>,
+        inbox: &Receiver<ToProver>,
+    ) -> Result<Over, ProverError> {
+        loop {
+            self.carry_out(prover);
+            let message = match prover.deadline() {
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(deadline) => {
+                    let left = deadline.saturating_sub(self.started.elapsed());
+                    inbox.recv_timeout(left)
+                }
+            };
+            match message {
+                Ok(message) => {
+                    self.remember(&message);
+                    self.take(prover, message)?;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(Over),
+            }
+            prover.tick(self.now())?;
+        }
+    }
+
+    fn remember(&mut self, message: &ToProver) {
+        match message {
+            ToProver::Standing(term) => self.standing = *term,
+            ToProver::Connected(peer, state) => _ = self.peers.insert(*peer, *state),
+            ToProver::FedBy(peer) => self.fed_by = Some(*peer),
+            ToProver::Disconnected(peer) => {
+                self.peers.remove(peer);
+                self.fed_by = self.fed_by.filter(|source| source != peer);
+            }
+            ToProver::Feed(_) | ToProver::Message(..) => {}
+        }
+    }
+
+    fn take<M: LedgerMedium>(
+        &mut self,
+        prover: &mut Prover<M>,
+        message: ToProver,
+    ) -> Result<(), ProverError> {
+        let now = self.now();
+        match message {
+            ToProver::Standing(term) => prover.standing(now, term),
+            ToProver::Feed(ProofFeed::Frame { epoch, bytes }) => prover.frame(now, epoch, &bytes),
+            ToProver::Feed(ProofFeed::Cut(Tip { epoch, chain })) => prover.cut(now, epoch, chain),
+            ToProver::Feed(ProofFeed::Failed) => {
+                let why = "the log could not be read back";
+                Err(ProverError::Io(std::io::Error::other(why)))
+            }
+            ToProver::Connected(peer, state) => {
+                prover.connected(peer, state);
+                Ok(())
+            }
+            ToProver::FedBy(peer) => prover.fed_by(peer),
+            ToProver::Disconnected(peer) => {
+                prover.disconnected(peer);
+                Ok(())
+            }
+            ToProver::Message(peer, bytes) => prover.message(now, peer, &bytes),
+        }
+    }
+
+    fn carry_out<M: LedgerMedium>(&mut self, prover: &mut Prover<M>) {
+        while let Some(out) = prover.poll() {
+            let event = match out {
+                Out::Start { after, credit } => ProofEvent::Start { after, credit },
+                Out::Credit(bytes) => ProofEvent::Credit(bytes),
+                Out::Proven(epoch, chain) => ProofEvent::Proven(Tip { epoch, chain }),
+                Out::Gate(gate) => ProofEvent::Gate(gate),
+                Out::Refused(why) => ProofEvent::Refused { why },
+                Out::Send(peer, bytes) => {
+                    let _ = self.outbox.send(FromProver::Send(peer, bytes.into()));
+                    continue;
+                }
+                Out::Notice(notice) => {
+                    tracing::warn!(volume = %self.setup.name, "{notice}");
+                    self.report.notice = Some(notice);
+                    continue;
+                }
+            };
+            // Fails only when the daemon is on its way out.
+            let _ = self.outbox.send(FromProver::Core(event));
+        }
+        let status = prover.status();
+        if status != self.report.status || self.report.failed.is_some() {
+            self.report.status = status;
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        // As above.
+        let _ = self.outbox.send(FromProver::Report(self.report.clone()));
+    }
+}

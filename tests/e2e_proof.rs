@@ -1,0 +1,218 @@
+//! Proofs with real daemons: what is written is signed, replicas apply only what is signed, and
+//! whoever waits for an anchor gets one, whatever died meanwhile (P6, P10).
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{LIMIT, folder, oracle, pair, running_pair, seed, times};
+use hn4_replicad::control::Request;
+use hn4_replicad::control::api::{ProofReport, VolumeReport};
+use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
+use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, quiesce_and_compare};
+
+fn plan() -> Plan {
+    Plan {
+        size_mib: 24,
+        log_mib: 32,
+        overlay_mib: 16,
+        ..Plan::default()
+    }
+}
+
+fn proof(report: &VolumeReport) -> Option<&ProofReport> {
+    report.state.as_ref()?.proof.as_ref()
+}
+
+/// Whether everything up to the tip is anchored and applied.
+fn is_settled(report: &VolumeReport) -> bool {
+    let Some(state) = &report.state else {
+        return false;
+    };
+    let tip = state.tip_epoch;
+    let anchored = proof(report).and_then(|proof| proof.anchored_epoch);
+    anchored == Some(tip) && state.proven_epoch == tip && state.applied_epoch == tip
+}
+
+fn settle(alpha: &mut Node, beta: &mut Node) -> String {
+    let hash = quiesce_and_compare(alpha, beta, LIMIT).expect("equal copies");
+    for node in [&mut *alpha, &mut *beta] {
+        node.wait_for("have everything anchored and applied", LIMIT, is_settled)
+            .expect("proven");
+    }
+    hash
+}
+
+/// The folder of the only ledger of a node.
+fn ledger_folder(node: &Node) -> PathBuf {
+    let state = node
+        .config()
+        .parent()
+        .expect("a folder")
+        .join("state/proof");
+    let mut folders = std::fs::read_dir(&state).expect("a folder for ledgers");
+    let folder = folders.next().expect("a volume").expect("an entry").path();
+    assert!(folders.next().is_none(), "one volume");
+    folder
+}
+
+fn ledger(node: &Node) -> Vec<u8> {
+    std::fs::read(ledger_folder(node).join("ledger")).expect("a ledger")
+}
+
+fn set_aside(node: &Node) -> usize {
+    let entries = std::fs::read_dir(ledger_folder(node)).expect("the folder");
+    let is_aside = |path: &Path| {
+        path.extension()
+            .is_some_and(|ext| ext.to_string_lossy().starts_with("aside"))
+    };
+    entries
+        .filter(|entry| is_aside(&entry.as_ref().expect("an entry").path()))
+        .count()
+}
+
+fn write_some(node: &Node, oracle: &hn4_replicad::quickstart::load::SharedOracle, seed: u64) {
+    let load = Load::start(node, oracle, LoadPlan::mixed(seed)).expect("started");
+    load.wait_for_progress(2000, LIMIT).expect("it is served");
+    load.stop().expect("no error");
+}
+
+#[test]
+fn what_is_written_is_signed_compared_and_only_then_applied() {
+    let seed = seed("proof");
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let oracle = oracle(seed, &plan);
+    write_some(&alpha, &oracle, seed);
+    settle(&mut alpha, &mut beta);
+    assert_eq!(ledger(&alpha), ledger(&beta), "one ledger, byte for byte");
+    let report = beta.report().expect("a report");
+    let proof = proof(&report).expect("a prover");
+    assert!(proof.ledger_records > 2, "{proof:?}");
+    assert_eq!((proof.failed.clone(), proof.notice.clone()), (None, None));
+    // Both keep on where they were.
+    for node in [&mut beta, &mut alpha] {
+        node.stop(LIMIT).expect("stopped");
+        node.start().expect("started");
+    }
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    let before = ledger(&alpha);
+    write_some(&alpha, &oracle, seed + 1);
+    settle(&mut alpha, &mut beta);
+    assert!(
+        ledger(&alpha).starts_with(&before),
+        "a ledger is only ever continued"
+    );
+    assert_eq!(ledger(&alpha), ledger(&beta));
+    assert_eq!((set_aside(&alpha), set_aside(&beta)), (0, 0));
+}
+
+#[test]
+fn whoever_waits_for_an_anchor_gets_it_after_any_kill() {
+    let seed = seed("proof kills");
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let oracle = oracle(seed, &plan);
+    let mut random = Random::new(seed);
+    for kill in 0..times("HN4_KILLS", 10) {
+        let load = Load::start(&alpha, &oracle, LoadPlan::mixed(seed + kill)).expect("started");
+        load.wait_for_progress(random.below(1500), LIMIT)
+            .expect("served");
+        if random.one_in(2) {
+            alpha.kill().expect("killed");
+            load.was_cut().expect("no request was refused");
+            alpha.start().expect("it recovers");
+            let seen = check(&alpha, &oracle, 0).expect("a prefix");
+            lock(&oracle).settle(&seen);
+        } else {
+            beta.kill().expect("killed");
+            beta.start().expect("it recovers");
+            load.stop().expect("no error");
+        }
+        alpha.wait_for_peer(LIMIT).expect("beta follows");
+    }
+    settle(&mut alpha, &mut beta);
+    assert_eq!(ledger(&alpha), ledger(&beta));
+    assert_eq!((set_aside(&alpha), set_aside(&beta)), (0, 0));
+}
+
+#[test]
+fn a_promoted_replica_signs_the_tail_under_its_own_term() {
+    let seed = seed("proof failover");
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let oracle = oracle(seed, &plan);
+    let load = Load::start(&alpha, &oracle, LoadPlan::mixed(seed)).expect("started");
+    load.wait_for_progress(1000, LIMIT).expect("served");
+    alpha.kill().expect("killed");
+    load.was_cut().expect("no request was refused");
+    let promote = Request::Promote {
+        volume: VOLUME.to_owned(),
+        accept_loss: true,
+    };
+    beta.ask(&promote).expect("promoted");
+    let seen = check(&beta, &oracle, 0).expect("a prefix");
+    lock(&oracle).settle(&seen);
+    beta.wait_for("sign what it adopted", LIMIT, |report| {
+        let tip = report.state.as_ref().map(|state| state.tip_epoch);
+        proof(report).and_then(|proof| proof.anchored_epoch) == tip
+    })
+    .expect("the tail is signed");
+    let records = beta.report().expect("a report");
+    assert_eq!(proof(&records).and_then(|proof| proof.notice.clone()), None);
+}
+
+#[test]
+fn a_damaged_ledger_is_named_set_aside_and_made_good() {
+    let seed = seed("proof damage");
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let oracle = oracle(seed, &plan);
+    write_some(&alpha, &oracle, seed);
+    settle(&mut alpha, &mut beta);
+    beta.stop(LIMIT).expect("stopped");
+    let path = ledger_folder(&beta).join("ledger");
+    let mut bytes = ledger(&beta);
+    bytes[100] ^= 4;
+    std::fs::write(&path, bytes).expect("damaged");
+    beta.start().expect("the volume opens all the same");
+    beta.wait_for("name the damage", LIMIT, |report| {
+        let notice = proof(report).and_then(|proof| proof.notice.as_deref());
+        notice.is_some_and(|notice| notice.contains("record 0"))
+    })
+    .expect("named");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    write_some(&alpha, &oracle, seed + 1);
+    settle(&mut alpha, &mut beta);
+    assert_eq!(ledger(&alpha), ledger(&beta), "fetched from the primary");
+    assert_eq!(set_aside(&beta), 1, "nothing is destroyed");
+}
+
+#[test]
+fn a_replica_of_a_primary_without_proofs_applies_and_says_so() {
+    let seed = seed("proof off");
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = pair(place.path(), &plan);
+    let config = std::fs::read_to_string(alpha.config()).expect("a configuration");
+    let without = config.replacen("[[volume]]\n", "[[volume]]\nproof = \"off\"\n", 1);
+    assert_ne!(config, without);
+    std::fs::write(alpha.config(), without).expect("written");
+    alpha.start().expect("alpha serves");
+    beta.start().expect("beta runs");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    let oracle = oracle(seed, &plan);
+    write_some(&alpha, &oracle, seed);
+    quiesce_and_compare(&mut alpha, &mut beta, LIMIT).expect("equal copies");
+    let report = beta.report().expect("a report");
+    let states: Vec<&str> = report.findings.iter().map(|f| f.state.as_str()).collect();
+    assert!(states.contains(&"unproven-primary"), "{states:?}");
+    // With proofs again, they begin where the log is.
+    alpha.stop(Duration::from_secs(30)).expect("stopped");
+    std::fs::write(alpha.config(), config).expect("written");
+    alpha.start().expect("alpha serves");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    write_some(&alpha, &oracle, seed + 1);
+    settle(&mut alpha, &mut beta);
+    assert_eq!(ledger(&alpha), ledger(&beta));
+}
