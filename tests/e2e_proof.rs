@@ -4,9 +4,10 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use common::{LIMIT, folder, oracle, pair, running_pair, seed, times};
+use common::{LIMIT, folder, oracle, pair, running_pair, seed, succeed, text, times, tool};
 use hn4_replicad::control::Request;
 use hn4_replicad::control::api::{ProofReport, VolumeReport};
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
@@ -215,4 +216,117 @@ fn a_replica_of_a_primary_without_proofs_applies_and_says_so() {
     write_some(&alpha, &oracle, seed + 1);
     settle(&mut alpha, &mut beta);
     assert_eq!(ledger(&alpha), ledger(&beta));
+}
+
+fn ctl() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_hn4ctl"))
+}
+
+fn refused(command: &mut Command) -> String {
+    let output = command.output().expect("hn4ctl runs");
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {text}");
+    text
+}
+
+/// Public key file of a node.
+fn public_key(node: &Node) -> PathBuf {
+    let state = node.config().parent().expect("a folder").join("state");
+    state.join("keys/node.ed25519.pub")
+}
+
+fn verify(file: &Path, volume: &str, range: [u64; 2], key: &Path) -> Command {
+    let mut command = ctl();
+    command.args(["proof", "verify"]).arg(file);
+    command.args(["--volume", volume]).arg("--key").arg(key);
+    command.args([
+        "--first",
+        &range[0].to_string(),
+        "--last",
+        &range[1].to_string(),
+    ]);
+    command
+}
+
+#[test]
+fn a_stranger_with_only_a_public_key_accepts_what_is_good_and_nothing_else() {
+    let seed = seed("proof export");
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let oracle = oracle(seed, &plan);
+    write_some(&alpha, &oracle, seed);
+    settle(&mut alpha, &mut beta);
+    let state = alpha.report().expect("a report").state.expect("open");
+    let range = [1, state.tip_epoch];
+    let elsewhere = place.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).expect("a folder");
+    let (key, other) = (public_key(&alpha), public_key(&beta));
+    let copy = elsewhere.join("ledger");
+    std::fs::copy(ledger_folder(&beta).join("ledger"), &copy).expect("copied");
+
+    let check = |key: &Path, file: &Path| {
+        let mut command = ctl();
+        command.args(["ledger", "verify", "--file"]).arg(file);
+        command.arg("--key").arg(key);
+        command
+    };
+    let said = succeed(&mut check(&key, &copy));
+    assert!(
+        said.contains(&format!("anchored through epoch {}", range[1])),
+        "{said}"
+    );
+    let why = refused(&mut check(&other, &copy));
+    assert!(why.contains("no trusted key"), "{why}");
+    let mut damaged = ledger(&beta);
+    damaged[300] ^= 1;
+    let spoiled = elsewhere.join("spoiled");
+    std::fs::write(&spoiled, damaged).expect("written");
+    refused(&mut check(&key, &spoiled));
+
+    let file = elsewhere.join("proof.json");
+    let mut export = ctl();
+    export.args(["proof", "export", VOLUME, "--first", "1"]);
+    export
+        .args(["--last", &range[1].to_string(), "--out"])
+        .arg(&file);
+    succeed(export.arg("--config").arg(alpha.config()));
+    let volume = &state.volume_id;
+    succeed(&mut verify(&file, volume, range, &key));
+    refused(&mut verify(&file, volume, range, &other));
+    refused(&mut verify(&file, volume, [1, range[1] + 1], &key));
+    let stranger = "11111111-2222-4333-8444-555555555555";
+    refused(&mut verify(&file, stranger, range, &key));
+    let good = std::fs::read_to_string(&file).expect("the proof");
+    let document: serde_json::Value = serde_json::from_str(&good).expect("JSON");
+    let records = document["records"].as_array().expect("records");
+    assert!(records.len() > 2, "there is something to swap");
+    let mut changed = document.clone();
+    changed["records"]
+        .as_array_mut()
+        .expect("records")
+        .swap(0, 1);
+    let mut missing = document.clone();
+    missing["records"]
+        .as_array_mut()
+        .expect("records")
+        .remove(1);
+    let mut renamed = document.clone();
+    renamed["timestamp"] = "2020-01-01T00:00:00Z".into();
+    for bad in [changed, missing, renamed] {
+        std::fs::write(&spoiled, bad.to_string()).expect("written");
+        refused(&mut verify(&spoiled, volume, range, &key));
+    }
+
+    let xml = elsewhere.join("IDB.xml");
+    let mut export = ctl();
+    export
+        .args(["ledger", "export", "--idb-xml", "--file"])
+        .arg(&copy);
+    succeed(export.arg("--out").arg(&xml));
+    if let Some(mut lint) = tool("xmllint") {
+        let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("proof/schema/idb.xsd");
+        succeed(lint.args(["--noout", "--schema"]).arg(schema).arg(&xml));
+    }
+    let shown = succeed(ctl().args(["keys", "show", "--config"]).arg(alpha.config()));
+    assert!(shown.contains("public key  ed25519:"), "{shown}");
 }

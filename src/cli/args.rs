@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use hn4::types::VolumeId;
 
 use super::hn4_args::{Hn4Command, InspectArgs};
+use super::proof_commands::{KeysCommand, LedgerCommand, ProofCommand};
 use super::token::IdentityToken;
 use super::volume::{LOG_MIB_MAX, LOG_MIB_MIN, SIZE_MIB_MAX};
 
@@ -51,6 +52,15 @@ pub enum Command {
     /// Create, adopt and look at volumes, without the daemon
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Show what this node signs its anchors with
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Check and export the ledger of a volume
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
+    /// Make and check proofs for somebody who has nothing but a public key
+    #[command(subcommand)]
+    Proof(ProofCommand),
     /// Make the keys and certificates with which nodes know each other
     #[command(subcommand)]
     Pki(PkiCommand),

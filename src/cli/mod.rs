@@ -5,6 +5,7 @@ pub mod hn4_args;
 pub mod hn4_device;
 mod hn4_tools;
 pub mod pki;
+pub mod proof_commands;
 pub mod run;
 pub mod show;
 pub mod token;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hn4_transport::tls::Identity;
 
 use super::args::{Cli, Command, PkiCommand, StatusArgs};
-use super::{pki, show, volume_commands};
+use super::{pki, proof_commands, show, volume_commands};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::control::api::{Health, NodeStatus};
 use crate::control::{ClientError, ControlClient, Request, Response};
@@ -31,6 +31,9 @@ pub fn run(cli: &Cli) -> ExitCode {
     let code = match &cli.command {
         Command::Volume(command) => volume_commands::run(cli, command),
         Command::Pki(command) => run_pki(cli, command),
+        Command::Keys(command) => proof_commands::run_keys(cli, command),
+        Command::Ledger(command) => proof_commands::run_ledger(cli, command),
+        Command::Proof(command) => proof_commands::run_proof(cli, command),
         Command::Status(args) => status(cli, *args),
         Command::Flush(arg) => ask(
             cli,

@@ -1,0 +1,291 @@
+//! `keys`, `ledger`, `proof`: what a node signs with, what it has signed, and documents about that
+//! for others. None needs the daemon; none changes anything.
+//!
+//! A ledger is read while the daemon appends to it: an append that is on its way counts as not
+//! there yet.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use hn4::types::{Epoch, VolumeId};
+use hn4_proof::envelope::aggregate::{Aggregate, verify_range};
+use hn4_proof::ledger::scan::{Records, Recovered, recover};
+use hn4_proof::ledger::verify::{Policy, Verifier};
+use hn4_proof::ledger::xml::Export;
+use hn4_proof::ledger::{Body, LedgerHeader, Scope};
+use hn4_proof::sign::PublicKey;
+
+use super::args::Cli;
+use super::run::{AnyError, DONE, load};
+use crate::config::attach::attach_records;
+use crate::config::keys;
+use crate::config::state::NodeState;
+use crate::daemon::proof::medium::{LedgerOnDisk, ledger_path};
+
+/// What to do with keys.
+#[derive(Subcommand, Debug)]
+pub enum KeysCommand {
+    /// Show this node's key: its id, and the public key that verifiers need
+    Show,
+}
+
+/// Which ledger.
+#[derive(Args, Debug)]
+pub struct LedgerArg {
+    /// Name of the volume, as in the configuration
+    #[arg(required_unless_present = "file")]
+    pub volume: Option<String>,
+    /// A copy of a ledger; the configuration is not read
+    #[arg(long, value_name = "FILE", conflicts_with = "volume")]
+    pub file: Option<PathBuf>,
+}
+
+/// What to do with a ledger.
+#[derive(Subcommand, Debug)]
+pub enum LedgerCommand {
+    /// Check every record, signature and place of a ledger
+    Verify {
+        #[command(flatten)]
+        ledger: LedgerArg,
+        /// File with a public key that the ledger must lead to; by default this node's key
+        #[arg(long = "key", value_name = "FILE")]
+        keys: Vec<PathBuf>,
+    },
+    /// Write a ledger in another form
+    Export {
+        #[command(flatten)]
+        ledger: LedgerArg,
+        /// As IDB.xml
+        #[arg(long, required = true)]
+        idb_xml: bool,
+        /// Where to; by default standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Which epochs.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct RangeArgs {
+    /// First epoch
+    #[arg(long, value_name = "EPOCH")]
+    pub first: u64,
+    /// Last epoch
+    #[arg(long, value_name = "EPOCH")]
+    pub last: u64,
+}
+
+/// What to do with proofs.
+#[derive(Subcommand, Debug)]
+pub enum ProofCommand {
+    /// Write a proof of a range of epochs, for somebody who has nothing but a public key
+    Export {
+        #[command(flatten)]
+        ledger: LedgerArg,
+        #[command(flatten)]
+        range: RangeArgs,
+        /// Where to; by default standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Check such a proof
+    Verify {
+        /// The proof
+        file: PathBuf,
+        /// Id of the volume, a UUID
+        #[arg(long, value_name = "UUID")]
+        volume: VolumeId,
+        #[command(flatten)]
+        range: RangeArgs,
+        /// File with a public key that is trusted
+        #[arg(long = "key", value_name = "FILE", required = true)]
+        keys: Vec<PathBuf>,
+    },
+}
+
+/// Carries out `keys`.
+pub(super) fn run_keys(cli: &Cli, command: &KeysCommand) -> Result<u8, AnyError> {
+    let KeysCommand::Show = command;
+    let state_dir = load(cli)?.node.state_dir;
+    let key = keys::node_key(&state_dir)?;
+    let key = key.ok_or("this node has no key yet; hn4-replicad draws one when it first runs")?;
+    let public = key.public()?;
+    let secret = keys::secret_path(&state_dir);
+    writeln!(
+        io::stdout(),
+        "key id      {}\npublic key  {public}\n            {}  (for verifiers)\n\
+         secret key  {}  (mode 0600)",
+        public.id(),
+        keys::public_path(&state_dir).display(),
+        secret.display()
+    )?;
+    Ok(DONE)
+}
+
+fn path_of(cli: &Cli, ledger: &LedgerArg) -> Result<PathBuf, AnyError> {
+    let name = match (&ledger.file, &ledger.volume) {
+        (Some(file), _) => return Ok(file.clone()),
+        (None, Some(name)) => name,
+        (None, None) => return Err("name a volume, or a file with --file".into()),
+    };
+    let config = load(cli)?;
+    let state = NodeState::open_or_create(&config.node.state_dir)?;
+    let records = attach_records(&state)?;
+    let record = records.iter().find(|record| record.name == *name);
+    let record = record.ok_or_else(|| format!("this node has not opened a volume {name} yet"))?;
+    Ok(ledger_path(&config.node.state_dir, record.volume))
+}
+
+fn open(path: &Path) -> Result<(LedgerOnDisk, LedgerHeader), AnyError> {
+    let opened = LedgerOnDisk::look(path);
+    let medium = opened.map_err(|error| format!("{}: {error}", path.display()))?;
+    let header = *Records::new(&medium)?.header();
+    Ok((medium, header))
+}
+
+fn recovered(medium: &LedgerOnDisk, header: &LedgerHeader) -> Result<Recovered, AnyError> {
+    let scope = (Scope::Shared, header.volume);
+    Ok(recover(medium, scope, Policy::default(), None)?)
+}
+
+fn public_keys(files: &[PathBuf]) -> Result<Vec<PublicKey>, AnyError> {
+    let keys = files.iter().map(|file| keys::public_key(file));
+    Ok(keys.collect::<Result<_, _>>()?)
+}
+
+/// Carries out `ledger`.
+pub(super) fn run_ledger(cli: &Cli, command: &LedgerCommand) -> Result<u8, AnyError> {
+    match command {
+        LedgerCommand::Verify { ledger, keys } => verify_ledger(cli, ledger, keys),
+        LedgerCommand::Export { ledger, out, .. } => {
+            let (medium, header) = open(&path_of(cli, ledger)?)?;
+            let tip = recovered(&medium, &header)?.tip;
+            let mut out = output(out.as_deref())?;
+            let mut export = Export::begin(header.volume, tip.state(), &mut out)?;
+            let mut records = Records::new(&medium)?;
+            for _ in 0..tip.next_index() {
+                if let Some(Ok(record)) = records.next_record()? {
+                    export.step(&record)?;
+                }
+            }
+            export.finish()?;
+            out.flush()?;
+            Ok(DONE)
+        }
+    }
+}
+
+fn verify_ledger(cli: &Cli, ledger: &LedgerArg, files: &[PathBuf]) -> Result<u8, AnyError> {
+    let (medium, header) = open(&path_of(cli, ledger)?)?;
+    let trusted = if files.is_empty() {
+        let path = keys::public_path(&load(cli)?.node.state_dir);
+        // A replica's key is in the ledger, but need not have signed it: the ledger must hold it.
+        public_keys(&[path])?
+    } else {
+        public_keys(files)?
+    };
+    let tip = recovered(&medium, &header)?.tip;
+    let holds = trusted.iter().any(|key| tip.keyring().knows(key.id()));
+    let head = match (files.is_empty(), holds) {
+        (true, true) => tip.head(),
+        (true, false) => return Err("this node's key is not in the ledger".into()),
+        (false, _) => tip.finish(&trusted)?,
+    };
+    let mut out = io::stdout().lock();
+    writeln!(
+        out,
+        "ledger of volume {}: {} records, {}",
+        header.volume,
+        head.size,
+        through(&tip)
+    )?;
+    writeln!(out, "head  blake3:{}", head.root)?;
+    for (key, node) in tip.keyring().active() {
+        let node = node.map_or_else(String::new, |node| format!("  of node {node}"));
+        writeln!(out, "key   {}{node}", key.id())?;
+    }
+    writeln!(out, "every record, place and signature is good")?;
+    Ok(DONE)
+}
+
+fn through(tip: &Verifier) -> String {
+    match tip.anchored() {
+        Some((epoch, _)) => format!("anchored through epoch {epoch}"),
+        None => "nothing anchored yet".to_owned(),
+    }
+}
+
+/// Carries out `proof`.
+pub(super) fn run_proof(cli: &Cli, command: &ProofCommand) -> Result<u8, AnyError> {
+    match command {
+        ProofCommand::Export { ledger, range, out } => {
+            let (medium, header) = open(&path_of(cli, ledger)?)?;
+            let tip = recovered(&medium, &header)?.tip;
+            let records = covering(&medium, &tip, *range)?;
+            let document = Aggregate::with_records(&records)?.to_json()?;
+            let mut out = output(out.as_deref())?;
+            writeln!(out, "{document}")?;
+            out.flush()?;
+            Ok(DONE)
+        }
+        ProofCommand::Verify {
+            file,
+            volume,
+            range,
+            keys,
+        } => {
+            let text = std::fs::read_to_string(file)?;
+            let wanted = (*volume, Epoch(range.first), Epoch(range.last));
+            let proven = verify_range(&text, wanted, &public_keys(keys)?, Policy::default())?;
+            writeln!(
+                io::stdout(),
+                "epochs {} to {} of volume {volume} are in {} anchors, all signed by trusted keys",
+                range.first,
+                range.last,
+                proven.anchors.len()
+            )?;
+            Ok(DONE)
+        }
+    }
+}
+
+/// The records from the anchor that holds the first epoch to the one that holds the last.
+fn covering(
+    medium: &LedgerOnDisk,
+    tip: &Verifier,
+    range: RangeArgs,
+) -> Result<Vec<Vec<u8>>, AnyError> {
+    let mut records = Records::new(medium)?;
+    let mut taken = Vec::new();
+    for _ in 0..tip.next_index() {
+        let Some(Ok(record)) = records.next_record()? else {
+            break;
+        };
+        let anchor = match &record.body {
+            Body::Anchor(signed) => Some((signed.anchor.first.0, signed.anchor.last.0)),
+            Body::Key(_) | Body::Note(_) => None,
+        };
+        let begins = anchor.is_some_and(|(first, last)| (first..=last).contains(&range.first));
+        if begins || !taken.is_empty() {
+            taken.push(records.bytes().to_vec());
+        }
+        if !taken.is_empty() && anchor.is_some_and(|(_, last)| last >= range.last) {
+            return Ok(taken);
+        }
+    }
+    let (first, last, through) = (range.first, range.last, through(tip));
+    Err(format!("the ledger does not hold epochs {first} to {last}: {through}").into())
+}
+
+fn output(path: Option<&Path>) -> Result<Box<dyn Write>, AnyError> {
+    Ok(match path {
+        Some(path) => {
+            let made = File::create_new(path);
+            let file = made.map_err(|error| format!("{}: {error}", path.display()))?;
+            Box::new(BufWriter::new(file))
+        }
+        None => Box::new(BufWriter::new(io::stdout())),
+    })
+}
