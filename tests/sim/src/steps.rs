@@ -147,15 +147,12 @@ impl World {
             let detail = format!("node {node}: {:?} was durable nowhere", status.anchored);
             return broken("P2", detail);
         }
-        let live_term = status.term.counter;
         let ordered = progress.applied <= progress.durable && progress.durable <= progress.received;
         let top_term = &mut self.nodes[node].top_term;
-        let term = live_term;
+        let term = status.term.counter;
         if term < *top_term {
-            return broken(
-                "terms",
-                format!("node {node} went from term {top_term} to {term}"),
-            );
+            let detail = format!("node {node} went from term {top_term} to {term}");
+            return broken("terms", detail);
         }
         *top_term = term;
         if usable && !ordered {
