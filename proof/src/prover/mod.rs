@@ -123,14 +123,6 @@ pub enum ProverError {
     /// The key.
     #[error("cannot sign: {0}")]
     Sign(#[from] SignError),
-    /// A frame of the log.
-    #[error("epoch {epoch} in the log is damaged: {source}")]
-    Frame {
-        /// Which.
-        epoch: Epoch,
-        /// In which way.
-        source: FrameError,
-    },
     /// Frames out of order.
     #[error("epoch {found} came where {expected} was due")]
     Order {
@@ -328,7 +320,7 @@ impl<M: LedgerMedium> Prover<M> {
         }
     }
 
-    /// A frame whose payload was damaged where it lies cannot be proven any more; what follows can,
+    /// A frame that was damaged where it lies cannot be proven any more; what follows can,
     /// in a new ledger, or on the word of the primary.
     fn damaged(
         &mut self,
@@ -337,14 +329,15 @@ impl<M: LedgerMedium> Prover<M> {
         bytes: &[u8],
         source: FrameError,
     ) -> Result<(), ProverError> {
-        let Ok(head) = FrameHead::decode(&self.identity, bytes) else {
-            return Err(ProverError::Frame { epoch, source });
-        };
+        // Without the header its hash is not known, and nothing here needs it: a ledger that ends
+        // at this epoch cannot be continued.
+        let head = FrameHead::decode(&self.identity, bytes);
+        let chain = head.map_or(ChainHash::default(), |head| head.chain);
         let text = format!("epoch {epoch} is damaged in the log and cannot be proven: {source}");
         self.out.push_back(Out::Notice(text));
         self.hashed.clear();
         self.batcher = None;
-        self.floor = (epoch, head.chain);
+        self.floor = (epoch, chain);
         match self.primary {
             Some(_) => self.begin_signing(now),
             None => self.take_pending(),
