@@ -47,8 +47,10 @@ impl Volume {
     }
 
     pub(super) fn destage_deadline(&self) -> Option<Time> {
-        let idle =
-            self.sweep.is_none() && self.destageable() > self.superblock.persisted().checkpoint;
+        let persisted = self.superblock.persisted();
+        // One that waits for the superblock starts when that is written.
+        let waits = persisted.durable <= persisted.checkpoint && self.superblock.is_busy();
+        let idle = self.sweep.is_none() && self.destageable() > persisted.checkpoint && !waits;
         let idle = idle && !self.is_pinned();
         let since = self.dirty_since.filter(|_| idle)?;
         Some(since.plus_ms(self.config.destage_delay_ms))
@@ -60,17 +62,7 @@ impl Volume {
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
-        let newest = self.destageable();
-        if self.sweep.is_none()
-            && !self.is_pinned()
-            && newest > self.superblock.persisted().checkpoint
-            && self.wants_sweep(now, mem)
-        {
-            self.sweep = Some(self.plan_sweep(newest));
-            if planted(Mutant::FreeSlotsEarly) {
-                self.release_swept(newest, mem);
-            }
-        }
+        self.start_sweep(now, mem);
         if let Some(sweep) = &mut self.sweep
             && sweep.advance(out) == SweepStep::WriteSuperblock
         {
@@ -94,6 +86,28 @@ impl Volume {
         }
         self.release_log();
         self.finish_drains(out);
+    }
+
+    /// A sweep writes only what the superblock already knows to be durable. Otherwise the last
+    /// frame could rot after a part of it had reached the backing, and recovery would take it for
+    /// a torn tail and drop it.
+    fn start_sweep(&mut self, now: Now, mem: &mut dyn SlotMemory) {
+        let newest = self.destageable();
+        let persisted = self.superblock.persisted();
+        let (checkpoint, durable) = (persisted.checkpoint, persisted.durable);
+        let wanted = newest > checkpoint && self.wants_sweep(now, mem);
+        if self.sweep.is_some() || self.is_pinned() || !wanted {
+            return;
+        }
+        let known = newest.min(durable);
+        if known > checkpoint {
+            self.sweep = Some(self.plan_sweep(known));
+            if planted(Mutant::FreeSlotsEarly) {
+                self.release_swept(known, mem);
+            }
+        } else if !self.superblock.is_busy() {
+            self.superblock.dirty = true;
+        }
     }
 
     fn plan_sweep(&self, newest: Epoch) -> Sweep {

@@ -7,7 +7,7 @@
 //!
 //! All limits are the peer's credit; what it has not granted is not sent.
 
-use hn4::log::Role;
+use hn4::log::{FrameHead, Role};
 use hn4::types::{BLOCK_BYTES, Epoch};
 
 use super::event::{
@@ -53,6 +53,10 @@ pub struct Peer {
     /// What it asked while this node did not know yet whether it is still primary.
     waiting: Option<PeerEvent>,
     pub(super) lag: PeerLag,
+    /// The first frame of the last run that could not be read from the log.
+    failed_read: Option<Epoch>,
+    /// The first frame of the run that is being read.
+    reading_from: Epoch,
 }
 
 impl Peer {
@@ -132,7 +136,9 @@ impl Volume {
                 peer.progress = Progress::default();
             }
             peer.lag = PeerLag::at(tip);
+            peer.failed_read = None;
         }
+        self.unreadable = Epoch(0);
     }
 
     pub(super) fn close_sessions(&mut self, out: &mut Actions) {
@@ -166,13 +172,48 @@ impl Volume {
                     *reading = false;
                 }
                 if !ok {
-                    peer.feed = Feed::None;
-                    out.peer(id, PeerMessage::Close);
+                    self.feed_read_failed(id, out);
                 }
             }
             PeerEvent::SeedReadDone(sent) => self.seed_read_done(id, sent, out),
             _ => {}
         }
+    }
+
+    /// A frame of the log cannot be read, or is damaged. The peer asks again from there. If that
+    /// fails too, the log counts as beginning after that frame: whoever needs it is told, instead
+    /// of asking for ever.
+    fn feed_read_failed(&mut self, id: PeerId, out: &mut Actions) {
+        let peer = &mut self.peers[usize::from(id.0)];
+        peer.feed = Feed::None;
+        if peer.failed_read == Some(peer.reading_from) {
+            self.unreadable = self.unreadable.max(peer.reading_from);
+        }
+        peer.failed_read = Some(peer.reading_from);
+        out.peer(id, PeerMessage::Close);
+    }
+
+    /// The epoch after which the log can be sent.
+    fn feed_floor(&self) -> Epoch {
+        // A superblock that lets go of more log may be on its way.
+        self.superblock.desired.retained.max(self.unreadable)
+    }
+
+    /// How many frames, from the first on, are as they were written: what is read from the log for
+    /// a peer is checked before it is sent.
+    #[must_use]
+    pub fn intact_frames(&self, frames: &[(Epoch, u64)], bytes: &[u8]) -> usize {
+        let mut rest = bytes;
+        let intact = frames.iter().take_while(|(epoch, length)| {
+            let length = usize::try_from(*length).unwrap_or(usize::MAX);
+            let Some((frame, others)) = rest.split_at_checked(length) else {
+                return false;
+            };
+            rest = others;
+            let head = FrameHead::decode_frame(&self.config.identity, frame);
+            head.is_ok_and(|head| head.header.epoch == *epoch)
+        });
+        intact.count()
     }
 
     pub(super) fn peer_connected(&mut self, id: PeerId, connected: bool) {
@@ -207,8 +248,7 @@ impl Volume {
         if self.role() != Role::Primary && !self.may_pull(id) {
             return;
         }
-        // A superblock that lets go of more log may be on its way.
-        let floor = self.superblock.desired.retained;
+        let floor = self.feed_floor();
         let too_old = FeedRefusal::TooOld {
             oldest: floor.next(),
         };
@@ -256,8 +296,9 @@ impl Volume {
         let size = self.config.identity.size_bytes;
         (1..=size).contains(&cursor_bytes)
             && cursor_bytes.is_multiple_of(BLOCK_BYTES)
-            && from.epoch >= self.superblock.desired.retained
-            && self.journal.chain(from.epoch) == Some(from.chain)
+            && (planted(Mutant::ResumeCopyAnywhere)
+                || (from.epoch >= self.feed_floor()
+                    && self.journal.chain(from.epoch) == Some(from.chain)))
     }
 
     fn seed_request(&mut self, id: PeerId, cursor_bytes: u64, asked: Tip, out: &mut Actions) {
@@ -270,6 +311,10 @@ impl Volume {
             // Flushed, even if the superblock that says so is still on its way.
             (0, self.superblock.desired.checkpoint)
         };
+        if from < self.feed_floor() {
+            // The epochs after it cannot be sent; they will be in the backing before long.
+            return out.peer(id, PeerMessage::Close);
+        }
         let Some(chain) = self.journal.chain(from) else {
             return;
         };
@@ -444,6 +489,7 @@ impl Volume {
             peer.feed = Feed::None;
             return out.peer(id, PeerMessage::Close);
         };
+        peer.reading_from = next;
         peer.spend(frames.iter().map(|(_, bytes)| bytes).sum());
         let last = frames.last().map_or(next, |(epoch, _)| *epoch);
         let next = last.next();

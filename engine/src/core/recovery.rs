@@ -369,6 +369,8 @@ pub fn open(
 
 struct Scan<'a> {
     medium: &'a mut dyn Medium,
+    /// What the medium is read into, kept from read to read.
+    chunk: Vec<AlignedBlock>,
     mem: &'a mut dyn SlotMemory,
     identity: LogIdentity,
     superblock: Superblock,
@@ -395,6 +397,7 @@ impl<'a> Scan<'a> {
         Self {
             overlay: Overlay::new(mem.capacity()),
             medium,
+            chunk: Vec::new(),
             mem,
             identity: header.identity,
             superblock: *superblock,
@@ -518,27 +521,25 @@ impl<'a> Scan<'a> {
         let used = offset.0 - self.superblock.retained_offset.0;
         let end = offset.0 + (self.ring_bytes - used).min(LOOK_AHEAD_BYTES);
         let mut at = offset.0;
-        let mut buffer = Vec::new();
         while at < end && proof.is_none() {
-            let bytes = (end - at).min(CHUNK_BLOCKS as u64 * BLOCK_BYTES);
-            buffer.clear();
-            self.read_ring(LogOffset(at), bytes, &mut buffer)?;
-            for (index, block) in buffer.chunks_exact(4096).enumerate() {
+            let count = self.read_chunk(LogOffset(at), end - at)?;
+            for (index, block) in self.chunk[..count].iter().enumerate() {
                 let here = LogOffset(at + index as u64 * BLOCK_BYTES);
-                let Ok(header) = FrameHeader::decode(&self.identity, block) else {
+                let Ok(header) = FrameHeader::decode(&self.identity, &block.0) else {
                     continue;
                 };
                 if header.offset != here || header.epoch < epoch {
                     continue;
                 }
                 found_later = true;
-                let stamp = Stamp::decode(block).filter(|s| s.session == self.superblock.session);
+                let stamp = Stamp::decode(&block.0);
+                let stamp = stamp.filter(|stamp| stamp.session == self.superblock.session);
                 if stamp.is_some_and(|stamp| stamp.durable_through >= epoch) {
                     proof = Some(format!("the frame of epoch {}", header.epoch));
                     break;
                 }
             }
-            at += bytes;
+            at += count as u64 * BLOCK_BYTES;
         }
         match proof {
             Some(proof) => Err(RecoveryError::Corrupt {
@@ -558,21 +559,28 @@ impl<'a> Scan<'a> {
         buffer: &mut Vec<u8>,
     ) -> Result<(), RecoveryError> {
         debug_assert!(bytes <= MAX_HEAD_BYTES + hn4::log::MAX_EPOCH_BYTES);
-        let mut blocks = [AlignedBlock([0; 4096]); 1]
-            .repeat(CHUNK_BLOCKS.min(usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX)));
         let mut at = from.0;
         let end = from.0 + bytes;
         while at < end {
-            let in_ring = at % self.ring_bytes;
-            let chunk = (end - at).min(self.ring_bytes - in_ring);
-            let count = usize::try_from(chunk / BLOCK_BYTES).unwrap_or(usize::MAX);
-            let count = count.min(blocks.len());
-            let part = &mut blocks[..count];
-            read_blocks(self.medium, RING_START + in_ring, part)?;
-            buffer.extend_from_slice(part.as_bytes());
+            let count = self.read_chunk(LogOffset(at), end - at)?;
+            buffer.extend_from_slice(self.chunk[..count].as_bytes());
             at += count as u64 * BLOCK_BYTES;
         }
         Ok(())
+    }
+
+    /// Reads the next blocks into `chunk`, and says how many: at least one, and as many as are
+    /// wanted, as lie before the end of the ring, and as one read takes.
+    fn read_chunk(&mut self, from: LogOffset, wanted_bytes: u64) -> Result<usize, RecoveryError> {
+        let in_ring = from.0 % self.ring_bytes;
+        let bytes = wanted_bytes.min(self.ring_bytes - in_ring);
+        let count = usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
+        let count = count.clamp(1, CHUNK_BLOCKS);
+        if self.chunk.len() < count {
+            self.chunk.resize(count, AlignedBlock([0; 4096]));
+        }
+        read_blocks(self.medium, RING_START + in_ring, &mut self.chunk[..count])?;
+        Ok(count)
     }
 }
 

@@ -71,11 +71,17 @@ impl Seed {
 impl Volume {
     pub(super) fn seed_start(&mut self, id: PeerId, origin: SeedOrigin, out: &mut Actions) {
         let persisted = self.superblock.persisted();
+        let complete = matches!(
+            self.superblock.desired.copy,
+            CopyState::Usable | CopyState::Seeding { until: Some(_), .. }
+        );
         let resumed = match persisted.copy {
-            CopyState::Usable => {
+            // Also one that was asked for before the last piece was known to be there: it would
+            // wait for pieces that nobody sends, and epochs would wait for it.
+            _ if complete => {
                 return self.reject(id, "a full copy that we did not ask for".to_owned(), out);
             }
-            CopyState::Fresh => false,
+            CopyState::Usable | CopyState::Fresh => false,
             CopyState::Seeding {
                 cursor_bytes, from, ..
             } => from == origin.from.epoch && origin.cursor_bytes <= cursor_bytes,

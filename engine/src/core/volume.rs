@@ -64,6 +64,8 @@ pub struct Volume {
     pub(super) waiters: Waiters,
     pub(super) reads: Reads,
     pub(super) peers: Vec<Peer>,
+    /// A frame of the log up to which nothing can be sent to peers, since it is damaged.
+    pub(super) unreadable: Epoch,
     pub(super) replica: ReplicaState,
     pub(super) prover: Prover,
     pub(super) failed: Option<FailedClosed>,
@@ -111,6 +113,7 @@ impl Volume {
             waiters: Waiters::default(),
             reads: Reads::default(),
             peers: (0..config.peers).map(|_| Peer::default()).collect(),
+            unreadable: Epoch(0),
             replica: ReplicaState::default(),
             prover: Prover::new(config.apply_proven, proven),
             failed: None,

@@ -178,19 +178,16 @@ impl Volume {
 
     /// Whether waiting for peers may end with going on without them.
     pub(super) fn may_degrade(&self) -> bool {
-        self.config.on_degraded == OnDegraded::Degrade && self.peers_count() && !self.degraded
+        self.config.on_degraded == OnDegraded::Degrade
+            && self.peers_count()
+            && !self.degraded
+            && !self.peers_keep_up()
     }
 
     fn update_degraded(&mut self, now: Now) {
         if self.degraded {
             // Peers count again as soon as enough of them have what we have.
-            let durable = self.journal.durable();
-            let caught_up = |peer: &&super::feed::Peer| {
-                peer.counts() && peer.connected && peer.progress.durable >= durable
-            };
-            if self.peers.iter().filter(caught_up).count() >= self.config.ack_peers {
-                self.degraded = false;
-            }
+            self.degraded = !self.peers_keep_up();
         } else if self.may_degrade() {
             let timeout = self.config.peer_timeout_ms;
             let overdue = self
@@ -199,6 +196,15 @@ impl Volume {
                 .is_some_and(|since| now.time >= since.plus_ms(timeout));
             self.degraded = overdue;
         }
+    }
+
+    /// Enough peers have all that is durable here: if somebody waits, it is for our own log.
+    fn peers_keep_up(&self) -> bool {
+        let durable = self.journal.durable();
+        let keeps_up = |peer: &&super::feed::Peer| {
+            peer.counts() && peer.connected && peer.progress.durable >= durable
+        };
+        self.peers.iter().filter(keeps_up).count() >= self.config.ack_peers
     }
 
     /// Whether the volume goes on without the peers that its policy asks for.

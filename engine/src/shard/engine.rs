@@ -311,15 +311,20 @@ impl Engine {
         match feed.reader {
             Reader::Peer(peer, session) if self.session(peer) != session => {}
             Reader::Peer(peer, _) => {
-                if ok {
-                    self.ship_frames(feed);
-                }
+                // Nothing damaged is sent: it would be refused there, for ever.
+                let intact = if ok {
+                    self.volume.intact_frames(&feed.frames, &feed.bytes)
+                } else {
+                    0
+                };
+                self.ship_frames(feed, intact);
+                let ok = intact == feed.frames.len();
                 let event = PeerEvent::FeedReadDone { ok };
                 self.step(Event::Peer { peer, event });
             }
             Reader::Prover => {
                 if ok && self.volume.wants_proof_read() {
-                    self.ship_frames(feed);
+                    self.ship_frames(feed, feed.frames.len());
                 } else if !ok {
                     self.outbox.push(FromShard::Proof(ProofFeed::Failed));
                 }
@@ -328,9 +333,9 @@ impl Engine {
         }
     }
 
-    fn ship_frames(&mut self, feed: &FeedRead) {
+    fn ship_frames(&mut self, feed: &FeedRead, count: usize) {
         let mut rest = feed.bytes.as_slice();
-        for &(epoch, length) in &feed.frames {
+        for &(epoch, length) in feed.frames.iter().take(count) {
             let length = usize::try_from(length)
                 .unwrap_or(usize::MAX)
                 .min(rest.len());
