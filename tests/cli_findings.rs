@@ -87,6 +87,7 @@ fn ideal() -> ShardStatus {
         log_used_bytes: 0,
         log_bytes: 1 << 30,
         clients: 1,
+        fork_file: None,
         pinned_epoch: None,
         readers: 0,
         requests: 10,

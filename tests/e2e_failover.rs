@@ -186,3 +186,81 @@ fn a_restarted_primary_without_its_peers_serves_only_when_told_to() {
     let alone = |state: &str| state == "opened-alone";
     assert!(report.findings.iter().any(|found| alone(&found.state)));
 }
+
+/// Fork files of a node.
+fn forks(node: &Node) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(node.folder.join("state")).expect("a state directory");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let is_fork = |path: &std::path::PathBuf| path.extension().is_some_and(|end| end == "fork");
+    paths.filter(is_fork).collect()
+}
+
+#[test]
+fn a_returning_primary_saves_what_it_alone_has_and_follows_by_itself() {
+    let place = folder();
+    let policy = "ack = \"async\"\ndestage_delay_ms = 3600000\n".to_owned();
+    let (mut alpha, mut beta) = running_pair(place.path(), &Plan { policy, ..plan() });
+    let mut client = alpha.client().expect("it serves");
+    client.write(0, &[1; 4096], true).expect("written");
+    let tip = alpha.report().expect("a report").state.expect("open");
+    beta.wait_for("have it", LIMIT, |report| {
+        let state = report.state.as_ref();
+        state.is_some_and(|state| state.tip_epoch >= tip.tip_epoch)
+    })
+    .expect("it follows");
+    beta.kill().expect("killed");
+    client
+        .write(4096, &[0xA5; 4096], true)
+        .expect("flushed on alpha only");
+    drop(client);
+    alpha.kill().expect("killed");
+    beta.start().expect("it runs");
+    beta.ask(&promote(true)).expect("loss is accepted");
+    let mut client = beta.client().expect("it serves");
+    client.write(8192, &[3; 4096], true).expect("written");
+    alpha.start().expect("it comes back");
+    alpha
+        .wait_for("be a replica again", LIMIT, |report| {
+            role(report) == "replica" && is_usable(report)
+        })
+        .expect("by itself");
+    let hash = quiesce_and_compare(&mut beta, &mut alpha, LIMIT).expect("equal copies");
+    let files = forks(&alpha);
+    assert_eq!(files.len(), 1, "{files:?}");
+    let saved = std::fs::read(&files[0]).expect("a fork file");
+    let lost = saved.windows(4096).any(|bytes| bytes == [0xA5; 4096]);
+    assert!(lost, "the write that only alpha had is in {files:?}");
+    let read = client.read(4096, 4096).expect("it reads");
+    assert_eq!(read, [0; 4096], "the new history does not have it");
+    println!("equal again: {hash}");
+}
+
+#[test]
+fn a_primary_that_was_replaced_under_load_follows_again_by_itself() {
+    let seed = seed("returns");
+    let (place, plan) = (folder(), plan());
+    let (alpha, beta) = running_pair(place.path(), &plan);
+    let mut nodes = [alpha, beta];
+    let oracle = oracle(seed, &plan);
+    let mut random = Random::new(seed);
+    for round in 0..times("HN4_FAILOVERS", 4) {
+        let (old, new) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
+        let load = Load::start(&nodes[old], &oracle, LoadPlan::mixed(seed + round)).expect("on");
+        load.wait_for_progress(200 + random.below(1000), LIMIT)
+            .expect("it moves");
+        nodes[old].kill().expect("killed");
+        load.was_cut().expect("no request was refused");
+        nodes[new].ask(&promote(false)).expect("promoted");
+        let seen = check(&nodes[new], &oracle, 0)
+            .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
+        assert_eq!(seen.missing_completed, 0, "seed {seed}, round {round}");
+        lock(&oracle).settle(&seen);
+        nodes[old].start().expect("it comes back");
+        nodes[new]
+            .wait_for_peer(LIMIT)
+            .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
+    }
+    let [alpha, beta] = &mut nodes;
+    quiesce_and_compare(alpha, beta, LIMIT).expect("equal copies");
+    check(alpha, &oracle, 0).expect("nothing is lost");
+}

@@ -152,6 +152,8 @@ impl EngineVolume {
     /// If another thread has it open, or the kernel refuses.
     pub fn open(&self) -> Result<Embedded> {
         let setup = ShardSetup {
+            fork_folder: None,
+            fork_space_bytes: 0,
             name: "bench".to_owned(),
             expect: None,
             log: self.log(),

@@ -24,6 +24,7 @@ const PEER_TIMEOUT_MS: RangeInclusive<u64> = 100..=600_000;
 const LOG_AGE_MS: RangeInclusive<u64> = 1..=60_000;
 const DESTAGE_DELAY_MS: RangeInclusive<u64> = 0..=3_600_000;
 const STOP_DRAIN_S: RangeInclusive<u64> = 0..=86_400;
+const FORK_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024;
 const START_ALONE_S: RangeInclusive<u64> = 0..=86_400;
 const CPU: RangeInclusive<u64> = 0..=1023;
 const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
@@ -57,7 +58,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
     ("file", Some(DeviceKind::File)),
 ];
 
-const VOLUME_KEYS: [&str; 21] = [
+const VOLUME_KEYS: [&str; 22] = [
     "name",
     "backing",
     "log",
@@ -70,6 +71,7 @@ const VOLUME_KEYS: [&str; 21] = [
     "on_degraded",
     "peer_timeout_ms",
     "start_alone_after_s",
+    "fork_space_mib",
     "log_age_ms",
     "destage_delay_ms",
     "stop_drain_s",
@@ -239,6 +241,7 @@ impl<'t> Parser<'t> {
         let overlay_mib = number("overlay_mib", OVERLAY_MIB, 256);
         let ack_peers = number("ack_peers", 1..=PEERS_MAX as u64, 1);
         let peer_timeout_ms = number("peer_timeout_ms", PEER_TIMEOUT_MS, 3000);
+        let fork_space_mib = number("fork_space_mib", FORK_SPACE_MIB, 1024);
         let log_age_ms = number("log_age_ms", LOG_AGE_MS, 100);
         let destage_delay_ms = number("destage_delay_ms", DESTAGE_DELAY_MS, 1000);
         let stop_drain_s = number("stop_drain_s", STOP_DRAIN_S, 10);
@@ -272,6 +275,7 @@ impl<'t> Parser<'t> {
             on_degraded: choice(reader, table, "on_degraded", &degraded),
             peer_timeout_ms,
             start_alone_after_s,
+            fork_space_mib,
             log_age_ms,
             destage_delay_ms,
             stop_drain_s,

@@ -57,6 +57,7 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
         all.extend(lagging(seen, status, index));
     }
     all.extend(lonely_replica(seen, status));
+    all.extend(fork_saved(status));
     all.extend(read_here(status));
     all.extend(assumed_flush(status));
     all.extend(nearly_full(seen, status));
@@ -115,9 +116,9 @@ fn fenced(status: &ShardStatus, section: &VolumeSection) -> Option<Finding> {
         status.copy.term.node, status.copy.term.counter, status.copy.tip.epoch
     );
     let next = format!(
-        "let clients use the new primary, and make this node a replica with `hn4ctl demote {}`: it \
-         follows if the new primary has all that this log has, else it stays as it is, state \
-         diverged. Nothing is deleted",
+        "let clients use the new primary. When this node can reach it, it becomes a replica by \
+         itself (`hn4ctl demote {}` does it at once) and follows; what the new primary lacks is \
+         saved in a file first, or it stays as it is, state diverged. Nothing is deleted",
         section.name
     );
     Some(finding("fenced", Health::Failed, cause, next))
@@ -186,6 +187,15 @@ fn blocked(obstacle: &Obstacle, status: &ShardStatus, section: &VolumeSection) -
             );
             finding("needs-copy", Health::Failed, cause, next)
         }
+        Obstacle::NeedsSpace { why } => finding(
+            "needs-space",
+            Health::Failed,
+            format!(
+                "this node was primary, and its log ends in epochs that the new history lacks. They \
+                 cannot be saved, so nothing was dropped: {why}"
+            ),
+            "make room; it is tried again by itself".to_owned(),
+        ),
         Obstacle::Diverged { epoch } => {
             let cause = format!(
                 "the anchored history of this copy is not the primary's; they differ at epoch \
@@ -277,6 +287,23 @@ fn opened_alone(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
                 kept";
     Some(finding(
         "opened-alone",
+        Health::Attention,
+        cause,
+        next.to_owned(),
+    ))
+}
+
+/// What only this node had was saved.
+fn fork_saved(status: &ShardStatus) -> Option<Finding> {
+    let path = status.fork_file.as_ref()?.display();
+    let cause = format!(
+        "this node was primary and held epochs that the new history lacks. They were saved in \
+         {path} before they were dropped"
+    );
+    let next = "look at what clients were told about those writes; keep the file as long as it may \
+                matter";
+    Some(finding(
+        "fork-saved",
         Health::Attention,
         cause,
         next.to_owned(),

@@ -171,6 +171,8 @@ async fn open_volume(
         log_options: patient(section.log_options()),
         backing_options: patient(section.backing_options()),
         overlay_bytes: section.overlay_bytes(),
+        fork_folder: Some(state.directory().to_owned()),
+        fork_space_bytes: section.fork_space_mib << 20,
         configure: Box::new(move |header, slots| {
             let mut config = VolumeConfig::new(header.identity, node, header.ring_bytes, slots);
             config.lanes.count = header.lanes;

@@ -28,8 +28,12 @@ impl Volume {
         if planted(Mutant::DestageUnanchored) {
             return self.journal.durable();
         }
+        if self.role() == Role::Fenced || self.has_own_tail() {
+            // Perhaps nobody else has it: it stays in the log, where it can still be told apart.
+            return Epoch(0);
+        }
         let anchored = self.journal.durable().min(self.anchored.epoch);
-        anchored.min(self.proof_gate())
+        anchored.min(self.proof_gate()).min(self.secured())
     }
 
     fn wants_sweep(&self, now: Now, mem: &dyn SlotMemory) -> bool {
@@ -218,16 +222,23 @@ impl Volume {
         self.overlay.release_zeros(checkpoint);
     }
 
+    /// Whether the backing holds everything that may go there now.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.sweep.is_none()
+            && self.journal.durable() == self.tip().epoch
+            && self.destageable() <= self.superblock.persisted().checkpoint
+            && !self.superblock.is_busy()
+    }
+
     fn finish_drains(&mut self, out: &mut Actions) {
         if self.drains.is_empty() || self.sweep.is_some() || self.superblock.is_busy() {
             return;
         }
         let all = match self.role() {
-            Role::Primary => self.is_clean(),
+            Role::Primary => self.overlay.open_is_empty() && self.is_drained(),
             // What is not anchored stays in the log.
-            Role::Replica | Role::Fenced => {
-                self.destageable() <= self.superblock.persisted().checkpoint
-            }
+            Role::Replica | Role::Fenced => self.is_drained(),
         };
         if all {
             for id in self.drains.drain(..) {

@@ -497,6 +497,16 @@ pub enum Action {
         /// Its outcome; the text says why not.
         result: Result<(), String>,
     },
+    /// Save frames of the log in a file of their own and flush it, then tell
+    /// [`Event::ForkSaved`].
+    SaveFork {
+        /// The last epoch that both histories have.
+        after: Epoch,
+        /// Where the first frame starts in the log.
+        offset: LogOffset,
+        /// Bytes of all frames.
+        bytes: u64,
+    },
     /// Answer to [`Event::Pin`].
     Pinned {
         /// The name of the question.
@@ -538,6 +548,8 @@ pub enum Event {
     },
     /// The prover has something.
     Proof(ProofEvent),
+    /// What [`Action::SaveFork`] asked for is done; the text says why not.
+    ForkSaved(Result<(), String>),
     /// A reader of a replica wants to see one epoch; answered by [`Action::Pinned`].
     Pin {
         /// Name of the question.

@@ -18,6 +18,7 @@ pub mod recovery;
 mod checkpoint;
 mod election;
 mod feed;
+mod fork;
 mod journal;
 mod lag;
 pub mod mutants;

@@ -259,6 +259,7 @@ pub fn create(medium: &mut dyn Medium, new: &NewLog) -> Result<LogHeader, Recove
         incarnation: Incarnation(0),
         node: new.node,
         role: new.role,
+        own_tail: false,
         copy: if primary {
             CopyState::Usable
         } else {
@@ -351,6 +352,10 @@ pub fn open(
     // A primary, also one that was fenced, may have acknowledged all of it.
     let anchored = match next.role {
         Role::Primary | Role::Fenced => tip,
+        Role::Replica if next.own_tail => Tip {
+            epoch: next.checkpoint,
+            chain: next.checkpoint_chain,
+        },
         Role::Replica => anchored,
     };
     let mut journal = journal;

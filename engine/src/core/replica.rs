@@ -26,6 +26,11 @@ pub enum Obstacle {
         /// The oldest epoch the primary can send.
         oldest: Epoch,
     },
+    /// What only this copy has cannot be saved, so it is kept and nothing is done.
+    NeedsSpace {
+        /// Why not.
+        why: String,
+    },
     /// Our anchored history is not the primary's.
     Diverged {
         /// Where it differs at the latest.
@@ -47,6 +52,8 @@ pub(super) struct ReplicaState {
     pub(super) hint: Option<Tip>,
     pub(super) last_ack: Option<Progress>,
     pub(super) truncate_to: Option<Tip>,
+    /// The log is to be cut back to here once the rest is saved.
+    pub(super) fork: Option<(PeerId, Tip)>,
     pub(super) rebase: Option<SeedOrigin>,
     pub(super) seed: Option<Seed>,
     pub(super) seed_io: Option<SeedIo>,
@@ -59,6 +66,7 @@ impl ReplicaState {
     pub(super) fn is_settled(&self) -> bool {
         self.pending.is_empty()
             && self.truncate_to.is_none()
+            && self.fork.is_none()
             && self.rebase.is_none()
             && self.seed.is_none()
             && self.seed_io.is_none()
@@ -150,6 +158,7 @@ impl Volume {
                 // The latest counts, not the highest: after a failover the new history may be
                 // shorter than what the old primary announced.
                 self.replica.hint = Some(tip);
+                self.tail_confirmed();
             }
             PeerEvent::Truncate(_) | PeerEvent::Diverged(_) | PeerEvent::TooOld { .. }
                 if self.pull_refused(id) => {}
@@ -157,7 +166,11 @@ impl Volume {
                 let known = self.journal.chain(tip.epoch) == Some(tip.chain);
                 if known && tip.epoch >= self.anchored.epoch {
                     self.replica.pending.clear();
-                    self.replica.truncate_to = Some(tip);
+                    if self.has_own_tail() {
+                        self.save_fork(id, tip, out);
+                    } else {
+                        self.replica.truncate_to = Some(tip);
+                    }
                 } else {
                     self.replica.obstacle = Some(Obstacle::Diverged { epoch: tip.epoch });
                 }

@@ -9,9 +9,9 @@ use hn4::types::{Incarnation, Term};
 use super::election::Election;
 use super::event::{Action, Actions, Failure, RequestId};
 use super::feed::Peer;
+use super::fork::Return;
 use super::mutants::{Mutant, planted};
 use super::volume::Volume;
-use crate::arena::SlotMemory;
 
 /// A change of role on its way.
 #[derive(Clone, Copy, Debug)]
@@ -108,9 +108,11 @@ impl Volume {
         let refusal = match self.superblock.persisted().role {
             _ if self.transition.is_some() => "another change of role is under way; try again",
             Role::Replica => "this node is a replica already",
-            // A fenced node keeps everything that it may have promised to somebody: as a replica it
-            // is refused by a primary whose history lacks any of it.
-            Role::Primary | Role::Fenced => {
+            Role::Fenced => {
+                self.returning = Return::Wanted(Some(id));
+                return;
+            }
+            Role::Primary => {
                 self.cancel_election("overtaken by a demotion", out);
                 let term = self.superblock.persisted().term;
                 self.transition = Some(Transition {
@@ -138,13 +140,7 @@ impl Volume {
     ///
     /// A primary that steps down has destaged everything first: then the checkpoint itself says
     /// that none of it may ever be dropped, also after a restart.
-    pub(super) fn transition_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
-        if self.is_stepping_down() && self.role() == Role::Fenced {
-            self.discard_open(mem);
-            if self.journal.durable() == self.tip().epoch {
-                self.anchored = self.tip();
-            }
-        }
+    pub(super) fn transition_progress(&mut self, out: &mut Actions) {
         let persisted = self.superblock.persisted();
         let settled = self.journal.durable() == self.tip().epoch
             && self.overlay.open_is_empty()
@@ -161,6 +157,7 @@ impl Volume {
         if transition.to == Role::Primary {
             next.term = transition.term;
             next.incarnation = Incarnation(1);
+            next.own_tail = false;
         }
         self.superblock.dirty = true;
         // Sessions speak for a role; they start again with the new one.
@@ -168,6 +165,7 @@ impl Volume {
     }
 
     pub(super) fn roles_persisted(&mut self, out: &mut Actions) {
+        self.return_persisted(out);
         let persisted = *self.superblock.persisted();
         let Some(transition) = self.transition else {
             return;

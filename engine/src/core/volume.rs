@@ -27,6 +27,7 @@ use super::event::{
     Time, Tip,
 };
 use super::feed::Peer;
+use super::fork::Return;
 use super::journal::{Journal, Sealed};
 use super::lag::{LagRoom, PeerLag};
 use super::mutants::{Mutant, planted};
@@ -88,6 +89,7 @@ pub struct Volume {
     pub(super) mark_term: bool,
     pub(super) opened_alone: bool,
     pub(super) pins: Pins,
+    pub(super) returning: Return,
     pub(super) degraded: bool,
     pub(super) lag: LagRoom,
     scratch: Vec<u8>,
@@ -129,6 +131,7 @@ impl Volume {
             mark_term: false,
             opened_alone: false,
             pins: Pins::default(),
+            returning: Return::No,
             degraded: false,
             lag: LagRoom::default(),
             scratch: Vec::new(),
@@ -173,6 +176,7 @@ impl Volume {
             Event::Request { id, request } => self.request(now, id, request, mem, out),
             Event::IoDone { token, result } => self.io_done(now, token, result, mem, out),
             Event::Timer => {}
+            Event::ForkSaved(result) => self.fork_saved(result, out),
             Event::Pin { id } => self.pin(id, out),
             Event::Unpin { generation } => self.unpin(generation),
             Event::Peer { peer, event } => self.peer_event(peer, event, out),
@@ -189,7 +193,8 @@ impl Volume {
     fn progress(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
         self.replica_progress(mem, out);
         self.election_progress(now, out);
-        self.transition_progress(mem, out);
+        self.return_progress(mem, out);
+        self.transition_progress(out);
         self.pins_progress(mem, out);
         if self.failed.is_none() {
             self.try_seal(now, mem, out);

@@ -110,7 +110,7 @@ impl Volume {
     }
 
     /// The newest epoch that enough peers have received, and have durably.
-    fn peers_have(&self) -> (Epoch, Epoch) {
+    pub(super) fn peers_have(&self) -> (Epoch, Epoch) {
         let everything = Epoch(u64::MAX);
         // A replica answers for itself only.
         if !self.peers_count() || self.degraded || self.role() != Role::Primary {

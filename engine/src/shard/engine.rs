@@ -1,10 +1,12 @@
 //! The core with everything it acts upon: ring, disks, and the queue to the rest of the daemon.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::client::{Asked, Traffic};
 use super::disks::{Disks, Done, FeedRead, Reader};
+use super::fork::ForkPlace;
 use super::link::{FromShard, Outbox, ProofFeed};
 use super::readers::Verdicts;
 use super::seeding::Seeding;
@@ -35,6 +37,11 @@ pub(super) struct Engine {
     pub(super) answers: VecDeque<(Asked, Result<(), Failure>)>,
     /// What they said about readers.
     pub(super) verdicts: Verdicts,
+    fork_place: ForkPlace,
+    /// What came of saving a fork; the core is told with the next step.
+    saved_fork: Option<Result<PathBuf, String>>,
+    /// The last fork file.
+    pub(super) fork_file: Option<PathBuf>,
     /// The session that each peer's messages are for.
     sessions: Vec<u64>,
     pub(super) seeding: Seeding,
@@ -48,7 +55,13 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(ring: Ring, volume: Volume, disks: Disks, outbox: Outbox) -> Self {
+    pub(super) fn new(
+        ring: Ring,
+        volume: Volume,
+        disks: Disks,
+        fork_place: ForkPlace,
+        outbox: Outbox,
+    ) -> Self {
         Self {
             ring,
             volume,
@@ -61,6 +74,9 @@ impl Engine {
             free: Vec::new(),
             answers: VecDeque::new(),
             verdicts: Verdicts::default(),
+            fork_place,
+            saved_fork: None,
+            fork_file: None,
             sessions: Vec::new(),
             seeding: Seeding::default(),
             started: Instant::now(),
@@ -181,6 +197,10 @@ impl Engine {
     /// Lets the core take an event and carries out what it says.
     pub(super) fn step(&mut self, event: Event) {
         self.step_once(event);
+        if let Some(saved) = self.saved_fork.take() {
+            let result = saved.map(|path| self.fork_file = Some(path));
+            self.step_once(Event::ForkSaved(result));
+        }
         // Bounded by the peers' credit: what is sent for a hole is charged too.
         while let Some(event) = self.next_hole() {
             self.step_once(event);
@@ -258,6 +278,14 @@ impl Engine {
             }
             Action::ControlDone { id, result } => {
                 self.outbox.push(FromShard::ControlDone { id, result });
+            }
+            Action::SaveFork {
+                after,
+                offset,
+                bytes,
+            } => {
+                let saved = self.fork_place.save(after, offset, bytes);
+                self.saved_fork = Some(saved);
             }
             Action::Pinned { id, generation } => self.verdicts.pinned.push((id, generation)),
             Action::PinsBroken => self.verdicts.broken = true,

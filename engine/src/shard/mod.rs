@@ -11,6 +11,7 @@ mod client;
 mod disks;
 mod embedded;
 mod engine;
+mod fork;
 mod link;
 mod listen;
 mod medium;
@@ -72,6 +73,10 @@ pub struct ShardSetup {
     pub backing_options: DeviceOptions,
     /// Memory for the overlay.
     pub overlay_bytes: u64,
+    /// Where to save what only this node has before it is dropped; a path in a folder that exists.
+    pub fork_folder: Option<PathBuf>,
+    /// Bytes that one such file may have.
+    pub fork_space_bytes: u64,
     /// Decides limits and policies.
     pub configure: Configure,
     /// Sockets for clients.
@@ -285,6 +290,7 @@ impl Shard {
             && volume.last_change() == volume.tip().epoch;
         let done = volume.failed().is_some()
             || volume.is_clean()
+            || (volume.is_drained() && volume.last_change() == volume.tip().epoch)
             || (self.flush_only && log_done && !self.engine.disks.is_busy());
         done || Instant::now() >= by
     }
@@ -469,6 +475,7 @@ impl Shard {
             log_used_bytes,
             log_bytes,
             clients: self.clients.iter().flatten().count(),
+            fork_file: self.engine.fork_file.clone(),
             pinned_epoch: volume.pinned_epoch(),
             readers: volume.readers(),
             requests: self.engine.traffic.requests,

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use super::disks::Disks;
 use super::engine::Engine;
+use super::fork::ForkPlace;
 use super::link::Outbox;
 use super::tokens::DISK;
 use super::{DeviceMedium, ShardError, ShardSetup};
@@ -68,7 +69,14 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         log_device: log.info().clone(),
         backing_device: backing.info().clone(),
     };
-    let engine = Engine::new(ring, volume, disks, outbox);
+    let fork_place = ForkPlace {
+        folder: setup.fork_folder,
+        space_bytes: setup.fork_space_bytes,
+        name: setup.name,
+        log: medium,
+        ring_bytes: header.ring_bytes,
+    };
+    let engine = Engine::new(ring, volume, disks, fork_place, outbox);
     Ok(Opened { engine, facts })
 }
 

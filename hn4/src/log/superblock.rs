@@ -78,6 +78,9 @@ pub struct Superblock {
     pub node: NodeId,
     /// What the node does for the volume.
     pub role: Role,
+    /// The node was primary, and epochs after the checkpoint may be known to nobody else: they are
+    /// saved before they are dropped, and not destaged.
+    pub own_tail: bool,
     /// How complete the copy is.
     pub copy: CopyState,
 }
@@ -110,7 +113,8 @@ struct Wire {
     seed_until: U64,
     retained_term: U64,
     retained_incarnation: U32,
-    reserved: [u8; 264],
+    own_tail: u8,
+    reserved: [u8; 263],
     crc32c: U32,
 }
 
@@ -202,7 +206,8 @@ impl Superblock {
             seed_until: seed_until.into(),
             retained_term: self.retained_rank.term.into(),
             retained_incarnation: self.retained_rank.incarnation.0.into(),
-            reserved: [0; 264],
+            own_tail: self.own_tail.into(),
+            reserved: [0; 263],
             crc32c: U32::ZERO,
         };
         wire.crc32c = crc32c::crc32c(&wire.as_bytes()[..WIRE_BYTES - 4]).into();
@@ -260,6 +265,11 @@ impl Superblock {
                 1 => Role::Replica,
                 2 => Role::Fenced,
                 other => return impossible("role", other.into()),
+            },
+            own_tail: match wire.own_tail {
+                0 => false,
+                1 => true,
+                other => return impossible("own_tail", other.into()),
             },
             copy: decode_copy(&wire)?,
         };
@@ -355,6 +365,7 @@ mod tests {
             incarnation: Incarnation(1),
             node: NodeId([6; 16]),
             role: Role::Replica,
+            own_tail: true,
             copy: CopyState::Seeding {
                 cursor_bytes: 65536,
                 from: Epoch(4),

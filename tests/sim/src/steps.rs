@@ -293,6 +293,7 @@ impl World {
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
             Action::ControlDone { id, result } => return self.control_done(node, *id, result),
             Action::Pinned { .. } | Action::PinsBroken => {}
+            Action::SaveFork { after, .. } => self.save_fork(node, *after),
             Action::StateChanged => self.state_changed(node),
         }
         Ok(())
@@ -336,6 +337,22 @@ impl World {
             PeerMessage::Credit(bytes) => (Lane::Control, PeerEvent::Credit(*bytes)),
         };
         self.send_to(node, peer, lane, Message::Event(event));
+    }
+
+    /// What a former primary has and nobody else is saved, mostly; from then on it need not be in
+    /// its log.
+    fn save_fork(&mut self, node: usize, after: hn4::types::Epoch) {
+        self.stats.forks += 1;
+        let fails = !self.quiet && self.rng.one_in(8);
+        let result = if fails {
+            Err("no room".to_owned())
+        } else {
+            if self.nodes[node].promise.epoch > after {
+                self.nodes[node].promise = Tip::default();
+            }
+            Ok(())
+        };
+        self.post(node, Event::ForkSaved(result));
     }
 
     fn state_changed(&mut self, node: usize) {

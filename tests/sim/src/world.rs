@@ -149,6 +149,8 @@ pub struct Stats {
     pub seeded: u64,
     /// Tails that were dropped.
     pub truncations: u64,
+    /// Tails of former primaries that were to be saved.
+    pub forks: u64,
     /// Replicas wiped and made anew.
     pub wipes: u64,
     /// Bits of logs that rotted.
@@ -181,6 +183,7 @@ impl Stats {
             disk_errors,
             seeded,
             truncations,
+            forks,
             wipes,
             rotten,
             refused_logs,
@@ -200,6 +203,7 @@ impl Stats {
         self.disk_errors += disk_errors;
         self.seeded += seeded;
         self.truncations += truncations;
+        self.forks += forks;
         self.wipes += wipes;
         self.rotten += rotten;
         self.refused_logs += refused_logs;
