@@ -126,8 +126,8 @@ pub struct VolumeSection {
     /// After a restart, a primary with peers waits for their answers; it serves without them after
     /// this time. `None`: never.
     pub start_alone_after_s: Option<u64>,
-    /// What only this node has is saved in a file of at most this size in the state directory before
-    /// it is dropped.
+    /// What only this node has is saved in a file of at most this size in the state directory
+    /// before it is dropped.
     pub fork_space_mib: u64,
     /// An open epoch is sealed at the latest after this time.
     pub log_age_ms: u64,

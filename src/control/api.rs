@@ -203,7 +203,7 @@ pub struct VolumeState {
     pub tip_chain: String,
     /// The newest epoch that is durable in the log.
     pub durable_epoch: u64,
-    /// The newest epoch that is in this node's ledger; without proofs, the newest that is durable on
+    /// The newest epoch that is in this node's ledger; without proofs, the newest durable one on
     /// the primary.
     pub proven_epoch: u64,
     /// The epoch that the backing holds.

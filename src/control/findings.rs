@@ -191,8 +191,8 @@ fn blocked(obstacle: &Obstacle, status: &ShardStatus, section: &VolumeSection) -
             "needs-space",
             Health::Failed,
             format!(
-                "this node was primary, and its log ends in epochs that the new history lacks. They \
-                 cannot be saved, so nothing was dropped: {why}"
+                "this node was primary, and its log ends in epochs that the new history lacks. \
+                 They cannot be saved, so nothing was dropped: {why}"
             ),
             "make room; it is tried again by itself".to_owned(),
         ),

@@ -206,7 +206,7 @@ impl Volume {
             let next = format!("for an orderly change: hn4ctl switchover {name}");
             return error(what, why, next);
         }
-        self.take_over(what, if accept_loss { 1 } else { self.answers() })
+        self.take_over(what, if accept_loss { 0 } else { self.answers() })
             .await
     }
 

@@ -33,6 +33,9 @@ pub(super) struct Election {
     purpose: Purpose,
     /// Peers that must answer.
     needed: usize,
+    /// Copies whose log ends in an earlier term do not count: where writes are acknowledged from
+    /// memory, the primary of this term may have been the only one left that had them.
+    least_term: u64,
     /// It goes on without them.
     waived: bool,
     within_ms: Option<u64>,
@@ -57,6 +60,7 @@ impl Election {
         Self {
             purpose,
             needed,
+            least_term: 0,
             waived: false,
             within_ms,
             until: None,
@@ -71,8 +75,16 @@ impl Election {
     }
 
     /// A replica asks to be obeyed in a new term.
-    pub(super) fn promote(id: RequestId, term: Term, needed: usize, within_ms: u64) -> Self {
-        Self::new(Purpose::Promote { id, term }, needed, Some(within_ms))
+    pub(super) fn promote(
+        id: RequestId,
+        term: Term,
+        (needed, least_term): (usize, u64),
+        within_ms: u64,
+    ) -> Self {
+        Self {
+            least_term,
+            ..Self::new(Purpose::Promote { id, term }, needed, Some(within_ms))
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Time> {
@@ -131,14 +143,18 @@ impl Volume {
     /// is what an opening asks.
     fn answering(&self) -> impl Iterator<Item = (PeerId, PeerState)> {
         let election = self.election.as_ref();
-        let wanted = election.map(|election| (self.election_term(election), election.purpose));
+        let wanted = election.map(|election| {
+            let term = self.election_term(election);
+            (term, election.purpose, election.least_term)
+        });
         self.peers
             .iter()
             .enumerate()
             .filter_map(move |(index, peer)| {
-                let (term, purpose) = wanted?;
+                let (term, purpose, least) = wanted?;
                 let state = peer.state().filter(|state| state.term == term)?;
-                let counts = state.usable || matches!(purpose, Purpose::Open);
+                let recent = state.tip_rank.term >= least;
+                let counts = (state.usable && recent) || matches!(purpose, Purpose::Open);
                 counts.then_some((peer_id(index), state))
             })
     }

@@ -409,12 +409,12 @@ pub enum Control {
     /// Destage everything that may be destaged.
     Drain,
     /// Become primary in this term, which must be higher than the present one. A primary that waits
-    /// for peers before it opens stops waiting if one answer, its own, is enough.
+    /// for peers before it opens stops waiting if no answer is needed.
     Promote {
         /// The new term.
         term: Term,
         /// How many copies must promise to obey the term, this one included, before the longest
-        /// history among them is taken over.
+        /// history among them is taken over. 0: what only others have may be lost.
         answers: usize,
         /// The promotion fails if it takes longer.
         within_ms: u64,

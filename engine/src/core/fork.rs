@@ -1,8 +1,8 @@
 //! A primary that was replaced while it was away, and comes back.
 //!
-//! Its log may end in epochs that the new history lacks. They are its own, nobody else has them, and
-//! none is in its backing as long as acknowledgements wait for peers, since it destages only what
-//! enough peers have made durable. So it becomes a replica by itself, its tail counts as not
+//! Its log may end in epochs that the new history lacks. They are its own, nobody else has them,
+//! and none is in its backing as long as acknowledgements wait for peers, since it destages only
+//! what enough peers have made durable. So it becomes a replica by itself, its tail counts as not
 //! anchored, and when the new primary says where the histories part, the tail is saved in a file
 //! before it is cut off (P7). If it had destaged part of it, it stays diverged and nothing is
 //! touched.
@@ -37,6 +37,11 @@ impl Volume {
             return Epoch(u64::MAX);
         }
         self.peers_have().1
+    }
+
+    /// Somebody waits for the return of this fenced node, or it is about to be written.
+    pub(super) fn is_returning(&self) -> bool {
+        !matches!(self.returning, Return::No | Return::Wanted(None))
     }
 
     /// The end of the log is this node's own from when it was primary.

@@ -6,6 +6,7 @@
 use hn4::log::{CopyState, Role};
 use hn4::types::{Incarnation, Term};
 
+use super::config::AckMode;
 use super::election::Election;
 use super::event::{Action, Actions, Failure, RequestId};
 use super::feed::Peer;
@@ -34,8 +35,15 @@ impl Volume {
         (answers, within_ms): (usize, u64),
         out: &mut Actions,
     ) {
-        let others = answers.saturating_sub(1);
-        if self.is_opening() && others == 0 {
+        let accepts_loss = answers == 0;
+        // Memory is lost with its node: where it counts, a copy that has not heard the primary of
+        // the term that it obeys cannot answer for what only that primary may have had.
+        let careful = self.config.ack_mode == AckMode::Received && !accepts_loss;
+        let obeyed = self.superblock.persisted().term.counter;
+        let least_term = if careful { obeyed } else { 0 };
+        let counts = self.journal.tip_rank().term >= least_term;
+        let others = answers.saturating_sub(usize::from(counts));
+        if self.is_opening() && accepts_loss {
             if let Some(election) = &mut self.election {
                 election.waive();
             }
@@ -47,7 +55,8 @@ impl Volume {
                 result: Err(why),
             }),
             None => {
-                self.election = Some(Election::promote(id, term, others, within_ms));
+                let needed = (others, least_term);
+                self.election = Some(Election::promote(id, term, needed, within_ms));
                 self.superblock.desired.term = term;
                 self.superblock.dirty = true;
             }
@@ -105,8 +114,15 @@ impl Volume {
     }
 
     pub(super) fn demote(&mut self, id: RequestId, out: &mut Actions) {
-        let refusal = match self.superblock.persisted().role {
-            _ if self.transition.is_some() => "another change of role is under way; try again",
+        // What is asked for counts: the medium may still call it primary while it is fenced.
+        let role = match self.superblock.desired.role {
+            Role::Fenced => Role::Fenced,
+            _ => self.superblock.persisted().role,
+        };
+        let refusal = match role {
+            _ if self.transition.is_some() || self.is_returning() => {
+                "another change of role is under way; try again"
+            }
             Role::Replica => "this node is a replica already",
             Role::Fenced => {
                 self.returning = Return::Wanted(Some(id));

@@ -356,7 +356,7 @@ impl World {
         let stuck = self.quiet && self.operator.attempts > 20;
         let accepts_loss = stuck || self.rng.one_in(if self.quiet { 0 } else { 6 });
         let wanted = self.plan.promotion_answers();
-        let answers = if accepts_loss { 1 } else { wanted };
+        let answers = if accepts_loss { 0 } else { wanted };
         self.operator.top_term = counter;
         self.operator.safe_term = if answers >= wanted { counter } else { 0 };
         let within_ms = self.rng.log_between(50, 5000);
@@ -408,7 +408,7 @@ impl World {
             Some(node) if self.rng.one_in(50) => {
                 let control = Control::Promote {
                     term: Term::default(),
-                    answers: 1,
+                    answers: 0,
                     within_ms: 0,
                 };
                 self.control(node, control);
