@@ -14,7 +14,7 @@
 //! | `mod.rs` | header and records, byte by byte |
 //! | [`verify`] | the rules that make records a ledger; also its tip, to append to |
 //! | [`scan`] | reading a file in O(1) memory, torn tails, damage |
-//! | [`file`] | appending to a file, finding records in it, setting a superseded tail aside |
+//! | [`mod@file`] | appending to a file, finding records in it, setting a superseded tail aside |
 //! | [`xml`] | `IDB.xml` |
 
 use hn4::types::{Epoch, Lba, VolumeId};
