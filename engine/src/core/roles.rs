@@ -36,9 +36,9 @@ impl Volume {
         out: &mut Actions,
     ) {
         let accepts_loss = answers == 0;
-        // Memory is lost with its node: where it counts, a copy that has not heard the primary of
-        // the term that it obeys cannot answer for what only that primary may have had.
-        let careful = self.config.ack_mode == AckMode::Received && !accepts_loss;
+        // Writes are acknowledged from memory, which is lost with its node: a copy that has not heard
+        // the primary of the term that it obeys cannot answer for what only that one may have had.
+        let careful = self.config.ack_mode != AckMode::Async && !accepts_loss;
         let obeyed = self.superblock.persisted().term.counter;
         let least_term = if careful { obeyed } else { 0 };
         let counts = self.journal.tip_rank().term >= least_term;
