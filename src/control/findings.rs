@@ -279,8 +279,8 @@ fn opened_alone(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
         return None;
     }
     let cause = format!(
-        "this primary serves since its restart without having heard of its peers: one of {} may \
-         hold epochs that were lost here, or have been promoted meanwhile",
+        "this primary serves since its restart without having heard all of its peers: one of {} \
+         may hold epochs that were lost here, or have been promoted meanwhile",
         seen.section.peers.len()
     );
     let next = "bring the peers back and look here again; two histories, if there are, are both \

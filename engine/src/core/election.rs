@@ -114,8 +114,8 @@ impl Volume {
             .is_some_and(|election| matches!(election.purpose, Purpose::Open))
     }
 
-    /// Whether this primary serves since its restart without having heard of its peers: one of
-    /// them may hold a tail that was lost here, or have been promoted.
+    /// Whether this primary serves since its restart without having heard of its peers, or without
+    /// what one of them still held: a peer may have a tail that was lost here, or be promoted.
     #[must_use]
     pub fn opened_alone(&self) -> bool {
         self.opened_alone
@@ -190,7 +190,8 @@ impl Volume {
         if obeyed && (enough || alone) {
             match self.longer(election) {
                 Some(peer) if !alone => self.pull_from(peer, out),
-                _ => self.elected(alone && !enough, out),
+                // Time is up, or somebody accepts the loss: what that peer holds is left behind.
+                longer => self.elected(alone && (!enough || longer.is_some()), out),
             }
         }
         if late {

@@ -36,7 +36,8 @@ impl Volume {
         if self.role() != Role::Primary || alone {
             return Epoch(u64::MAX);
         }
-        self.peers_have().1
+        // What the log cannot give any more reaches peers only by a copy of the backing.
+        self.peers_have().1.max(self.unreadable)
     }
 
     /// Somebody waits for the return of this fenced node, or it is about to be written.

@@ -36,8 +36,8 @@ impl Volume {
         out: &mut Actions,
     ) {
         let accepts_loss = answers == 0;
-        // Writes are acknowledged from memory, which is lost with its node: a copy that has not heard
-        // the primary of the term that it obeys cannot answer for what only that one may have had.
+        // Writes are acknowledged from memory, which is lost with its node: a copy that has not
+        // heard the primary of the term that it obeys cannot answer for what only that one had.
         let careful = self.config.ack_mode != AckMode::Async && !accepts_loss;
         let obeyed = self.superblock.persisted().term.counter;
         let least_term = if careful { obeyed } else { 0 };

@@ -13,7 +13,8 @@ impl World {
         for node in &mut self.nodes {
             for disk in [Disk::Log, Disk::Backing] {
                 let faults = node.disk(disk).faults;
-                self.stats.torn += faults.torn + faults.lost_in_cache;
+                self.stats.torn += faults.torn;
+                self.stats.lost_in_cache += faults.lost_in_cache;
             }
         }
         if self.operator.lost {

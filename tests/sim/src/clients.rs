@@ -7,6 +7,7 @@ use hn4_engine::core::event::{Failure, Request, RequestId, Tip};
 use hn4_engine::core::{AckMode, Event};
 
 use crate::disk::SECTOR;
+use crate::node::Node;
 use crate::oracle::{Change, Tag, apply, describe, fill, index, is};
 use crate::world::{MS, Outcome, What, World, broken};
 
@@ -379,6 +380,30 @@ impl World {
         self.oracle.ancestor(tip, epoch)
     }
 
+    /// P1 with peers: as many as the policy asks for had it on their medium, at the latest now.
+    fn peers_flushed_it(&self, node: usize, place: Tip) -> Outcome {
+        let live = self.nodes[node].live.as_ref();
+        let primary = live.is_some_and(|live| live.volume.role() == Role::Primary);
+        let counts = self.plan.ack_mode == AckMode::Durable && self.peers_have_it(node);
+        if !primary || !counts || place.epoch == Epoch(0) {
+            return Ok(());
+        }
+        let others = self.nodes.iter().filter(|other| other.index != node);
+        let holds = |other: &&Node| {
+            let mut durable = other.durable.iter();
+            durable.any(|&tip| self.oracle.holds(tip, place))
+        };
+        let holders = others.filter(holds).count();
+        if holders >= self.plan.ack_peers {
+            return Ok(());
+        }
+        let wanted = self.plan.ack_peers;
+        broken(
+            "P1",
+            format!("node {node}: flushed {place:?}, which {holders} of {wanted} peers have"),
+        )
+    }
+
     fn received(&mut self, node: usize, epoch: Epoch) {
         // A peer that crashed after it acknowledged may be missed a little later: that is a second
         // failure, against which memory does not help.
@@ -403,6 +428,7 @@ impl World {
             let detail = format!("node {node}: a flush completed before epoch {epoch} was sealed");
             return broken("P1", detail);
         };
+        self.peers_flushed_it(node, place)?;
         if place.epoch > self.nodes[node].promise.epoch {
             self.nodes[node].promise = place;
         }

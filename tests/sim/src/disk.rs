@@ -7,20 +7,24 @@
 //! the same sector persist in order. Two writes to the same sector at the same time have no order
 //! at all; a core that issues them is wrong, and the disk says so.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 
 use hn4_engine::core::recovery::{AlignedBlock, Medium};
 
+use crate::pages::Pages;
 use crate::rng::Rng;
 
 /// Sectors are what a device writes atomically.
 pub(crate) const SECTOR: usize = 512;
 
-#[derive(Clone, Debug)]
+/// A write that is not surely durable.
+#[derive(Debug)]
 struct Pending {
     id: u64,
     offset: usize,
+    /// What it writes; once it is completed, what it replaced.
     data: Vec<u8>,
     /// Set when the write completes: its place in the order of completions.
     completed: Option<u64>,
@@ -44,11 +48,12 @@ pub(crate) struct DiskFaults {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct SimDisk {
-    /// What a read sees.
-    seen: Vec<u8>,
-    /// What surely survives a crash.
-    durable: Vec<u8>,
-    pending: Vec<Pending>,
+    /// What a read sees. What is durable is this without what `pending` did.
+    seen: Pages,
+    /// Completed ones in the order of completion, which is the order of persistence.
+    pending: VecDeque<Pending>,
+    /// Buffers to use again.
+    spare: Vec<Vec<u8>>,
     completions: u64,
     /// Synchronous operations until the node dies in the middle of recovery.
     pub(crate) dies_after: Option<u64>,
@@ -62,9 +67,9 @@ impl SimDisk {
     #[must_use]
     pub(crate) fn new(bytes: usize) -> Self {
         Self {
-            seen: vec![0; bytes],
-            durable: vec![0; bytes],
-            pending: Vec::new(),
+            seen: Pages::new(bytes),
+            pending: VecDeque::new(),
+            spare: Vec::new(),
             completions: 0,
             dies_after: None,
             next_id: 1 << 62,
@@ -73,20 +78,32 @@ impl SimDisk {
     }
 
     /// Sets contents that are durable from the start.
-    pub(crate) fn format(&mut self, offset: usize, bytes: &[u8]) {
-        self.seen[offset..offset + bytes.len()].copy_from_slice(bytes);
-        self.durable[offset..offset + bytes.len()].copy_from_slice(bytes);
+    pub(crate) fn format(&mut self, bytes: &[u8]) {
+        self.seen.change(0..bytes.len()).copy_from_slice(bytes);
     }
 
     /// What a read sees.
     #[must_use]
     pub(crate) fn contents(&self) -> &[u8] {
-        &self.seen
+        self.seen.all()
     }
 
     /// Fills the buffer.
     pub(crate) fn read(&self, offset: usize, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.seen[offset..offset + buffer.len()]);
+        buffer.copy_from_slice(&self.seen.all()[offset..offset + buffer.len()]);
+    }
+
+    /// An empty buffer for a write.
+    #[must_use]
+    pub(crate) fn buffer(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if self.spare.len() < 16 {
+            buffer.clear();
+            self.spare.push(buffer);
+        }
     }
 
     /// A write is on its way.
@@ -106,7 +123,7 @@ impl SimDisk {
             data,
             completed: None,
         };
-        if write.range().end > self.seen.len() {
+        if write.range().end > self.seen.all().len() {
             return Err(format!("a write to {:?} is beyond the end", write.range()));
         }
         let in_flight = self
@@ -119,21 +136,29 @@ impl SimDisk {
                 return Err(format!("writes to {a:?} and {b:?} at the same time"));
             }
         }
-        self.pending.push(write);
+        self.pending.push_back(write);
         Ok(())
+    }
+
+    fn take(&mut self, id: u64) -> Pending {
+        let index = self.pending.iter().position(|write| write.id == id);
+        let index = index.expect("it was started");
+        self.pending.remove(index).expect("it was found there")
     }
 
     /// A write completed.
     pub(crate) fn finish_write(&mut self, id: u64) {
+        let write = self.take(id);
+        self.complete(write);
+    }
+
+    fn complete(&mut self, mut write: Pending) {
         self.completions += 1;
-        let completions = self.completions;
-        let index = self.pending.iter().position(|write| write.id == id);
-        let index = index.expect("it was started");
-        // Kept in the order of completion, which is the order of persistence.
-        let mut write = self.pending.remove(index);
-        write.completed = Some(completions);
-        self.seen[write.range()].copy_from_slice(&write.data);
-        self.pending.push(write);
+        write.completed = Some(self.completions);
+        self.seen
+            .change(write.range())
+            .swap_with_slice(&mut write.data);
+        self.pending.push_back(write);
     }
 
     /// A write failed: whatever part of it arrived may be there or not.
@@ -141,7 +166,28 @@ impl SimDisk {
         if rng.one_in(2) {
             return self.finish_write(id);
         }
-        self.pending.retain(|write| write.id != id);
+        self.lose_write(id);
+    }
+
+    /// Nothing of a write arrives.
+    pub(crate) fn lose_write(&mut self, id: u64) {
+        let write = self.take(id);
+        self.recycle(write.data);
+    }
+
+    /// A write arrives at another place, at least for as much of it as there is room.
+    pub(crate) fn misdirect_write(&mut self, id: u64, rng: &mut Rng) {
+        let mut write = self.take(id);
+        let places = (self.seen.all().len() - write.data.len()) / SECTOR;
+        write.offset = rng.index(places + 1) * SECTOR;
+        let in_flight = |other: &&Pending| {
+            let (a, b) = (write.range(), other.range());
+            other.completed.is_none() && a.start < b.end && b.start < a.end
+        };
+        if self.pending.iter().any(|other| in_flight(&other)) {
+            return self.recycle(write.data);
+        }
+        self.complete(write);
     }
 
     /// A flush begins; the result names what it covers.
@@ -152,22 +198,32 @@ impl SimDisk {
 
     /// The flush is done: all that had completed when it began is durable.
     pub(crate) fn finish_flush(&mut self, covers: u64) {
-        let durable = &mut self.durable;
-        self.pending.retain(|write| {
-            let covered = write.completed.is_some_and(|completed| completed <= covers);
-            if covered {
-                durable[write.range()].copy_from_slice(&write.data);
+        for _ in 0..self.pending.len() {
+            let Some(write) = self.pending.pop_front() else {
+                break;
+            };
+            if write.completed.is_some_and(|completed| completed <= covers) {
+                self.recycle(write.data);
+            } else {
+                self.pending.push_back(write);
             }
-            !covered
-        });
+        }
     }
 
     /// Power is lost.
     ///
     /// `shears` also lets sectors be left half old and half new.
     pub(crate) fn crash(&mut self, shears: bool, rng: &mut Rng) {
-        let pending = std::mem::take(&mut self.pending);
-        for write in &pending {
+        let mut pending = std::mem::take(&mut self.pending);
+        // Back to what is durable, the newest first; what each wrote is in its hands again.
+        for write in pending.iter_mut().rev() {
+            if write.completed.is_some() {
+                self.seen
+                    .change(write.range())
+                    .swap_with_slice(&mut write.data);
+            }
+        }
+        for write in pending {
             let fate = rng.below(4);
             for (index, sector) in write.data.chunks_exact(SECTOR).enumerate() {
                 let persists = match fate {
@@ -178,26 +234,24 @@ impl SimDisk {
                 };
                 let at = write.offset + index * SECTOR;
                 if persists {
-                    self.durable[at..at + SECTOR].copy_from_slice(sector);
+                    self.seen.change(at..at + SECTOR).copy_from_slice(sector);
                 } else if shears && fate >= 2 && rng.one_in(4) {
                     let half = rng.index(SECTOR);
-                    self.durable[at..at + half].copy_from_slice(&sector[..half]);
+                    self.seen
+                        .change(at..at + half)
+                        .copy_from_slice(&sector[..half]);
                 }
             }
             self.faults.torn += u64::from(fate >= 2);
             self.faults.lost_in_cache += u64::from(fate == 1);
-        }
-        for write in &pending {
-            let range = write.range();
-            self.seen[range.clone()].copy_from_slice(&self.durable[range]);
+            self.recycle(write.data);
         }
         self.dies_after = None;
     }
 
     /// A bit flips on the medium.
     pub(crate) fn rot(&mut self, offset: usize, bit: u8) {
-        self.seen[offset] ^= 1 << bit;
-        self.durable[offset] ^= 1 << bit;
+        self.seen.change(offset..offset + 1)[0] ^= 1 << bit;
     }
 
     fn alive(&mut self) -> io::Result<()> {
@@ -226,7 +280,9 @@ impl Medium for SimDisk {
         for block in blocks {
             self.next_id += 1;
             let id = self.next_id;
-            let started = self.start_write(id, at, block.0.to_vec());
+            let mut data = self.buffer();
+            data.extend_from_slice(&block.0);
+            let started = self.start_write(id, at, data);
             started.map_err(io::Error::other)?;
             self.alive()?;
             self.finish_write(id);
@@ -243,6 +299,6 @@ impl Medium for SimDisk {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.seen.len() as u64
+        self.seen.all().len() as u64
     }
 }

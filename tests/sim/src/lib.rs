@@ -2,42 +2,70 @@
 //! a network, a clock and an operator that all come from one seed.
 //!
 //! **Architecture invariant:** what is simulated is the world, never the core. The core's own
-//! `step` and recovery run here as they run in the daemon.
+//! `step` and recovery run here as they run in the daemon; in some seeds the transport's own
+//! session and the daemon's own translation run between them.
 //!
 //! | module | what |
 //! |---|---|
 //! | `plan` | what a seed decides beforehand |
-//! | `world` | time, the queue, sessions |
-//! | `steps` | a step of a core, and carrying out its actions |
-//! | `node`, `disk`, `memory` | what a node consists of |
-//! | `link` | what a session decides by itself |
+//! | `world` | time, the queue |
+//! | `steps` | a step of a core, and what is seen of it |
+//! | `actions` | carrying out what a core says |
+//! | `node`, `disk`, `memory`, `pages` | what a node consists of |
+//! | `net`, `link`, `wire` | sessions: what they do to messages; modelled; real |
 //! | `clients` | requests, and what each answer promises |
-//! | `operator` | disasters and repairs |
+//! | `operator`, `disasters`, `faults` | disasters and repairs |
 //! | `oracle`, `checkers` | what is legal |
+//! | `shrink` | the shortest list of faults that still fails |
 #![forbid(unsafe_code)]
 
+mod actions;
 mod checkers;
 mod clients;
+mod disasters;
 mod disk;
+mod faults;
 mod link;
 mod memory;
+mod net;
 mod node;
 mod operator;
 mod oracle;
+mod pages;
 mod plan;
 mod proofs;
 mod rng;
-mod sessions;
+mod shrink;
+mod stats;
 mod steps;
 mod trace;
+#[path = "../../../src/daemon/translate.rs"]
+mod translate;
+mod wire;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[cfg(feature = "mutants")]
 pub use hn4_engine::core::mutants;
+
+pub use faults::{Fault, Happened};
+pub use plan::{Knobs, MOST_NODES};
+pub use shrink::{Shrunk, shrink};
+pub use stats::Stats;
+pub use world::Violation;
 use world::World;
-pub use world::{Stats, Violation};
+
+/// How a seed is to be run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Keep the last events in words.
+    pub words: bool,
+    /// Only the faults with these numbers happen.
+    pub keep: Option<Vec<u64>>,
+    /// What is not left to the seed.
+    pub knobs: Knobs,
+}
 
 /// How a seed ended.
 #[derive(Clone, Debug)]
@@ -48,6 +76,8 @@ pub struct Report {
     pub violation: Option<Violation>,
     /// What happened.
     pub stats: Stats,
+    /// The faults that happened, in order.
+    pub faults: Vec<Happened>,
     /// Hash of everything that happened.
     pub trace_hash: u64,
     /// The last events in words, if they were wanted.
@@ -56,8 +86,8 @@ pub struct Report {
 
 /// Runs a seed to its end.
 #[must_use]
-pub fn run_seed(seed: u64, words: bool) -> Report {
-    let mut world = World::new(seed, words);
+pub fn run_seed(seed: u64, options: &Options) -> Report {
+    let mut world = World::new(seed, options);
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match outcome {
         Ok(result) => result.err(),
@@ -70,11 +100,16 @@ pub fn run_seed(seed: u64, words: bool) -> Report {
             })
         }
     };
+    let mut stats = world.stats;
+    for happened in &world.faults.happened {
+        stats.faults[happened.fault as usize] += 1;
+    }
     Report {
         seed,
         violation,
-        stats: world.stats,
+        stats,
         trace_hash: world.trace.hash(),
         words: world.trace.words().map(str::to_owned).collect(),
+        faults: std::mem::take(&mut world.faults.happened),
     }
 }

@@ -10,6 +10,7 @@
 use hn4::log::{CopyState, Role};
 use hn4::types::Term;
 use hn4_engine::core::event::{CopyStatus, FeedRefusal, PeerEvent, PeerState, Tip};
+use hn4_transport::session::Session;
 
 /// Lanes of a direction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +50,20 @@ pub(crate) fn peer_state(status: &CopyStatus) -> PeerState {
     }
 }
 
+impl Message {
+    /// About how many bytes it has on the wire.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> u64 {
+        let body = match self {
+            Self::Event(PeerEvent::Epoch(frame)) => frame.len(),
+            Self::Event(PeerEvent::SeedPiece(piece)) => piece.data.as_ref().map_or(0, Vec::len),
+            Self::Proof(bytes) => bytes.len(),
+            Self::Event(_) | Self::State(_) | Self::Refused(_) | Self::FeedOpened => 0,
+        };
+        body as u64 + 100
+    }
+}
+
 /// What was asked in this session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum Asked {
@@ -61,10 +76,18 @@ enum Asked {
 }
 
 /// One side of a link.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Side {
     /// The session that is open here.
     pub(crate) open: Option<u64>,
+    /// The transport's session, where it is not modelled.
+    pub(crate) wire: Option<Session>,
+    /// The peer has said hello.
+    pub(crate) greeted: bool,
+    /// When the transport's session is to be woken.
+    pub(crate) wake_at: Option<u64>,
+    /// The peer's hello in a session of the transport said that it is primary.
+    pub(crate) primary_says_hello: bool,
     asked: Asked,
     ours: Option<CopyStatus>,
     theirs: Option<CopyStatus>,
@@ -91,8 +114,23 @@ impl Side {
             asked: Asked::Nothing,
             ours: Some(ours),
             theirs: Some(theirs),
-            busy_until: [0; 2],
+            ..Self::default()
         };
+    }
+
+    /// A session of the transport opens.
+    pub(crate) fn open_wire(&mut self, session: u64, wire: Session) {
+        *self = Self {
+            open: Some(session),
+            wire: Some(wire),
+            ..Self::default()
+        };
+    }
+
+    /// The session is over.
+    pub(crate) fn close(&mut self) {
+        self.open = None;
+        self.wire = None;
     }
 
     /// The term of the peer, if it is higher than ours.
@@ -105,8 +143,10 @@ impl Side {
     /// Whether the peer is primary.
     #[must_use]
     pub(crate) fn is_fed_by_primary(&self) -> bool {
-        self.theirs
-            .is_some_and(|theirs| theirs.role == Role::Primary)
+        let modelled = self
+            .theirs
+            .is_some_and(|theirs| theirs.role == Role::Primary);
+        modelled || self.primary_says_hello
     }
 
     /// Our state changed.
@@ -192,8 +232,16 @@ impl Side {
     }
 }
 
+/// A link with little bandwidth.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slow {
+    /// For how long.
+    pub(crate) until: u64,
+    /// How little.
+    pub(crate) bytes_per_ms: u64,
+}
+
 /// A pair of nodes.
-#[derive(Debug)]
 pub(crate) struct Link {
     /// The nodes.
     pub(crate) nodes: [usize; 2],
@@ -203,6 +251,10 @@ pub(crate) struct Link {
     pub(crate) sessions: u64,
     /// Nothing gets through until then.
     pub(crate) cut_until: u64,
+    /// Nothing reaches a side until then.
+    pub(crate) deaf_until: [u64; 2],
+    /// There is little bandwidth.
+    pub(crate) slow: Option<Slow>,
     /// An attempt to connect is planned.
     pub(crate) connecting: bool,
 }
@@ -216,8 +268,17 @@ impl Link {
             sides: [Side::default(), Side::default()],
             sessions: 0,
             cut_until: 0,
+            deaf_until: [0; 2],
+            slow: None,
             connecting: false,
         }
+    }
+
+    /// No session can begin before this.
+    #[must_use]
+    pub(crate) fn cut_until(&self) -> u64 {
+        let deaf = self.deaf_until[0].max(self.deaf_until[1]);
+        self.cut_until.max(deaf)
     }
 
     /// Which side a node is.

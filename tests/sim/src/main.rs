@@ -4,28 +4,41 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use hn4_sim::{Stats, run_seed};
+use hn4_sim::{Happened, Options, Report, Stats, run_seed, shrink};
 
-struct Options {
+const USAGE: &str = "Usage: hn4-sim [--seeds N] [--seed FIRST] [--trace] [--keep-going]
+  [--nodes N] [--requests N] [--real-sessions] [--modelled-sessions]
+  [--backing-damage] [--lying-flush] [--mutants [--mutant NAME] | --kept-mutants]";
+
+/// Events in words that are shown of each node when a seed fails.
+const LAST_EVENTS: usize = 12;
+
+#[derive(Default)]
+struct Arguments {
     seeds: u64,
     first: u64,
-    trace: bool,
     keep_going: bool,
     mutants: bool,
+    kept_mutants: bool,
+    /// Only this planted bug.
+    mutant: Option<String>,
+    options: Options,
 }
 
-fn options() -> Result<Options, String> {
-    let mut options = Options {
+fn arguments() -> Result<Arguments, String> {
+    let mut given = Arguments {
         seeds: 1000,
         first: 1,
-        trace: false,
-        keep_going: false,
-        mutants: false,
+        ..Arguments::default()
     };
-    let mut one = false;
-    let mut many = false;
+    let (mut one, mut many) = (false, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
+        if argument == "--mutant" {
+            given.mutants = true;
+            given.mutant = arguments.next();
+            continue;
+        }
         let mut number = || {
             let text = arguments
                 .next()
@@ -33,122 +46,229 @@ fn options() -> Result<Options, String> {
             text.parse::<u64>()
                 .map_err(|error| format!("{argument} {text}: {error}"))
         };
+        let knobs = &mut given.options.knobs;
         match argument.as_str() {
-            "--seeds" => (options.seeds, many) = (number()?, true),
-            "--seed" => (options.first, one) = (number()?, true),
-            "--trace" => options.trace = true,
-            "--keep-going" => options.keep_going = true,
-            "--mutants" => options.mutants = true,
-            _ => {
-                return Err(format!(
-                    "{argument}? Usage: hn4-sim [--seeds N] [--seed S] [--trace] [--keep-going]"
-                ));
-            }
+            "--seeds" => (given.seeds, many) = (number()?, true),
+            "--seed" => (given.first, one) = (number()?, true),
+            "--nodes" => knobs.nodes = usize::try_from(number()?).ok(),
+            "--requests" => knobs.requests = Some(number()?),
+            "--real-sessions" => knobs.real_sessions = Some(true),
+            "--modelled-sessions" => knobs.real_sessions = Some(false),
+            "--backing-damage" => knobs.backing_damage = true,
+            "--lying-flush" => knobs.lying_flush = true,
+            "--trace" => given.options.words = true,
+            "--keep-going" => given.keep_going = true,
+            "--mutants" => given.mutants = true,
+            "--kept-mutants" => given.kept_mutants = true,
+            _ => return Err(format!("{argument}? {USAGE}")),
         }
     }
     if one && !many {
-        options.seeds = 1;
+        given.seeds = 1;
     }
-    Ok(options)
+    Ok(given)
 }
 
-/// Shows for each planted bug the first seed that finds it.
 #[cfg(feature = "mutants")]
-fn mutants(options: &Options) -> ExitCode {
+mod mutants {
+    use super::{Arguments, ExitCode, run_seed};
     use hn4_sim::mutants::{Mutant, select};
-    let mut missed = 0;
-    for mutant in Mutant::ALL {
-        select(Some(mutant));
-        let mut seeds = options.first..options.first + options.seeds;
-        let found = seeds.find_map(|seed| Some((seed, run_seed(seed, false).violation?)));
+    use hn4_sim::{Options, Violation};
+
+    /// The first seed that finds a planted bug, and nothing without it.
+    fn hunt(
+        mutant: Mutant,
+        mut seeds: impl Iterator<Item = u64>,
+        options: &Options,
+    ) -> Option<(u64, Violation)> {
+        let found = seeds.find_map(|seed| {
+            select(Some(mutant));
+            let violation = run_seed(seed, options).violation?;
+            select(None);
+            let clean = run_seed(seed, options).violation.is_none();
+            clean.then_some((seed, violation))
+        });
         select(None);
-        match found {
-            Some((seed, violation)) => {
-                let needed = seed - options.first + 1;
-                let detail = violation.detail.lines().next().unwrap_or("").to_owned();
-                let detail: String = detail.chars().take(100).collect();
-                let promise = violation.promise;
-                println!("| {mutant:?} | {needed} | {seed} | {promise} | {detail} |");
-            }
-            None => {
-                missed += 1;
-                println!("| {mutant:?} | NOT FOUND | | | |");
+        found
+    }
+
+    /// Shows for each planted bug the first seed that finds it.
+    pub(super) fn search(arguments: &Arguments) -> ExitCode {
+        let mut missed = 0;
+        let wanted = |mutant: &Mutant| {
+            let name = arguments.mutant.as_ref();
+            name.is_none_or(|name| *name == format!("{mutant:?}"))
+        };
+        for mutant in Mutant::ALL.into_iter().filter(wanted) {
+            let seeds = arguments.first..arguments.first + arguments.seeds;
+            match hunt(mutant, seeds, &arguments.options) {
+                Some((seed, violation)) => {
+                    let detail = violation.detail.lines().next().unwrap_or("");
+                    let detail: String = detail.chars().take(100).collect();
+                    println!("{mutant:?} {seed} {}: {detail}", violation.promise);
+                }
+                None => {
+                    missed += 1;
+                    println!("{mutant:?} NOT FOUND");
+                }
             }
         }
+        ExitCode::from(u8::from(missed > 0))
     }
-    if missed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+
+    /// Runs for each planted bug the seed that is known to find it.
+    pub(super) fn replay() -> ExitCode {
+        let mut missed = 0;
+        for mutant in Mutant::ALL {
+            let name = format!("{mutant:?}");
+            let lines = include_str!("../mutants.txt").lines();
+            let mut words = lines.map(|line| line.split_once(' ').unwrap_or((line, "")));
+            let seed = words.find(|(other, _)| *other == name);
+            if seed.is_some_and(|(_, seed)| seed == "-") {
+                println!("{name}: NOT FOUND by any seed so far");
+                continue;
+            }
+            let seed = seed.and_then(|(_, seed)| seed.trim().parse::<u64>().ok());
+            let found = hunt(mutant, seed.into_iter(), &Options::default());
+            match (seed, found) {
+                (Some(_), Some((seed, violation))) => {
+                    println!("{name}: found by seed {seed} ({})", violation.promise);
+                }
+                (Some(seed), None) => {
+                    missed += 1;
+                    println!("{name}: NOT FOUND by seed {seed}");
+                }
+                (None, _) => {
+                    missed += 1;
+                    println!("{name}: no seed is kept in mutants.txt");
+                }
+            }
+        }
+        ExitCode::from(u8::from(missed > 0))
     }
 }
 
 #[cfg(not(feature = "mutants"))]
-fn mutants(_: &Options) -> ExitCode {
-    eprintln!("this program was built without planted bugs: build with --features mutants");
-    ExitCode::from(2)
+mod mutants {
+    use super::{Arguments, ExitCode};
+
+    pub(super) fn search(_: &Arguments) -> ExitCode {
+        replay()
+    }
+
+    pub(super) fn replay() -> ExitCode {
+        eprintln!("this program was built without planted bugs: build with --features mutants");
+        ExitCode::from(2)
+    }
+}
+
+fn show_fault(happened: &Happened) {
+    let Happened {
+        number,
+        at_us,
+        fault,
+        node,
+    } = happened;
+    let node = node.map_or_else(|| "network".to_owned(), |node| format!("node {node}"));
+    println!("  #{number:<4} {at_us:>10} us  {node}: {fault:?}");
+}
+
+/// Prints what is needed to understand a failing seed.
+fn explain(seed: u64, arguments: &Arguments) {
+    println!("looking for the shortest list of faults that still fails ..");
+    let Some(shrunk) = shrink(seed, &arguments.options) else {
+        println!("it does not fail when it is run again: the run is no function of its seed (P11)");
+        return;
+    };
+    let Report {
+        violation,
+        faults,
+        words,
+        ..
+    } = &shrunk.report;
+    let (before, runs) = (shrunk.before, shrunk.runs);
+    println!(
+        "{} of {before} faults are needed (found in {runs} runs):",
+        faults.len()
+    );
+    faults.iter().for_each(show_fault);
+    if let Some(violation) = violation {
+        println!(
+            "with these, {} is broken: {}",
+            violation.promise, violation.detail
+        );
+    }
+    for node in 0..hn4_sim::MOST_NODES {
+        let name = format!(" node {node} ");
+        let own: Vec<&String> = words.iter().filter(|line| line.contains(&name)).collect();
+        if !own.is_empty() {
+            println!("last events of node {node} (microseconds, event, actions):");
+        }
+        let skip = own.len().saturating_sub(LAST_EVENTS);
+        own.iter().skip(skip).for_each(|line| println!("{line}"));
+    }
+}
+
+/// A violation without its numbers, to count those that are alike.
+fn alike(promise: &str, detail: &str) -> String {
+    let digits = |c: char| if c.is_ascii_digit() { '#' } else { c };
+    let line = detail.lines().next().unwrap_or("");
+    let short: String = line.chars().map(digits).collect();
+    let short = short.replace("##", "#").replace("##", "#");
+    let short: String = short.chars().take(90).collect();
+    format!("{promise} {short}")
 }
 
 fn main() -> ExitCode {
-    let options = match options() {
-        Ok(options) => options,
+    let arguments = match arguments() {
+        Ok(arguments) => arguments,
         Err(why) => {
             eprintln!("{why}");
             return ExitCode::from(2);
         }
     };
-    if options.seeds > 1 {
+    if arguments.seeds > 1 || arguments.kept_mutants {
         std::panic::set_hook(Box::new(|_| {}));
     }
-    let started = Instant::now();
-    if options.mutants {
-        return mutants(&options);
+    if arguments.mutants {
+        return mutants::search(&arguments);
     }
+    if arguments.kept_mutants {
+        return mutants::replay();
+    }
+    let started = Instant::now();
     let mut total = Stats::default();
     let mut failed: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for seed in options.first..options.first + options.seeds {
-        let report = run_seed(seed, options.trace);
+    for seed in arguments.first..arguments.first + arguments.seeds {
+        let report = run_seed(seed, &arguments.options);
         total.add(&report.stats);
-        if options.seeds == 1 {
+        if arguments.seeds == 1 {
             report.words.iter().for_each(|words| println!("{words}"));
-            println!(
-                "seed {seed}: trace {:016x}, {:?}",
-                report.trace_hash, report.stats
-            );
+            println!("seed {seed}: trace {:016x}", report.trace_hash);
         }
-        let Some(violation) = report.violation else {
-            continue;
-        };
-        let detail = &violation.detail;
-        if !options.keep_going {
-            println!("seed {seed}: {} is broken: {detail}", violation.promise);
-            return ExitCode::FAILURE;
+        if let Some(violation) = report.violation {
+            let detail = &violation.detail;
+            if !arguments.keep_going {
+                println!("seed {seed}: {} is broken: {detail}", violation.promise);
+                explain(seed, &arguments);
+                return ExitCode::FAILURE;
+            }
+            let kind = failed.entry(alike(violation.promise, detail));
+            kind.or_insert((seed, 0)).1 += 1;
         }
-        let digits = |c: char| if c.is_ascii_digit() { '#' } else { c };
-        let short: String = detail
-            .lines()
-            .next()
-            .unwrap_or("")
-            .chars()
-            .map(digits)
-            .collect();
-        let short: String = short
-            .replace("##", "#")
-            .replace("##", "#")
-            .chars()
-            .take(90)
-            .collect();
-        let entry = failed
-            .entry(format!("{} {short}", violation.promise))
-            .or_insert((seed, 0));
-        entry.1 += 1;
+        let done = seed - arguments.first + 1;
+        if done.is_multiple_of(10_000) {
+            println!("{done} seeds, {:.0} s", started.elapsed().as_secs_f64());
+        }
     }
     for (what, (seed, times)) in &failed {
         println!("{times:>6} x, first seed {seed}: {what}");
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("{} seeds in {seconds:.1} s: {total:?}", options.seeds);
+    println!("{} seeds in {seconds:.1} s", arguments.seeds);
+    print!("{total}");
     if failed.is_empty() {
+        println!("no promise was broken");
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

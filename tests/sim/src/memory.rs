@@ -3,7 +3,13 @@
 
 use std::ops::Range;
 
-use hn4_engine::arena::{SlotId, SlotMemory, VecArena};
+use hn4_engine::arena::{SLOT_BYTES, SlotId, SlotMemory};
+
+use crate::disk::SECTOR;
+use crate::pages::Pages;
+
+/// Bytes of rubbish at both ends of each sector of a fresh slot.
+const RUBBISH: usize = 32;
 
 #[derive(Clone, Copy, Default)]
 struct Pins {
@@ -15,7 +21,10 @@ struct Pins {
 
 /// See the module.
 pub(crate) struct SimMemory {
-    arena: VecArena,
+    bytes: Pages,
+    /// Stack of free slots; fresh memory hands out ascending ones.
+    free: Vec<SlotId>,
+    allocated: Vec<bool>,
     pins: Vec<Pins>,
     rubbish: u8,
 }
@@ -25,7 +34,9 @@ impl SimMemory {
     #[must_use]
     pub(crate) fn new(slots: u32) -> Self {
         Self {
-            arena: VecArena::new(slots),
+            bytes: Pages::new(slots as usize * SLOT_BYTES),
+            free: (0..slots).rev().map(SlotId).collect(),
+            allocated: vec![false; slots as usize],
             pins: vec![Pins::default(); slots as usize],
             rubbish: 0xA5,
         }
@@ -33,7 +44,7 @@ impl SimMemory {
 
     /// A disk starts to use the slot; `fills` if it will write into it.
     pub(crate) fn pin(&mut self, slot: SlotId, fills: bool) {
-        let _ = self.arena.bytes(slot); // It must be allocated.
+        let _ = self.range(slot); // It must be allocated.
         let pins = &mut self.pins[slot.index()];
         *(if fills {
             &mut pins.writes
@@ -48,7 +59,8 @@ impl SimMemory {
             self.pins[slot.index()].writes > 0,
             "disks fill what is pinned"
         );
-        self.arena.bytes_mut(slot)
+        let range = self.range(slot);
+        self.bytes.change(range)
     }
 
     /// A disk is done with the slot.
@@ -59,6 +71,11 @@ impl SimMemory {
         } else {
             &mut pins.reads
         }) -= 1;
+    }
+
+    fn range(&self, slot: SlotId) -> Range<usize> {
+        assert!(self.allocated[slot.index()], "slot {} is free", slot.0);
+        slot.index() * SLOT_BYTES..(slot.index() + 1) * SLOT_BYTES
     }
 
     fn assert_idle(&self, slot: SlotId, what: &str) {
@@ -73,15 +90,23 @@ impl SimMemory {
 
 impl SlotMemory for SimMemory {
     fn alloc(&mut self) -> Option<SlotId> {
-        let slot = self.arena.alloc()?;
+        let slot = self.free.pop()?;
+        self.allocated[slot.index()] = true;
         self.rubbish = self.rubbish.wrapping_add(1) | 1;
-        self.arena.bytes_mut(slot).fill(self.rubbish);
+        // Some of each sector is enough: a sector that holds any of it is no client's.
+        let (rubbish, range) = (self.rubbish, self.range(slot));
+        for sector in self.bytes.change(range).chunks_exact_mut(SECTOR) {
+            sector[..RUBBISH].fill(rubbish);
+            sector[SECTOR - RUBBISH..].fill(rubbish);
+        }
         Some(slot)
     }
 
     fn free(&mut self, slot: SlotId) {
         self.assert_idle(slot, "freed");
-        self.arena.free(slot);
+        let _ = self.range(slot); // It must be allocated.
+        self.allocated[slot.index()] = false;
+        self.free.push(slot);
     }
 
     fn bytes(&self, slot: SlotId) -> &[u8] {
@@ -90,12 +115,13 @@ impl SlotMemory for SimMemory {
             "slot {} is looked at while a disk fills it",
             slot.0
         );
-        self.arena.bytes(slot)
+        &self.bytes.all()[self.range(slot)]
     }
 
     fn bytes_mut(&mut self, slot: SlotId) -> &mut [u8] {
         self.assert_idle(slot, "changed");
-        self.arena.bytes_mut(slot)
+        let range = self.range(slot);
+        self.bytes.change(range)
     }
 
     fn copy(&mut self, source: SlotId, range: Range<usize>, to: SlotId, offset: usize) {
@@ -105,14 +131,17 @@ impl SlotMemory for SimMemory {
             source.0
         );
         self.assert_idle(to, "changed");
-        self.arena.copy(source, range, to, offset);
+        assert!(range.end <= SLOT_BYTES && offset + range.len() <= SLOT_BYTES);
+        let (from, to) = (self.range(source).start, self.range(to).start);
+        self.bytes
+            .copy(from + range.start..from + range.end, to + offset);
     }
 
     fn free_slots(&self) -> usize {
-        self.arena.free_slots()
+        self.free.len()
     }
 
     fn capacity(&self) -> usize {
-        self.arena.capacity()
+        self.allocated.len()
     }
 }

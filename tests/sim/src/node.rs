@@ -32,6 +32,27 @@ struct Flight {
     stage: Stage,
 }
 
+/// What an operation does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    Flush,
+}
+
+/// What becomes of an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fate {
+    /// What it should.
+    Done,
+    /// It fails with this error.
+    Fails(i32),
+    /// It is said to be done, and was not.
+    Lost,
+    /// A write arrives elsewhere.
+    Astray,
+}
+
 /// What came of an operation.
 #[derive(Debug)]
 pub(crate) enum Landed {
@@ -55,6 +76,8 @@ pub(crate) struct Live {
     pub(crate) tip: Tip,
     /// Who sealed it.
     pub(crate) tip_rank: Rank,
+    /// What it could not drop after the last step.
+    pub(crate) anchored: Tip,
     /// What reads must see; only while the copy is usable.
     pub(crate) view: Vec<Tag>,
     /// The copy was usable after the last step.
@@ -91,6 +114,19 @@ pub(crate) struct Node {
     pub(crate) ledger: MemoryMedium,
     /// The highest term that it had on its medium.
     pub(crate) top_term: u64,
+    /// Everything it ever had on its medium, by the ends of its log: the last, and the ones before
+    /// its log was cut back.
+    pub(crate) durable: Vec<Tip>,
+    /// Writes to the backing fail until then.
+    pub(crate) no_space_until: u64,
+    /// It is being stopped, and killed at this time.
+    pub(crate) stop_by: Option<u64>,
+    /// It had everything in its backing when it was stopped.
+    pub(crate) stopped_clean: bool,
+    /// Its wall clock, in milliseconds after the true one.
+    pub(crate) skew_ms: u64,
+    /// What its monotonic clock showed when the run began, in nanoseconds.
+    pub(crate) clock_start: u64,
 }
 
 /// The volume of every run.
@@ -120,7 +156,7 @@ impl Node {
     pub(crate) fn new(index: usize, plan: &Plan, backing: &[u8]) -> Self {
         let log_bytes = hn4::log::RING_START + plan.ring_bytes;
         let mut disk = SimDisk::new(backing.len());
-        disk.format(0, backing);
+        disk.format(backing);
         Self {
             index,
             log: SimDisk::new(small(log_bytes)),
@@ -132,6 +168,12 @@ impl Node {
             rotten: false,
             ledger: MemoryMedium::default(),
             top_term: 0,
+            durable: Vec::new(),
+            no_space_until: 0,
+            stop_by: None,
+            stopped_clean: false,
+            skew_ms: 0,
+            clock_start: 0,
         }
     }
 
@@ -157,6 +199,7 @@ impl Node {
         let log_bytes = hn4::log::RING_START + plan.ring_bytes;
         self.log = SimDisk::new(small(log_bytes));
         self.rotten = false;
+        self.stopped_clean = false;
         let new = NewLog {
             identity: identity(plan),
             node: node_id(self.index),
@@ -192,6 +235,7 @@ impl Node {
             open: Vec::new(),
             tip,
             tip_rank,
+            anchored: Tip::default(),
             view: Vec::new(),
             usable: false,
             completed: Epoch(0),
@@ -208,6 +252,7 @@ impl Node {
         if let Some(beside) = self.live.take().and_then(|live| live.beside) {
             self.ledger = beside.crash(rng);
         }
+        self.stop_by = None;
         self.log.crash(shears, rng);
         self.backing.crash(shears, rng);
     }
@@ -221,7 +266,7 @@ impl Node {
         token: IoToken,
         io: &Io,
         segs: &[Seg],
-    ) -> Result<u64, String> {
+    ) -> Result<(u64, Disk), String> {
         let Some(live) = &mut self.live else {
             return Err("a dead node does nothing".to_owned());
         };
@@ -246,14 +291,14 @@ impl Node {
                 then_fsync,
             } => {
                 let segs = segs[range.clone()].to_vec();
-                let mut data = Vec::new();
+                let target = if *disk == Disk::Log { log } else { backing };
+                let mut data = target.buffer();
                 for seg in &segs {
                     let bytes = usize::from(seg.offset)..usize::from(seg.offset + seg.bytes);
                     assert!(bytes.end <= SLOT_BYTES && !bytes.is_empty());
                     data.extend_from_slice(&live.mem.bytes(seg.slot)[bytes]);
                     live.mem.pin(seg.slot, false);
                 }
-                let target = if *disk == Disk::Log { log } else { backing };
                 target
                     .start_write(id, small(*offset), data)
                     .map_err(|why| format!("{disk:?}, {token:?}: {why}"))?;
@@ -278,18 +323,33 @@ impl Node {
             }
         };
         live.flights.insert(id, Flight { token, disk, stage });
-        Ok(id)
+        Ok((id, disk))
+    }
+
+    /// What an operation that is on its way does.
+    #[must_use]
+    pub(crate) fn flight(&self, id: u64) -> Option<(Disk, Kind)> {
+        let flight = self.live.as_ref()?.flights.get(&id)?;
+        let kind = match flight.stage {
+            Stage::Read { .. } => Kind::Read,
+            Stage::Write { .. } => Kind::Write,
+            Stage::Flush { .. } => Kind::Flush,
+        };
+        Some((flight.disk, kind))
     }
 
     /// An operation's time has come.
-    pub(crate) fn land(&mut self, id: u64, fails: bool, rng: &mut Rng) -> Option<Landed> {
+    pub(crate) fn land(&mut self, id: u64, fate: Fate, rng: &mut Rng) -> Option<Landed> {
         let live = self.live.as_mut()?;
         let mut flight = live.flights.remove(&id)?;
         let disk = match flight.disk {
             Disk::Log => &mut self.log,
             Disk::Backing => &mut self.backing,
         };
-        let mut result = if fails { Err(5) } else { Ok(()) };
+        let result = match fate {
+            Fate::Fails(errno) => Err(errno),
+            Fate::Done | Fate::Lost | Fate::Astray => Ok(()),
+        };
         match &flight.stage {
             Stage::Read { offset, segs } => {
                 let mut at = *offset;
@@ -303,12 +363,13 @@ impl Node {
             }
             Stage::Write { then_fsync, segs } => {
                 segs.iter().for_each(|seg| live.mem.unpin(seg.slot, false));
-                if fails {
-                    disk.fail_write(id, rng);
-                } else {
-                    disk.finish_write(id);
+                match fate {
+                    Fate::Fails(_) => disk.fail_write(id, rng),
+                    Fate::Done => disk.finish_write(id),
+                    Fate::Lost => disk.lose_write(id),
+                    Fate::Astray => disk.misdirect_write(id, rng),
                 }
-                if *then_fsync && !fails {
+                if *then_fsync && result.is_ok() {
                     let covers = disk.start_flush();
                     flight.stage = Stage::Flush { covers };
                     live.flights.insert(id, flight);
@@ -316,9 +377,7 @@ impl Node {
                 }
             }
             Stage::Flush { covers } => {
-                if fails {
-                    result = Err(5);
-                } else {
+                if fate == Fate::Done {
                     disk.finish_flush(*covers);
                 }
             }

@@ -9,6 +9,7 @@ use hn4::types::Term;
 use hn4_engine::core::event::{Control, RequestId, Tip};
 use hn4_engine::core::{Event, Obstacle};
 
+use crate::faults::Fault;
 use crate::world::{MS, Outcome, What, World, broken};
 
 /// A change of primary that is on its way.
@@ -31,7 +32,9 @@ pub(crate) struct Operator {
     /// The attempt in this term had enough answers.
     safe_term: u64,
     /// A node that is to crash after so many more steps.
-    doomed: Option<(usize, u64)>,
+    doomed: Option<(usize, u64, Fault)>,
+    /// A restarted primary served without having heard of its peers.
+    opened_alone: bool,
     /// When there was no primary first.
     headless_since: Option<u64>,
     /// The primary was demoted to hand over.
@@ -61,7 +64,7 @@ impl World {
 
     /// Whether this step is a node's last.
     pub(crate) fn dies_now(&mut self, node: usize) -> bool {
-        let Some((doomed, left)) = &mut self.operator.doomed else {
+        let Some((doomed, left, fault)) = &mut self.operator.doomed else {
             return false;
         };
         if *doomed != node || self.quiet {
@@ -73,21 +76,34 @@ impl World {
                 false
             }
             None => {
+                let fault = *fault;
                 self.operator.doomed = None;
-                true
+                self.fault(fault, Some(node))
             }
         }
     }
 
+    /// A node is to crash after so many more steps.
+    pub(crate) fn doom(&mut self, node: usize, steps: u64, fault: Fault) {
+        self.operator.doomed = Some((node, steps, fault));
+    }
+
     /// Changes are where things go wrong: a node that just changed is likely to crash.
     pub(crate) fn doom_if_touchy(&mut self, node: usize) {
-        let may = self.plan.faults[0] > 0
-            && self.operator.disasters < self.plan.most_faults
+        if self.rng.one_in(self.plan.touchy) {
+            self.doom_soon(node);
+        }
+    }
+
+    /// A node crashes within the next few steps.
+    pub(crate) fn doom_soon(&mut self, node: usize) {
+        let may = self.operator.disasters < self.plan.most_faults
             && self.operator.doomed.is_none()
             && !self.quiet;
-        if may && self.rng.one_in(self.plan.touchy) {
+        if may {
             self.operator.disasters += 1;
-            self.operator.doomed = Some((node, self.rng.log_between(1, 32) - 1));
+            let steps = self.rng.log_between(1, 32) - 1;
+            self.doom(node, steps, Fault::CrashAfterChange);
         }
     }
 
@@ -107,6 +123,7 @@ impl World {
                 self.disaster();
             }
         }
+        self.end_stopped();
         self.maintain()?;
         self.fail_over()?;
         if self.quiet {
@@ -118,71 +135,7 @@ impl World {
         Ok(())
     }
 
-    fn disaster(&mut self) {
-        let mut weights = self.plan.faults;
-        if self.plan.nodes == 1 {
-            for index in [1, 2, 3, 4, 6] {
-                weights[index] = 0;
-            }
-        }
-        let sum: u64 = weights.iter().sum();
-        if sum == 0 {
-            return;
-        }
-        let mut draw = self.rng.below(sum);
-        let mut kind = 0;
-        while draw >= weights[kind] {
-            draw -= weights[kind];
-            kind += 1;
-        }
-        let node = self.rng.index(self.nodes.len());
-        match kind {
-            0 => {
-                // What a primary loses makes the others cut back their logs.
-                let primary = self.primary().filter(|_| self.rng.one_in(2));
-                let steps = self.rng.log_between(1, 500) - 1;
-                self.operator.doomed = Some((primary.unwrap_or(node), steps));
-            }
-            1 | 2 => {
-                let link = self.rng.index(self.links.len());
-                let side = self.rng.index(2);
-                if kind == 2 {
-                    let cut = self.rng.below(3000 * MS);
-                    self.links[link].cut_until = self.now + cut;
-                }
-                if let Some(session) = self.links[link].sides[side].open {
-                    self.end_session(link, session, side);
-                }
-            }
-            3 => {
-                if self.rng.one_in(2)
-                    && let Some(primary) = self.primary()
-                {
-                    self.crash(primary);
-                }
-                self.start_fail_over();
-            }
-            4 => {
-                if let Some(primary) = self.primary() {
-                    self.control(primary, Control::Demote);
-                }
-            }
-            5 => {
-                let control = self.rng.pick(&[Control::Drain, Control::Flush]);
-                self.control(node, control);
-            }
-            _ => {
-                let replica = self.nodes[node].live.as_ref();
-                if replica.is_some_and(|live| live.volume.role() == Role::Replica)
-                    && self.primary().is_some()
-                {
-                    self.wipe(node);
-                }
-            }
-        }
-    }
-
-    fn control(&mut self, node: usize, control: Control) -> RequestId {
+    pub(crate) fn control(&mut self, node: usize, control: Control) -> RequestId {
         self.next_request += 1;
         let id = RequestId(self.next_request);
         self.trace
@@ -226,6 +179,9 @@ impl World {
     pub(crate) fn primary(&self) -> Option<usize> {
         let primaries = self.nodes.iter().filter_map(|node| {
             let volume = &node.live.as_ref()?.volume;
+            if node.stop_by.is_some() {
+                return None;
+            }
             let term = volume.superblock().term.counter;
             (volume.role() == Role::Primary).then_some((term, node.index))
         });
@@ -308,7 +264,8 @@ impl World {
         if self.plan.nodes > 1 && self.primary().is_some() {
             self.wipe(node);
         } else if self.plan.nodes > 1 && (patience || !self.quiet) {
-            self.plan_in(100 * MS, What::Restart { node });
+            let after = 100 * MS + self.rng.below(2000 * MS);
+            self.plan_in(after, What::Restart { node });
         } else {
             self.operator.finished = true;
             self.operator.lost = true;
@@ -316,9 +273,8 @@ impl World {
     }
 
     /// Makes a copy anew.
-    fn wipe(&mut self, node: usize) {
+    pub(crate) fn wipe(&mut self, node: usize) {
         self.trace.note(self.now, Some(node), || "WIPE".to_owned());
-        self.stats.wipes += 1;
         self.nodes[node].crash(self.plan.shears, &mut self.rng);
         self.oracle.received = self.oracle.promised;
         self.drop_requests(node);
@@ -332,7 +288,7 @@ impl World {
     }
 
     /// Asks a copy to become primary. The others are asked by its core.
-    fn start_fail_over(&mut self) {
+    pub(crate) fn start_fail_over(&mut self) {
         if !matches!(self.operator.failover, Failover::None) {
             return;
         }
@@ -358,7 +314,8 @@ impl World {
         let wanted = self.plan.promotion_answers();
         let answers = if accepts_loss { 0 } else { wanted };
         self.operator.top_term = counter;
-        self.operator.safe_term = if answers >= wanted { counter } else { 0 };
+        let safe = answers >= wanted && !self.operator.opened_alone;
+        self.operator.safe_term = if safe { counter } else { 0 };
         let within_ms = self.rng.log_between(50, 5000);
         let (boot, until) = (self.nodes[node].boot, self.now + 20_000 * MS);
         self.operator.failover = Failover::Promote { node, boot, until };
@@ -423,7 +380,9 @@ impl World {
         let Some(live) = &self.nodes[node].live else {
             return Ok(());
         };
-        if live.volume.is_opening() || live.volume.role() != Role::Primary {
+        // One that failed serves nothing, and starts again.
+        let over = live.volume.is_opening() || live.volume.failed().is_some();
+        if over || live.volume.role() != Role::Primary {
             return Ok(());
         }
         let (tip, alone) = (live.tip, live.volume.opened_alone());
@@ -438,6 +397,8 @@ impl World {
             );
         }
         if alone {
+            // From now on two may be primary: no promotion is safe any more.
+            self.operator.opened_alone = true;
             // It may make peers drop what they hold and it does not.
             self.oracle.received = self.oracle.promised;
         }

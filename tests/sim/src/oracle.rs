@@ -161,29 +161,33 @@ pub(crate) fn index(sector: u64) -> usize {
     usize::try_from(sector).expect("simulated volumes are small")
 }
 
+/// The words of a sector.
+fn words(tag: Tag, sector: u64) -> impl Iterator<Item = u64> {
+    let seed = tag.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ sector;
+    (0..SECTOR as u64 / 8).map(move |index| match index {
+        _ if tag == 0 => 0,
+        0 => tag,
+        1 => sector,
+        index => seed.wrapping_add(index).rotate_left(17),
+    })
+}
+
 /// The bytes of a sector.
 pub(crate) fn fill(tag: Tag, sector: u64, bytes: &mut [u8]) {
     assert_eq!(bytes.len(), SECTOR);
-    if tag == 0 {
-        return bytes.fill(0);
-    }
-    let seed = tag.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ sector;
-    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-        let value = match index {
-            0 => tag,
-            1 => sector,
-            index => seed.wrapping_add(index as u64).rotate_left(17),
-        };
-        word.copy_from_slice(&value.to_le_bytes());
+    let (chunks, _) = bytes.as_chunks_mut::<8>();
+    for (chunk, word) in chunks.iter_mut().zip(words(tag, sector)) {
+        *chunk = word.to_le_bytes();
     }
 }
 
 /// Whether these are the bytes of a sector.
 #[must_use]
 pub(crate) fn is(tag: Tag, sector: u64, bytes: &[u8]) -> bool {
-    let mut expected = [0; SECTOR];
-    fill(tag, sector, &mut expected);
-    bytes == expected
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    let words = words(tag, sector);
+    let differs = |(chunk, word): (&[u8; 8], u64)| u64::from_le_bytes(*chunk) != word;
+    bytes.len() == SECTOR && rest.is_empty() && !chunks.iter().zip(words).any(differs)
 }
 
 /// What a sector seems to hold, for messages.

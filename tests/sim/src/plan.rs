@@ -1,5 +1,8 @@
 //! What a seed decides about a run before it starts: sizes, policies, and which disasters are
 //! likely (swarm testing: most runs have only some kinds, so that each kind is also seen alone).
+//!
+//! Some runs lean towards a corner that chance alone seldom reaches: forks, a full log, a full copy
+//! that is interrupted again and again.
 
 use hn4::log::MIN_RING_BYTES;
 use hn4::types::BLOCK_BYTES;
@@ -7,10 +10,47 @@ use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, OnExceed};
 
 use crate::rng::Rng;
 
+/// What is not left to the seed.
+#[derive(Clone, Debug, Default)]
+pub struct Knobs {
+    /// Writes to the backing are lost or go astray, and bits of it rot.
+    pub backing_damage: bool,
+    /// Flushes of the log that do nothing.
+    pub lying_flush: bool,
+    /// Number of nodes, 1 to [`MOST_NODES`].
+    pub nodes: Option<usize>,
+    /// Number of requests.
+    pub requests: Option<u64>,
+    /// Whether the transport's sessions run between the nodes.
+    pub real_sessions: Option<bool>,
+}
+
+/// Most nodes of a run.
+pub const MOST_NODES: usize = 5;
+
+/// Kinds of disasters that the operator draws from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Disaster {
+    Crash,
+    Reset,
+    Partition,
+    OneWay,
+    SlowLink,
+    FailOver,
+    Demote,
+    Drain,
+    Wipe,
+    ClockJump,
+    NoSpace,
+    Stop,
+    RottenLog,
+    RottenBacking,
+}
+
 /// See the module. Rates are "once in so many", zero is never.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    /// Nodes, 1 to 3.
+    /// Nodes, 1 to [`MOST_NODES`].
     pub(crate) nodes: usize,
     /// Blocks of the volume.
     pub(crate) blocks: u64,
@@ -66,36 +106,73 @@ pub(crate) struct Plan {
     pub(crate) think_us: u64,
     /// A disk's usual time for an operation in microseconds.
     pub(crate) disk_us: u64,
-    /// How many times slower each node's disks are.
-    pub(crate) disk_factors: [u64; 3],
+    /// How many times slower each node's log and backing are.
+    pub(crate) disk_factors: [[u64; 2]; MOST_NODES],
     /// A crash may also leave a sector half old and half new.
     pub(crate) shears: bool,
     /// Crashes just after a role, a term or the state of a copy changed.
     pub(crate) touchy: u64,
+    /// Crashes while a superblock is being written.
+    pub(crate) superblock_touchy: u64,
     /// Operations that take very long.
     pub(crate) disk_spike: u64,
     /// Usual time of a message in microseconds.
     pub(crate) net_us: u64,
+    /// The transport's sessions run between the nodes.
+    pub(crate) real_sessions: bool,
+    /// Frames of sessions that are damaged on their way.
+    pub(crate) frame_damage: u64,
     /// Milliseconds between disasters on average.
     pub(crate) fault_ms: u64,
     /// Disasters in all.
     pub(crate) most_faults: u64,
-    /// Weights of crash, cut link, partition, failover, switchover, drain, wipe of a replica.
-    pub(crate) faults: [u64; 7],
+    /// Disasters and their weights.
+    pub(crate) disasters: Vec<(Disaster, u64)>,
     /// Longest downtime in milliseconds.
     pub(crate) down_ms: u64,
-    /// Writes and flushes that fail.
+    /// Reads, writes and flushes that fail.
     pub(crate) disk_error: u64,
     /// Crashes after which a bit of the log has rotted.
     pub(crate) rot: u64,
+    /// Writes to the log that are lost or go astray.
+    pub(crate) log_damage: u64,
+    /// The same for the backing.
+    pub(crate) backing_damage: u64,
+    /// Flushes of the log that do nothing.
+    pub(crate) lying_flush: u64,
     /// Recoveries that are cut off in the middle.
     pub(crate) dies_in_recovery: u64,
+    /// How far wall clocks are apart in milliseconds.
+    pub(crate) skew_ms: u64,
     /// How far peers may be behind.
     pub(crate) lag: LagPolicy,
     /// Provers run.
     pub(crate) proves: bool,
     /// Longest time that a prover takes for anything, in microseconds.
     pub(crate) proof_us: u64,
+}
+
+fn sometimes(rng: &mut Rng, weight: u64) -> u64 {
+    if rng.one_in(2) { weight } else { 0 }
+}
+
+fn disasters(rng: &mut Rng) -> Vec<(Disaster, u64)> {
+    let all = [
+        (Disaster::Crash, 6),
+        (Disaster::Reset, 6),
+        (Disaster::Partition, 2),
+        (Disaster::OneWay, 2),
+        (Disaster::SlowLink, 1),
+        (Disaster::FailOver, 2),
+        (Disaster::Demote, 1),
+        (Disaster::Drain, 1),
+        (Disaster::Wipe, 1),
+        (Disaster::ClockJump, 1),
+        (Disaster::NoSpace, 1),
+        (Disaster::Stop, 1),
+    ];
+    all.map(|(disaster, weight)| (disaster, sometimes(rng, weight)))
+        .to_vec()
 }
 
 impl Plan {
@@ -122,19 +199,43 @@ impl Plan {
 
     /// The plan of a seed.
     #[must_use]
-    pub(crate) fn draw(rng: &mut Rng) -> Self {
-        let nodes = rng.pick(&[1, 1, 2, 2, 2, 3, 3]);
+    pub(crate) fn draw(rng: &mut Rng, knobs: &Knobs) -> Self {
+        let mut plan = Self::draw_sizes(rng, knobs);
+        plan.draw_world(rng);
+        match rng.below(8) {
+            0 => plan.lean_to_forks(rng),
+            1 => plan.lean_to_a_full_log(rng),
+            2 => plan.lean_to_full_copies(rng),
+            _ => {}
+        }
+        if knobs.backing_damage {
+            plan.backing_damage = rng.pick(&[0, 50, 500]);
+            plan.disasters.push((Disaster::RottenBacking, 4));
+        }
+        if knobs.lying_flush {
+            plan.lying_flush = rng.pick(&[2, 10]);
+        }
+        plan.hot_blocks = plan.hot_blocks.min(plan.blocks);
+        if let Some(requests) = knobs.requests {
+            plan.requests = requests;
+        }
+        if let Some(real) = knobs.real_sessions {
+            plan.real_sessions = real;
+        }
+        plan
+    }
+
+    fn draw_sizes(rng: &mut Rng, knobs: &Knobs) -> Self {
+        let nodes = rng.pick(&[1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 5]);
+        let nodes = knobs.nodes.unwrap_or(nodes).clamp(1, MOST_NODES);
         let slots = rng.pick(&[128_u32, 192, 256, 512, 1024]);
-        let ring_bytes = MIN_RING_BYTES + rng.pick(&[0, 0, 1, 7, 200]) * BLOCK_BYTES;
         let blocks = rng.log_between(16, 400);
         let peers = nodes - 1;
-        let ack_mode = rng.pick(&[AckMode::Async, AckMode::Received, AckMode::Durable]);
-        let sometimes = |rng: &mut Rng, weight: u64| if rng.one_in(2) { weight } else { 0 };
         Self {
             nodes,
             blocks,
             slots,
-            ring_bytes,
+            ring_bytes: MIN_RING_BYTES + rng.pick(&[0, 0, 1, 7, 200]) * BLOCK_BYTES,
             lanes: rng.pick(&[1, 1, 2, 3]),
             stripe_blocks: rng.pick(&[1, 4, 16]),
             max_epoch_blocks: rng.index(slots as usize / 8) + 8,
@@ -144,7 +245,7 @@ impl Plan {
             sweep_blocks: rng.pick(&[1, 16, 64, 1024]),
             sweep_depth: rng.pick(&[1, 4, 16]),
             write_ack_durable: rng.one_in(6),
-            ack_mode,
+            ack_mode: rng.pick(&[AckMode::Async, AckMode::Received, AckMode::Durable]),
             ack_peers: if peers == 0 { 0 } else { 1 + rng.index(peers) },
             on_degraded: rng.pick(&[OnDegraded::Block, OnDegraded::Degrade]),
             start_alone_after_ms: rng.pick(&[None, None, Some(100), Some(5000)]),
@@ -164,33 +265,132 @@ impl Plan {
             fua: rng.pick(&[0, 3, 20]),
             think_us: rng.pick(&[0, 100, 1000, 20_000]),
             disk_us: rng.log_between(10, 2000),
-            disk_factors: [0; 3].map(|_: u64| rng.pick(&[1, 1, 1, 4, 20])),
-            shears: rng.one_in(3),
-            touchy: rng.pick(&[0, 0, 2, 8]),
-            disk_spike: rng.pick(&[0, 50, 500]),
+            disk_factors: [[1; 2]; MOST_NODES],
+            shears: false,
+            touchy: 0,
+            superblock_touchy: 0,
+            disk_spike: 0,
             net_us: rng.log_between(10, 5000),
-            fault_ms: rng.log_between(5, 500),
-            most_faults: rng.log_between(1, 40),
-            faults: [
-                sometimes(rng, 6),
-                sometimes(rng, 6),
-                sometimes(rng, 2),
-                sometimes(rng, 2),
-                sometimes(rng, 1),
-                sometimes(rng, 1),
-                sometimes(rng, 1),
-            ],
-            down_ms: rng.log_between(1, 5000),
-            disk_error: rng.pick(&[0, 0, 0, 2000]),
-            rot: rng.pick(&[0, 0, 0, 0, 0, 2]),
-            dies_in_recovery: rng.pick(&[0, 0, 3]),
-            lag: LagPolicy {
-                max_bytes: rng.pick(&[None, None, Some(32 << 10), Some(256 << 10)]),
-                max_ms: rng.pick(&[None, None, Some(100)]),
-                on_exceed: rng.pick(&[OnExceed::Throttle, OnExceed::Spill, OnExceed::Detach]),
-            },
-            proves: !rng.one_in(4),
-            proof_us: rng.log_between(1, 20_000),
+            real_sessions: false,
+            frame_damage: 0,
+            fault_ms: 0,
+            most_faults: 0,
+            disasters: Vec::new(),
+            down_ms: 0,
+            disk_error: 0,
+            rot: 0,
+            log_damage: 0,
+            backing_damage: 0,
+            lying_flush: 0,
+            dies_in_recovery: 0,
+            skew_ms: 0,
+            lag: LagPolicy::default(),
+            proves: false,
+            proof_us: 0,
         }
+    }
+
+    /// Everything that goes wrong.
+    fn draw_world(&mut self, rng: &mut Rng) {
+        for factors in &mut self.disk_factors {
+            let node = rng.pick(&[1, 1, 1, 4, 20]);
+            *factors = [(); 2].map(|()| node * rng.pick(&[1, 1, 1, 5]));
+        }
+        self.shears = rng.one_in(3);
+        self.touchy = rng.pick(&[0, 0, 2, 8]);
+        self.superblock_touchy = rng.pick(&[0, 0, 0, 10]);
+        self.disk_spike = rng.pick(&[0, 50, 500]);
+        self.real_sessions = self.nodes > 1 && rng.one_in(4);
+        self.frame_damage = rng.pick(&[0, 30, 300]);
+        self.fault_ms = rng.log_between(5, 500);
+        self.most_faults = rng.log_between(1, 40);
+        self.disasters = disasters(rng);
+        self.down_ms = rng.log_between(1, 5000);
+        self.disk_error = rng.pick(&[0, 0, 0, 2000]);
+        self.rot = rng.pick(&[0, 0, 0, 0, 0, 2]);
+        self.dies_in_recovery = rng.pick(&[0, 0, 3]);
+        self.skew_ms = rng.pick(&[0, 1000, 100_000_000]);
+        if rng.one_in(12) {
+            self.log_damage = rng.pick(&[30, 300]);
+            self.disasters.push((Disaster::RottenLog, 3));
+        }
+        self.lag = LagPolicy {
+            max_bytes: rng.pick(&[None, None, Some(32 << 10), Some(256 << 10)]),
+            max_ms: rng.pick(&[None, None, Some(100)]),
+            on_exceed: rng.pick(&[OnExceed::Throttle, OnExceed::Spill, OnExceed::Detach]),
+        };
+        self.proves = !rng.one_in(4);
+        self.proof_us = rng.log_between(1, 20_000);
+    }
+
+    /// Primaries change often, and what they wrote last is often lost.
+    fn lean_to_forks(&mut self, rng: &mut Rng) {
+        if self.nodes == 1 {
+            return;
+        }
+        self.touchy = rng.pick(&[1, 2, 3]);
+        self.superblock_touchy = rng.pick(&[0, 2, 10]);
+        self.net_us = rng.log_between(10, 300);
+        self.disk_us = rng.log_between(500, 3000);
+        self.down_ms = rng.log_between(1, 300);
+        self.fault_ms = rng.log_between(5, 100);
+        self.most_faults = rng.between(20, 60);
+        self.requests = self.requests.max(500);
+        self.disasters = vec![
+            (Disaster::Crash, rng.below(3)),
+            (Disaster::Reset, rng.below(2)),
+            (Disaster::FailOver, 6),
+            (Disaster::Demote, rng.below(4)),
+        ];
+    }
+
+    /// The log is the bottleneck: it is full most of the time, and wraps.
+    fn lean_to_a_full_log(&mut self, rng: &mut Rng) {
+        self.slots = 2048;
+        // Sweeps have far to go.
+        self.blocks = rng.between(500, 1500);
+        self.superblock_touchy = rng.pick(&[2, 4]);
+        self.max_epoch_blocks = 8 + rng.index(57);
+        self.max_sectors = 8;
+        self.fua = 1;
+        self.weights = [8, 0, 0, 1];
+        self.clients = rng.pick(&[4, 8, 16]);
+        self.requests = rng.between(1500, 3000);
+        self.think_us = 0;
+        self.destage_delay_ms = 1000;
+        self.sweep_blocks = 1024;
+        self.sweep_depth = 1;
+        self.hot_blocks = self.blocks;
+        for factors in &mut self.disk_factors {
+            *factors = [1, rng.pick(&[5, 20, 50])];
+        }
+        self.fault_ms = rng.log_between(20, 200);
+        self.most_faults = 40;
+        self.down_ms = 5;
+        self.disasters = vec![(Disaster::Crash, 1), (Disaster::Reset, rng.below(2))];
+    }
+
+    /// Full copies that are cut off, resumed and begun again.
+    fn lean_to_full_copies(&mut self, rng: &mut Rng) {
+        if self.nodes == 1 {
+            return;
+        }
+        self.blocks = rng.between(200, 400);
+        self.seed_piece_bytes = rng.pick(&[1, 4]) * BLOCK_BYTES;
+        self.seed_flush_bytes = rng.pick(&[1, 4, 8]) * BLOCK_BYTES;
+        self.window_bytes = 64 << 10;
+        self.net_us = rng.log_between(10, 1000);
+        self.disk_us = rng.log_between(100, 2000);
+        self.sweep_blocks = rng.pick(&[16, 64]);
+        self.destage_delay_ms = rng.log_between(1, 30);
+        self.down_ms = rng.log_between(1, 60);
+        self.fault_ms = rng.log_between(5, 40);
+        self.most_faults = rng.between(20, 60);
+        self.disasters = vec![
+            (Disaster::Crash, 3),
+            (Disaster::Reset, 5),
+            (Disaster::Wipe, 2),
+            (Disaster::FailOver, rng.below(2)),
+        ];
     }
 }

@@ -15,6 +15,7 @@ use hn4_proof::batch::BatchPolicy;
 use hn4_proof::ledger::file::{LedgerFile, MemoryMedium};
 use hn4_proof::prover::{Now, Out, PeerState, Prover, Setup};
 use hn4_proof::sign::{Algorithm, SecretKey};
+use hn4_transport::session::Input;
 
 use crate::link::{Lane, Message};
 use crate::node::{identity, node_id};
@@ -108,7 +109,7 @@ impl World {
                 }
             }
             Action::ProofRead { offset, frames } => {
-                let after = self.disk_time(node);
+                let after = self.disk_time(node, Disk::Log);
                 let what = What::ProofRead {
                     node,
                     boot: self.nodes[node].boot,
@@ -234,7 +235,7 @@ impl World {
         let time = self.now;
         let now = Now {
             time: Duration::from_nanos(time),
-            wall_ms: self.clocks().wall_ms,
+            wall_ms: self.clocks(node).wall_ms,
         };
         let Some(beside) = self.beside(node) else {
             return Ok(());
@@ -301,7 +302,9 @@ impl World {
             }
             Out::Send(peer, bytes) => {
                 let (link, side) = self.link_of(node, PeerId(peer));
-                if let Some(session) = self.links[link].sides[side].open {
+                if self.plan.real_sessions {
+                    self.wire_input(link, side, Input::Proof(bytes.into()));
+                } else if let Some(session) = self.links[link].sides[side].open {
                     let message = Message::Proof(bytes);
                     self.send(link, session, side, Lane::Control, message);
                 }

@@ -4,12 +4,17 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
+use bytes::Bytes;
 use hn4::log::Role;
-use hn4::types::SECTORS_PER_BLOCK;
-use hn4_engine::core::Event;
-use hn4_engine::core::event::{Now, PeerEvent, PeerId, RequestId, Time};
+use hn4::types::{Epoch, SECTORS_PER_BLOCK};
+use hn4_engine::core::event::{Now, RequestId, Time};
+use hn4_engine::core::{Actions, Event};
+use hn4_transport::session;
+use hn4_transport::wire::Stream;
 
+use crate::Options;
 use crate::clients::{Client, Pending};
+use crate::faults::Faults;
 use crate::link::{Link, Message};
 use crate::node::Node;
 use crate::operator::Operator;
@@ -17,6 +22,7 @@ use crate::oracle::{Oracle, fill};
 use crate::plan::Plan;
 use crate::proofs::Beside;
 use crate::rng::Rng;
+use crate::stats::Stats;
 use crate::trace::Trace;
 
 /// Nanoseconds of a millisecond.
@@ -63,7 +69,21 @@ pub(crate) enum What {
         link: usize,
         session: u64,
         side: usize,
-        message: Message,
+        message: Box<Message>,
+    },
+    /// Bytes of a real session.
+    WireBytes {
+        link: usize,
+        session: u64,
+        side: usize,
+        stream: Stream,
+        bytes: Bytes,
+    },
+    /// A real session wants to be woken.
+    WireTimer {
+        link: usize,
+        session: u64,
+        side: usize,
     },
     SessionEnds {
         link: usize,
@@ -78,7 +98,7 @@ pub(crate) enum What {
         session: u64,
         side: usize,
         offset: u64,
-        frames: Vec<u64>,
+        frames: Vec<(Epoch, u64)>,
     },
     SeedRead {
         link: usize,
@@ -98,7 +118,7 @@ pub(crate) enum What {
         node: usize,
         boot: u64,
         offset: u64,
-        frames: Vec<(hn4::types::Epoch, u64)>,
+        frames: Vec<(Epoch, u64)>,
     },
     Operator,
 }
@@ -126,95 +146,6 @@ impl Ord for Planned {
     }
 }
 
-/// What happened in a run.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stats {
-    /// Events of the queue.
-    pub events: u64,
-    /// Requests that completed.
-    pub requests: u64,
-    /// Epochs that were sealed.
-    pub epochs: u64,
-    /// Nodes that crashed.
-    pub crashes: u64,
-    /// Recoveries that were cut off.
-    pub cut_recoveries: u64,
-    /// Sessions that ended.
-    pub disconnects: u64,
-    /// Nodes that were promoted.
-    pub promotions: u64,
-    /// Operations of disks that failed.
-    pub disk_errors: u64,
-    /// Copies that became usable by a full copy.
-    pub seeded: u64,
-    /// Tails that were dropped.
-    pub truncations: u64,
-    /// Tails of former primaries that were to be saved.
-    pub forks: u64,
-    /// Replicas wiped and made anew.
-    pub wipes: u64,
-    /// Bits of logs that rotted.
-    pub rotten: u64,
-    /// Recoveries that refused a damaged log.
-    pub refused_logs: u64,
-    /// Torn or lost writes.
-    pub torn: u64,
-    /// Sectors that were compared.
-    pub compared: u64,
-    /// Anchors that were appended to a ledger, or taken from a primary.
-    pub proven: u64,
-    /// Proofs that did not match.
-    pub refused_proofs: u64,
-    /// Ledgers, or parts of them, that were set aside.
-    pub ledgers_aside: u64,
-}
-
-impl Stats {
-    /// Sums up.
-    pub fn add(&mut self, other: &Self) {
-        let Self {
-            events,
-            requests,
-            epochs,
-            crashes,
-            cut_recoveries,
-            disconnects,
-            promotions,
-            disk_errors,
-            seeded,
-            truncations,
-            forks,
-            wipes,
-            rotten,
-            refused_logs,
-            torn,
-            compared,
-            proven,
-            refused_proofs,
-            ledgers_aside,
-        } = other;
-        self.events += events;
-        self.requests += requests;
-        self.epochs += epochs;
-        self.crashes += crashes;
-        self.cut_recoveries += cut_recoveries;
-        self.disconnects += disconnects;
-        self.promotions += promotions;
-        self.disk_errors += disk_errors;
-        self.seeded += seeded;
-        self.truncations += truncations;
-        self.forks += forks;
-        self.wipes += wipes;
-        self.rotten += rotten;
-        self.refused_logs += refused_logs;
-        self.torn += torn;
-        self.compared += compared;
-        self.proven += proven;
-        self.refused_proofs += refused_proofs;
-        self.ledgers_aside += ledgers_aside;
-    }
-}
-
 /// See the module.
 pub(crate) struct World {
     pub(crate) plan: Plan,
@@ -233,6 +164,10 @@ pub(crate) struct World {
     pub(crate) operator: Operator,
     /// Faults have stopped, and clients are done.
     pub(crate) quiet: bool,
+    /// What a step says, used again.
+    pub(crate) actions: Actions,
+    /// What goes wrong.
+    pub(crate) faults: Faults,
     /// What happened.
     pub(crate) stats: Stats,
     /// Record of the run.
@@ -242,9 +177,9 @@ pub(crate) struct World {
 impl World {
     /// The world of a seed.
     #[must_use]
-    pub(crate) fn new(seed: u64, trace: bool) -> Self {
+    pub(crate) fn new(seed: u64, options: &Options) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng.fork());
+        let plan = Plan::draw(&mut rng.fork(), &options.knobs);
         let sectors = plan.blocks * SECTORS_PER_BLOCK;
         let initial: Vec<u64> = (0..sectors).map(|_| rng.below(3)).collect();
         let mut backing = vec![0; initial.len() * 512];
@@ -252,14 +187,17 @@ impl World {
             fill(initial[crate::oracle::index(sector)], sector, bytes);
         }
         let rubbish = vec![0xEE; backing.len()];
-        let nodes = (0..plan.nodes)
+        let mut nodes: Vec<Node> = (0..plan.nodes)
             .map(|index| {
                 let contents = if index == 0 { &backing } else { &rubbish };
                 Node::new(index, &plan, contents)
             })
             .collect();
+        for node in &mut nodes {
+            node.skew_ms = rng.below(plan.skew_ms.max(1));
+        }
         let pairs = (0..plan.nodes).flat_map(|a| (a + 1..plan.nodes).map(move |b| [a, b]));
-        let mut trace = Trace::new(trace);
+        let mut trace = Trace::new(options.words);
         trace.note(0, None, || format!("{plan:?}"));
         Self {
             links: pairs.map(Link::new).collect(),
@@ -276,6 +214,8 @@ impl World {
             pending: BTreeMap::new(),
             next_request: 0,
             quiet: false,
+            actions: Actions::default(),
+            faults: Faults::new(options.keep.as_deref()),
             stats: Stats::default(),
             trace,
         }
@@ -321,10 +261,11 @@ impl World {
     }
 
     /// Both clocks of a node.
-    pub(crate) fn clocks(&self) -> Now {
+    pub(crate) fn clocks(&self, node: usize) -> Now {
+        let node = &self.nodes[node];
         Now {
-            time: Time(self.now),
-            wall_ms: 1_700_000_000_000 + self.now / MS,
+            time: Time(node.clock_start + self.now),
+            wall_ms: 1_700_000_000_000 + node.skew_ms + self.now / MS,
         }
     }
 
@@ -368,47 +309,6 @@ impl World {
                 Ok(())
             }
             What::Client(client) => self.client(client),
-            What::Deliver {
-                link,
-                session,
-                side,
-                message,
-            } => {
-                self.deliver(link, session, side, message);
-                Ok(())
-            }
-            What::SessionEnds {
-                link,
-                session,
-                side,
-            } => {
-                self.end_session(link, session, side);
-                Ok(())
-            }
-            What::Connect { link } => {
-                self.connect(link);
-                Ok(())
-            }
-            What::FeedRead {
-                link,
-                session,
-                side,
-                offset,
-                frames,
-            } => {
-                self.feed_read(link, session, side, offset, &frames);
-                Ok(())
-            }
-            What::SeedRead {
-                link,
-                session,
-                side,
-                offset,
-                bytes,
-            } => {
-                self.seed_read(link, session, side, offset, bytes);
-                Ok(())
-            }
             What::Restart { node } => {
                 if self.nodes[node].live.is_none() {
                     self.start_node(node)?;
@@ -428,64 +328,78 @@ impl World {
                 Ok(())
             }
             What::Operator => self.operate(),
-        }
-    }
-
-    fn io(&mut self, node: usize, boot: u64, id: u64) -> Outcome {
-        if self.nodes[node].boot != boot || self.nodes[node].live.is_none() {
-            return Ok(());
-        }
-        let fails = !self.quiet && self.rng.one_in(self.plan.disk_error);
-        self.stats.disk_errors += u64::from(fails);
-        match self.nodes[node].land(id, fails, &mut self.rng) {
-            None => {}
-            Some(crate::node::Landed::Again) => {
-                let after = self.disk_time(node);
-                self.plan_in(after, What::Io { node, boot, id });
-            }
-            Some(crate::node::Landed::Done(token, result)) => {
-                self.post(node, Event::IoDone { token, result });
+            between => {
+                self.happen_between(between);
+                Ok(())
             }
         }
-        Ok(())
     }
 
-    /// How long a disk takes.
-    pub(crate) fn disk_time(&mut self, node: usize) -> u64 {
-        let usual = self.plan.disk_us * 1000 * self.plan.disk_factors[node];
-        let time = usual / 4 + self.rng.below(usual * 2);
-        if !self.quiet && self.rng.one_in(self.plan.disk_spike) {
-            time + self.rng.below(50 * MS)
-        } else {
-            time
+    /// What happens between nodes.
+    fn happen_between(&mut self, what: What) {
+        match what {
+            What::Deliver {
+                link,
+                session,
+                side,
+                message,
+            } => {
+                self.deliver(link, session, side, *message);
+            }
+            What::WireBytes {
+                link,
+                session,
+                side,
+                stream,
+                bytes,
+            } => {
+                if self.reaches(link, session, side) {
+                    self.wire_event(link, side, session::Event::Received { stream, bytes });
+                }
+            }
+            What::WireTimer {
+                link,
+                session,
+                side,
+            } => {
+                self.wire_timeout(link, session, side);
+            }
+            What::SessionEnds {
+                link,
+                session,
+                side,
+            } => {
+                self.end_session(link, session, side);
+            }
+            What::Connect { link } => {
+                self.connect(link);
+            }
+            What::FeedRead {
+                link,
+                session,
+                side,
+                offset,
+                frames,
+            } => {
+                self.feed_read(link, session, side, offset, &frames);
+            }
+            What::SeedRead {
+                link,
+                session,
+                side,
+                offset,
+                bytes,
+            } => {
+                self.seed_read(link, session, side, offset, bytes);
+            }
+            What::Io { .. }
+            | What::Timer { .. }
+            | What::Client(_)
+            | What::Restart { .. }
+            | What::Prover { .. }
+            | What::ProofRead { .. }
+            | What::Operator => {}
         }
-    }
-
-    pub(crate) fn net_time(&mut self) -> u64 {
-        let usual = self.plan.net_us * 1000;
-        usual / 2 + self.rng.below(usual * 2)
-    }
-
-    /// The link between two nodes, and the side of the first.
-    pub(crate) fn link_of(&self, node: usize, peer: PeerId) -> (usize, usize) {
-        let other = usize::from(peer.0) + usize::from(usize::from(peer.0) >= node);
-        let link = self
-            .links
-            .iter()
-            .position(|link| link.side_of(node).is_some() && link.side_of(other).is_some());
-        let link = link.expect("all nodes are linked");
-        (link, usize::from(self.links[link].nodes[1] == node))
-    }
-
-    /// What a node calls the other side of a link.
-    pub(crate) fn peer_id(&self, link: usize, side: usize) -> PeerId {
-        let [own, other] = [side, 1 - side].map(|side| self.links[link].nodes[side]);
-        PeerId(u8::try_from(other - usize::from(other > own)).expect("few nodes"))
-    }
-
-    pub(crate) fn post_peer(&mut self, link: usize, side: usize, event: PeerEvent) {
-        let (node, peer) = (self.links[link].nodes[side], self.peer_id(link, side));
-        self.post(node, Event::Peer { peer, event });
     }
 
     /// Where the run stands, for messages.

@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use hn4_sim::run_seed;
+use hn4_sim::{Options, run_seed};
 
 fn assert_holds(seed: u64, what: &str) {
-    let report = run_seed(seed, false);
+    let report = run_seed(seed, &Options::default());
     if let Some(violation) = report.violation {
         panic!(
             "seed {seed} ({what}): {} is broken: {}",
@@ -36,7 +36,7 @@ fn fresh_seeds_break_no_promise() {
 #[test]
 fn the_same_seed_is_the_same_run_in_another_process() {
     for seed in [3, 5542, 1_000_003] {
-        let hash = format!("{:016x}", run_seed(seed, false).trace_hash);
+        let hash = format!("{:016x}", run_seed(seed, &Options::default()).trace_hash);
         let output = Command::new(env!("CARGO_BIN_EXE_hn4-sim"))
             .args(["--seed", &seed.to_string()])
             .output()

@@ -1,0 +1,206 @@
+//! What the operator's world does to the nodes while the run is young.
+
+use hn4::log::Role;
+use hn4_engine::core::Event;
+use hn4_engine::core::event::{Control, Disk};
+
+use crate::faults::Fault;
+use crate::link::Slow;
+use crate::oracle::index;
+use crate::plan::Disaster;
+use crate::world::{MS, World};
+
+impl World {
+    /// Whether a fault happens now; it is counted, and a run can be repeated without it.
+    pub(crate) fn fault(&mut self, fault: Fault, node: Option<usize>) -> bool {
+        let happens = self.faults.happens(fault, self.now, node);
+        if happens {
+            self.trace
+                .note(self.now, node, || format!("FAULT {fault:?}"));
+        }
+        happens
+    }
+
+    pub(crate) fn disaster(&mut self) {
+        let alone = self.plan.nodes == 1;
+        let fits = |disaster: Disaster| {
+            let needs_peers = matches!(
+                disaster,
+                Disaster::Reset
+                    | Disaster::Partition
+                    | Disaster::OneWay
+                    | Disaster::SlowLink
+                    | Disaster::FailOver
+                    | Disaster::Demote
+                    | Disaster::Wipe
+            );
+            !(alone && needs_peers)
+        };
+        let weights = self.plan.disasters.iter();
+        let weights: Vec<_> = weights.copied().filter(|&(kind, _)| fits(kind)).collect();
+        let sum: u64 = weights.iter().map(|&(_, weight)| weight).sum();
+        if sum == 0 {
+            return;
+        }
+        let mut draw = self.rng.below(sum);
+        for (disaster, weight) in weights {
+            if draw < weight {
+                return self.strike(disaster);
+            }
+            draw -= weight;
+        }
+    }
+
+    fn strike(&mut self, disaster: Disaster) {
+        let node = self.rng.index(self.nodes.len());
+        match disaster {
+            Disaster::Crash => {
+                // What a primary loses makes the others cut back their logs.
+                let primary = self.primary().filter(|_| self.rng.one_in(2));
+                let steps = self.rng.log_between(1, 500) - 1;
+                self.doom(primary.unwrap_or(node), steps, Fault::Crash);
+            }
+            Disaster::Reset | Disaster::Partition | Disaster::OneWay | Disaster::SlowLink => {
+                self.strike_link(disaster);
+            }
+            Disaster::FailOver => {
+                if self.fault(Fault::FailOver, None) {
+                    if self.rng.one_in(2)
+                        && let Some(primary) = self.primary()
+                    {
+                        self.crash(primary);
+                    }
+                    self.start_fail_over();
+                }
+            }
+            Disaster::Demote => {
+                if let Some(primary) = self.primary()
+                    && self.fault(Fault::Demote, Some(primary))
+                {
+                    self.control(primary, Control::Demote);
+                }
+            }
+            Disaster::Drain => {
+                let control = self.rng.pick(&[Control::Drain, Control::Flush]);
+                if self.fault(Fault::Drain, Some(node)) {
+                    self.control(node, control);
+                }
+            }
+            Disaster::Wipe => {
+                let live = self.nodes[node].live.as_ref();
+                let replica = live.is_some_and(|live| live.volume.role() == Role::Replica);
+                if replica && self.primary().is_some() && self.fault(Fault::Wipe, Some(node)) {
+                    self.wipe(node);
+                }
+            }
+            Disaster::ClockJump => {
+                let skew = self.rng.below(self.plan.skew_ms.max(1));
+                if self.fault(Fault::ClockJump, Some(node)) {
+                    self.nodes[node].skew_ms = skew;
+                }
+            }
+            Disaster::NoSpace => {
+                let until = self.now + self.rng.below(1000 * MS);
+                if self.fault(Fault::NoSpace, Some(node)) {
+                    self.nodes[node].no_space_until = until;
+                }
+            }
+            Disaster::Stop => self.stop(node),
+            Disaster::RottenLog => self.rot_log(node),
+            Disaster::RottenBacking => {
+                let bytes = self.plan.blocks * hn4::types::BLOCK_BYTES;
+                let (offset, bit) = (self.rng.below(bytes), self.rng.below(8));
+                if self.fault(Fault::RottenBacking, Some(node)) {
+                    let bit = u8::try_from(bit).unwrap_or(0);
+                    let backing = self.nodes[node].disk(Disk::Backing);
+                    backing.rot(index(offset), bit);
+                }
+            }
+        }
+    }
+
+    fn strike_link(&mut self, disaster: Disaster) {
+        let link = self.rng.index(self.links.len());
+        let side = self.rng.index(2);
+        let until = self.now + self.rng.below(3000 * MS);
+        let session = self.links[link].sides[side].open;
+        match disaster {
+            Disaster::OneWay => {
+                if self.fault(Fault::OneWay, None) {
+                    // Some are longer than anybody waits.
+                    let longer = if self.rng.one_in(3) { 10_000 * MS } else { 0 };
+                    self.links[link].deaf_until[side] = until + longer;
+                }
+            }
+            Disaster::SlowLink => {
+                let bytes_per_ms = self.rng.pick(&[20, 200, 2000]);
+                if self.fault(Fault::SlowLink, None) {
+                    self.links[link].slow = Some(Slow {
+                        until,
+                        bytes_per_ms,
+                    });
+                }
+            }
+            Disaster::Partition => {
+                if self.fault(Fault::Partition, None) {
+                    self.links[link].cut_until = until;
+                    if let Some(session) = session {
+                        self.end_session(link, session, side);
+                    }
+                }
+            }
+            _ => {
+                if let Some(session) = session
+                    && self.fault(Fault::Reset, None)
+                {
+                    self.end_session(link, session, side);
+                }
+            }
+        }
+    }
+
+    /// A bit of a log flips.
+    pub(crate) fn rot_log(&mut self, node: usize) {
+        let ring = hn4::log::RING_START;
+        let offset = ring + self.rng.log_between(1, self.plan.ring_bytes) - 1;
+        let bit = u8::try_from(self.rng.below(8)).unwrap_or(0);
+        if self.fault(Fault::RottenLog, Some(node)) {
+            self.nodes[node].disk(Disk::Log).rot(index(offset), bit);
+            self.nodes[node].rotten = true;
+        }
+    }
+
+    /// A node is stopped in good order, with limited patience.
+    fn stop(&mut self, node: usize) {
+        let patience = self.rng.below(3000 * MS);
+        let running = self.nodes[node].live.is_some() && self.nodes[node].stop_by.is_none();
+        if running && self.fault(Fault::Stop, Some(node)) {
+            self.nodes[node].stop_by = Some(self.now + patience);
+            if let Some(live) = &mut self.nodes[node].live {
+                live.volume.stop();
+            }
+            self.post(node, Event::Timer);
+        }
+    }
+
+    /// Ends the nodes that are being stopped and have nothing left to do.
+    pub(crate) fn end_stopped(&mut self) {
+        for node in 0..self.nodes.len() {
+            let (Some(by), Some(live)) = (self.nodes[node].stop_by, &self.nodes[node].live) else {
+                continue;
+            };
+            let clean = live.volume.is_clean() && live.volume.failed().is_none();
+            if clean && self.nodes[node].in_flight() == 0 {
+                self.nodes[node].stopped_clean = true;
+                // All that was accepted is in the backing.
+                self.nodes[node].promise = self.nodes[node]
+                    .live
+                    .as_ref()
+                    .map_or_else(hn4_engine::core::event::Tip::default, |live| live.tip);
+                self.crash(node);
+            } else if self.now >= by {
+                self.crash(node);
+            }
+        }
+    }
+}

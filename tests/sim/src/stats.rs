@@ -1,0 +1,124 @@
+//! What happened in a run, in numbers.
+
+use std::fmt;
+
+use crate::faults::Fault;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Events of the queue.
+    pub events: u64,
+    /// Requests that completed.
+    pub requests: u64,
+    /// Epochs that were sealed.
+    pub epochs: u64,
+    /// Sessions that ended.
+    pub disconnects: u64,
+    /// Sessions that were the transport's own.
+    pub real_sessions: u64,
+    /// Nodes that were promoted.
+    pub promotions: u64,
+    /// Copies that became usable.
+    pub usable: u64,
+    /// Tails that were dropped.
+    pub truncations: u64,
+    /// Tails of former primaries that were to be saved.
+    pub forks: u64,
+    /// Recoveries that refused a damaged log.
+    pub refused_logs: u64,
+    /// Writes that a crash tore.
+    pub torn: u64,
+    /// Writes that a crash lost.
+    pub lost_in_cache: u64,
+    /// Disk operations that took very long.
+    pub spikes: u64,
+    /// Sectors that were compared.
+    pub compared: u64,
+    /// Anchors that were appended to a ledger, or taken from a primary.
+    pub proven: u64,
+    /// Proofs that did not match.
+    pub refused_proofs: u64,
+    /// Ledgers, or parts of them, that were set aside.
+    pub ledgers_aside: u64,
+    /// Injected faults by kind.
+    pub faults: [u64; Fault::KINDS],
+}
+
+impl Stats {
+    /// Sums up.
+    pub fn add(&mut self, other: &Self) {
+        let Self {
+            events,
+            requests,
+            epochs,
+            disconnects,
+            real_sessions,
+            promotions,
+            usable,
+            truncations,
+            forks,
+            refused_logs,
+            torn,
+            lost_in_cache,
+            spikes,
+            compared,
+            proven,
+            refused_proofs,
+            ledgers_aside,
+            faults,
+        } = other;
+        self.events += events;
+        self.requests += requests;
+        self.epochs += epochs;
+        self.disconnects += disconnects;
+        self.real_sessions += real_sessions;
+        self.promotions += promotions;
+        self.usable += usable;
+        self.truncations += truncations;
+        self.forks += forks;
+        self.refused_logs += refused_logs;
+        self.torn += torn;
+        self.lost_in_cache += lost_in_cache;
+        self.spikes += spikes;
+        self.compared += compared;
+        self.proven += proven;
+        self.refused_proofs += refused_proofs;
+        self.ledgers_aside += ledgers_aside;
+        for (sum, count) in self.faults.iter_mut().zip(faults) {
+            *sum += count;
+        }
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = [
+            ("events", self.events),
+            ("requests completed", self.requests),
+            ("epochs sealed", self.epochs),
+            ("sectors compared", self.compared),
+            ("sessions ended", self.disconnects),
+            ("real sessions opened", self.real_sessions),
+            ("promotions", self.promotions),
+            ("copies became usable", self.usable),
+            ("tails dropped", self.truncations),
+            ("tails to be saved", self.forks),
+            ("damaged logs refused", self.refused_logs),
+            ("proofs appended or taken", self.proven),
+            ("proofs refused", self.refused_proofs),
+            ("ledgers set aside", self.ledgers_aside),
+            ("writes torn by a crash", self.torn),
+            ("writes lost by a crash", self.lost_in_cache),
+            ("slow disk operations", self.spikes),
+        ];
+        for (what, count) in lines {
+            writeln!(f, "{count:>12}  {what}")?;
+        }
+        writeln!(f, "injected faults:")?;
+        for fault in Fault::ALL {
+            writeln!(f, "{:>12}  {fault:?}", self.faults[fault as usize])?;
+        }
+        Ok(())
+    }
+}
