@@ -86,8 +86,8 @@ fn write() -> Vec<u8> {
         bytes.extend_from_slice(&record);
     };
     let change = |tip: &Verifier, retire: Option<u8>, enroll: u8, by: &[&SecretKey]| {
-        let enroll = Some((NODE, key(enroll).public().unwrap()));
-        let retire = retire.map(|seed| key(seed).public().unwrap().id());
+        let enroll = Some((NODE, key(enroll).public().clone()));
+        let retire = retire.map(|seed| key(seed).public().id());
         let mut change = KeyChange {
             retire,
             enroll,
@@ -193,7 +193,7 @@ fn the_ledger_is_the_golden_one_bit_for_bit() {
         batches()[0].lanes[0].hash,
         found.tip.head().size,
         found.tip.head().root,
-        key(1).public().unwrap().id(),
+        key(1).public().id(),
     );
     check("hashes_v1.txt", &hashes);
 }

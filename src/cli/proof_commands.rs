@@ -111,7 +111,7 @@ pub(super) fn run_keys(cli: &Cli, command: &KeysCommand) -> Result<u8, AnyError>
     let state_dir = load(cli)?.node.state_dir;
     let key = keys::node_key(&state_dir)?;
     let key = key.ok_or("this node has no key yet; hn4-replicad draws one when it first runs")?;
-    let public = key.public()?;
+    let public = key.public().clone();
     let secret = keys::secret_path(&state_dir);
     writeln!(
         io::stdout(),

@@ -217,8 +217,7 @@ impl Embedded {
             self.engine.step(Event::Timer);
         }
         self.engine.disks.retry(&mut self.engine.ring);
-        self.engine.tell_state();
-        self.engine.outbox.flush();
+        self.engine.tell();
         self.unheard.discard();
         while let Some((asked, result)) = self.engine.answers.pop_front() {
             self.in_flight -= 1;

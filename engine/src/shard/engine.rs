@@ -97,6 +97,12 @@ impl Engine {
         };
     }
 
+    /// Says what there is to say to the rest of the daemon.
+    pub(super) fn tell(&mut self) {
+        self.tell_state();
+        self.outbox.flush(self.now.time);
+    }
+
     pub(super) fn mem(&mut self) -> &mut dyn SlotMemory {
         self.ring.arena_mut()
     }
@@ -113,7 +119,7 @@ impl Engine {
     /// How long until the core wants to be called.
     pub(super) fn until_deadline(&self) -> Option<Duration> {
         let untold = self.untold_since.map(|since| since.plus_ms(TELL_MS));
-        let deadline = [self.volume.next_deadline(), untold];
+        let deadline = [self.volume.next_deadline(), untold, self.outbox.deadline()];
         let deadline = deadline.into_iter().flatten().min()?;
         Some(Duration::from_nanos(
             deadline.0.saturating_sub(self.time().0),
@@ -122,7 +128,7 @@ impl Engine {
 
     /// Tells the rest of the daemon about the copy's state: at once if sessions depend on it, else
     /// progress alone waits a little, so that not every flush wakes another thread.
-    pub(super) fn tell_state(&mut self) {
+    fn tell_state(&mut self) {
         let Some(since) = self.untold_since else {
             return;
         };
@@ -253,8 +259,8 @@ impl Engine {
             Action::Prove { epoch } => {
                 // Nothing, if it was cut off in the same step: the prover hears of that, too.
                 if let Some(bytes) = self.volume.proof_frame(epoch, self.ring.arena()) {
-                    let frame = ProofFeed::Frame { epoch, bytes };
-                    self.outbox.push(FromShard::Proof(frame));
+                    let frame = FromShard::Proof(ProofFeed::Frame { epoch, bytes });
+                    self.outbox.push_quietly(frame, self.now.time);
                 }
             }
             Action::ProofRead { offset, frames } => {

@@ -12,12 +12,15 @@ use hn4::types::Epoch;
 
 use super::status::ShardStatus;
 use crate::core::event::{
-    Control, CopyStatus, PeerEvent, PeerId, PeerMessage, ProofEvent, RequestId, SeedPiece, Tip,
+    Control, CopyStatus, PeerEvent, PeerId, PeerMessage, ProofEvent, RequestId, SeedPiece, Time,
+    Tip,
 };
 use crate::ring::Waker;
 
 /// Messages in each queue.
 const QUEUE: usize = 1024;
+/// What nobody waits for is told after so many milliseconds at the latest.
+const QUIET_MS: u64 = 10;
 
 /// To the shard.
 #[derive(Debug)]
@@ -121,33 +124,50 @@ pub enum ProofFeed {
 }
 
 /// A bounded queue whose producer keeps what does not fit.
+///
+/// Waking the consumer costs more than most of what there is to say to it. What nobody waits for is
+/// pushed *quietly*: it goes along with the next message that somebody does wait for, or alone
+/// after [`QUIET_MS`].
 pub(super) struct Outbox {
     queue: rtrb::Producer<FromShard>,
     backlog: VecDeque<FromShard>,
     wake: Arc<dyn Fn() + Send + Sync>,
-    unsent: bool,
+    /// The consumer is to be woken.
+    urgent: bool,
+    /// Since when there is something that it has not been woken for.
+    quiet_since: Option<Time>,
 }
 
 impl Outbox {
     pub(super) fn push(&mut self, message: FromShard) {
         self.backlog.push_back(message);
-        self.unsent = true;
+        self.urgent = true;
     }
 
-    /// Hands over what fits and wakes the consumer if there is anything new.
-    pub(super) fn flush(&mut self) {
-        let mut sent = false;
+    pub(super) fn push_quietly(&mut self, message: FromShard, now: Time) {
+        self.backlog.push_back(message);
+        self.quiet_since.get_or_insert(now);
+    }
+
+    /// When [`Self::flush`] is to be called, if nothing calls it before.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.quiet_since.map(|since| since.plus_ms(QUIET_MS))
+    }
+
+    /// Hands over what fits and wakes the consumer if it is time to.
+    pub(super) fn flush(&mut self, now: Time) {
+        let was_full = self.queue.is_full();
         while let Some(message) = self.backlog.pop_front() {
-            match self.queue.push(message) {
-                Ok(()) => sent = true,
-                Err(rtrb::PushError::Full(message)) => {
-                    self.backlog.push_front(message);
-                    break;
-                }
+            if let Err(rtrb::PushError::Full(message)) = self.queue.push(message) {
+                self.backlog.push_front(message);
+                break;
             }
         }
-        if sent || self.unsent {
-            self.unsent = false;
+        let due = self.deadline().is_some_and(|deadline| deadline <= now);
+        let full = was_full || !self.backlog.is_empty();
+        if self.urgent || due || full {
+            self.urgent = false;
+            self.quiet_since = None;
             (self.wake)();
         }
     }
@@ -181,7 +201,8 @@ pub(super) fn pair(wake: Arc<dyn Fn() + Send + Sync>) -> (ShardEnd, HandleEnd) {
         queue,
         backlog: VecDeque::new(),
         wake,
-        unsent: false,
+        urgent: false,
+        quiet_since: None,
     };
     (ShardEnd { inbox, outbox }, HandleEnd { queue: to, from })
 }

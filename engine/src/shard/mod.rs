@@ -223,8 +223,7 @@ impl Shard {
         self.engine.step(Event::Timer);
         loop {
             self.let_in();
-            self.engine.tell_state();
-            self.engine.outbox.flush();
+            self.engine.tell();
             if self.is_over() {
                 break;
             }
@@ -253,12 +252,11 @@ impl Shard {
                 let _ = std::fs::remove_file(path);
             }
         }
-        self.engine.tell_state();
         let clean = self.engine.volume.is_clean() && self.engine.volume.failed().is_none();
         self.engine
             .outbox
             .push(FromShard::Ended(result.map(|()| clean)));
-        self.engine.outbox.flush();
+        self.engine.tell();
     }
 
     /// Clients wait in the sockets' queues until it is known whether this node serves.

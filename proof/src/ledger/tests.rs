@@ -21,7 +21,7 @@ pub(crate) fn key(seed: u8) -> SecretKey {
 }
 
 pub(crate) fn public(seed: u8) -> PublicKey {
-    key(seed).public().unwrap()
+    key(seed).public().clone()
 }
 
 /// A ledger file that is being written.

@@ -66,7 +66,7 @@ impl<M: LedgerMedium> Prover<M> {
         if !state.proves {
             return Ok(());
         }
-        let id = self.key.public()?.id();
+        let id = self.key.public().id();
         let known = self.tip.as_ref().is_some_and(|tip| tip.keyring().knows(id));
         if !known {
             let offer = KeyOffer::new(self.identity.volume, self.node, &self.key)?;

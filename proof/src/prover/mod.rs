@@ -230,7 +230,7 @@ impl<M: LedgerMedium> Prover<M> {
             anchored: self.anchored(),
             records: self.ledger.records(),
             waiting_epochs: self.hashed.len() as u64,
-            key: self.key.public().ok().map(|public| public.id()),
+            key: Some(self.key.public().id()),
             unproven_primary: self.gated && self.gate_open && self.follow.has_source(),
         }
     }

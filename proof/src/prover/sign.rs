@@ -53,7 +53,7 @@ impl<M: LedgerMedium> Prover<M> {
         if !self.placed {
             return Ok(());
         }
-        let id = self.key.public()?.id();
+        let id = self.key.public().id();
         let usable = self.tip.as_ref().map(|tip| {
             let key = tip.keyring().may_sign(id, self.node);
             let place = tip

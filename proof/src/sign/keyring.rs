@@ -59,7 +59,7 @@ impl KeyOffer {
     /// # Errors
     /// [`SignError`] of the key.
     pub fn new(volume: VolumeId, node: NodeId, key: &SecretKey) -> Result<Self, SignError> {
-        let public = key.public()?;
+        let public = key.public().clone();
         let signature = key.sign(&Self::digest(volume, node, &public))?;
         Ok(Self {
             node,
@@ -443,8 +443,8 @@ mod tests {
         by: &[&SecretKey],
     ) -> KeyChange {
         let mut change = KeyChange {
-            retire: retire.map(|key| key.public().unwrap().id()),
-            enroll: enroll.map(|(node, key)| (node, key.public().unwrap())),
+            retire: retire.map(|key| key.public().id()),
+            enroll: enroll.map(|(node, key)| (node, key.public().clone())),
             signatures: Vec::new(),
         };
         change.sign((VOLUME, index, &Digest::ZERO), by).unwrap();
@@ -471,7 +471,7 @@ mod tests {
         assert_eq!(ring.verify(&digest, NODE, &old, &[]), Ok(()));
         let rotation = change(5, Some(&key(1)), Some((NODE, &key(2))), &[&key(1), &key(2)]);
         ring.apply(&rotation, at(5)).unwrap();
-        let id = key(1).public().unwrap().id();
+        let id = key(1).public().id();
         let retired = KeyError::Retired { key: id, at: 5 };
         assert_eq!(ring.verify(&digest, NODE, &old, &[]), Err(retired.clone()));
         assert_eq!(ring.verify(&digest, NODE, &new, &[]), Ok(()));
@@ -507,7 +507,7 @@ mod tests {
         let digest = hash::ANCHOR.hash(&[b"x"]);
         let signature = [k2.sign(&digest).unwrap()];
         assert_eq!(ring.verify(&digest, OTHER, &signature, &[]), Ok(()));
-        let id = k2.public().unwrap().id();
+        let id = k2.public().id();
         assert_eq!(
             ring.verify(&digest, NODE, &signature, &[]),
             Err(KeyError::OtherNode(id))

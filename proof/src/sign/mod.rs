@@ -260,6 +260,8 @@ fn key_text(text: &str) -> Result<(Algorithm, Vec<u8>), SignError> {
 pub struct SecretKey {
     algorithm: Algorithm,
     seed: Vec<u8>,
+    /// Deriving it costs as much as a signature.
+    public: PublicKey,
 }
 
 impl SecretKey {
@@ -278,7 +280,8 @@ impl SecretKey {
     /// The key of a seed of 32 bytes (SLH-DSA: 48).
     ///
     /// # Errors
-    /// [`SignError::KeyText`] for another length, [`SignError::Unsupported`].
+    /// [`SignError::KeyText`] for another length, [`SignError::Unsupported`], and
+    /// [`SignError::Signing`] if the library refuses the seed.
     pub fn from_seed(algorithm: Algorithm, seed: &[u8]) -> Result<Self, SignError> {
         if !algorithm.is_supported() {
             return Err(SignError::Unsupported(algorithm));
@@ -289,6 +292,7 @@ impl SecretKey {
         Ok(Self {
             algorithm,
             seed: seed.to_vec(),
+            public: derive_public(algorithm, seed)?,
         })
     }
 
@@ -312,26 +316,9 @@ impl SecretKey {
     }
 
     /// The public key.
-    ///
-    /// # Errors
-    /// [`SignError::Signing`] if the library refuses the seed.
-    pub fn public(&self) -> Result<PublicKey, SignError> {
-        let failed = SignError::Signing(self.algorithm);
-        let bytes = match self.algorithm {
-            Algorithm::Ed25519 => self.ed25519()?.public_key().as_ref().to_vec(),
-            #[cfg(feature = "ml-dsa")]
-            Algorithm::MlDsa65 => ml_dsa::public(&self.seed).ok_or(failed)?,
-            #[cfg(feature = "slh-dsa")]
-            Algorithm::SlhDsaSha2128f => slh_dsa::public(&self.seed).ok_or(failed)?,
-            #[cfg(not(all(feature = "ml-dsa", feature = "slh-dsa")))]
-            other => return Err(SignError::Unsupported(other)),
-        };
-        PublicKey::new(self.algorithm, &bytes).ok_or(failed)
-    }
-
-    fn ed25519(&self) -> Result<Ed25519KeyPair, SignError> {
-        let failed = SignError::Signing(Algorithm::Ed25519);
-        Ed25519KeyPair::from_seed_unchecked(&self.seed).map_err(|_| failed)
+    #[must_use]
+    pub fn public(&self) -> &PublicKey {
+        &self.public
     }
 
     /// Signs `digest`.
@@ -342,7 +329,7 @@ impl SecretKey {
         let failed = SignError::Signing(self.algorithm);
         let message = [PREFIX.as_slice(), &digest.0].concat();
         let bytes = match self.algorithm {
-            Algorithm::Ed25519 => self.ed25519()?.sign(&message).as_ref().to_vec(),
+            Algorithm::Ed25519 => ed25519(&self.seed)?.sign(&message).as_ref().to_vec(),
             #[cfg(feature = "ml-dsa")]
             Algorithm::MlDsa65 => ml_dsa::sign(&self.seed, &message).ok_or(failed)?,
             #[cfg(feature = "slh-dsa")]
@@ -350,8 +337,27 @@ impl SecretKey {
             #[cfg(not(all(feature = "ml-dsa", feature = "slh-dsa")))]
             other => return Err(SignError::Unsupported(other)),
         };
-        Signature::new(self.algorithm, self.public()?.id(), &bytes).ok_or(failed)
+        Signature::new(self.algorithm, self.public.id(), &bytes).ok_or(failed)
     }
+}
+
+fn derive_public(algorithm: Algorithm, seed: &[u8]) -> Result<PublicKey, SignError> {
+    let failed = SignError::Signing(algorithm);
+    let bytes = match algorithm {
+        Algorithm::Ed25519 => ed25519(seed)?.public_key().as_ref().to_vec(),
+        #[cfg(feature = "ml-dsa")]
+        Algorithm::MlDsa65 => ml_dsa::public(seed).ok_or(failed)?,
+        #[cfg(feature = "slh-dsa")]
+        Algorithm::SlhDsaSha2128f => slh_dsa::public(seed).ok_or(failed)?,
+        #[cfg(not(all(feature = "ml-dsa", feature = "slh-dsa")))]
+        other => return Err(SignError::Unsupported(other)),
+    };
+    PublicKey::new(algorithm, &bytes).ok_or(failed)
+}
+
+fn ed25519(seed: &[u8]) -> Result<Ed25519KeyPair, SignError> {
+    let failed = SignError::Signing(Algorithm::Ed25519);
+    Ed25519KeyPair::from_seed_unchecked(seed).map_err(|_| failed)
 }
 
 impl fmt::Debug for SecretKey {
@@ -461,13 +467,11 @@ mod tests {
     fn a_signature_holds_for_its_digest_and_key_only() {
         let (digest, other) = (hash::ANCHOR.hash(&[b"1"]), hash::ANCHOR.hash(&[b"2"]));
         for key in supported() {
-            let (public, signature) = (key.public().unwrap(), key.sign(&digest).unwrap());
+            let (public, signature) = (key.public(), key.sign(&digest).unwrap());
             assert_eq!(public.verify(&digest, &signature), Ok(()));
             assert!(public.verify(&other, &signature).is_err());
-            let stranger = SecretKey::generate(key.algorithm)
-                .unwrap()
-                .public()
-                .unwrap();
+            let stranger = SecretKey::generate(key.algorithm).unwrap();
+            let stranger = stranger.public();
             assert!(stranger.verify(&digest, &signature).is_err());
             let renamed = Signature {
                 key: stranger.id(),
@@ -481,7 +485,7 @@ mod tests {
     fn a_flipped_bit_in_a_signature_is_refused() {
         let digest = hash::ANCHOR.hash(&[b"1"]);
         for key in supported() {
-            let (public, signature) = (key.public().unwrap(), key.sign(&digest).unwrap());
+            let (public, signature) = (key.public(), key.sign(&digest).unwrap());
             // SLH-DSA checks take a millisecond each: every bit of the small ones, some of the
             // large.
             let step = signature.bytes.len().div_ceil(200);
@@ -500,10 +504,10 @@ mod tests {
     #[test]
     fn keys_have_one_text_and_a_secret_is_not_shown() {
         for key in supported() {
-            let public = key.public().unwrap();
+            let public = key.public().clone();
             assert_eq!(public.to_string().parse(), Ok(public.clone()));
             let again = SecretKey::from_text(&key.to_text()).unwrap();
-            assert_eq!(again.public(), Ok(public));
+            assert_eq!(again.public(), &public);
             assert!(!format!("{key:?}").contains(&BASE64.encode(&key.seed)));
         }
         assert_eq!("ed25519:AAAA".parse::<PublicKey>(), Err(SignError::KeyText));

@@ -19,7 +19,9 @@ use hn4_engine::core::event::{ProofEvent, Tip};
 use hn4_engine::shard::ProofFeed;
 use hn4_proof::batch::BatchPolicy;
 use hn4_proof::ledger::file::{LedgerFile, LedgerMedium};
-use hn4_proof::prover::{Now, Out, PeerState, Prover, ProverError, ProverStatus, Setup};
+use hn4_proof::prover::{
+    CREDIT_BYTES, Now, Out, PeerState, Prover, ProverError, ProverStatus, Setup,
+};
 use hn4_proof::sign::SecretKey;
 use tokio::sync::mpsc;
 
@@ -27,6 +29,10 @@ use self::medium::LedgerOnDisk;
 
 /// Pause before a prover that failed begins anew.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often at most the daemon is told what a prover that works looks like.
+const TELL: Duration = Duration::from_millis(50);
+/// Room for frames is given back in portions: a message for each would wake two threads for each.
+const CREDIT_PORTION: u64 = CREDIT_BYTES / 8;
 
 /// To the prover.
 #[derive(Debug)]
@@ -108,6 +114,8 @@ pub(super) fn start(setup: ProofSetup) -> std::io::Result<ProofHandle> {
         peers: BTreeMap::new(),
         fed_by: None,
         report: ProverReport::default(),
+        told: Duration::ZERO,
+        owed_credit: 0,
         outbox,
     };
     std::thread::Builder::new()
@@ -123,6 +131,10 @@ struct Worker {
     peers: BTreeMap<u8, PeerState>,
     fed_by: Option<u8>,
     report: ProverReport,
+    /// When the daemon was told of `report`.
+    told: Duration,
+    /// Room that the core has not been told of yet.
+    owed_credit: u64,
     outbox: mpsc::UnboundedSender<FromProver>,
 }
 
@@ -192,7 +204,9 @@ impl Worker {
         let again = prover.standing(self.now(), self.standing);
         let again = again.and_then(|()| self.fed_by.map_or(Ok(()), |peer| prover.fed_by(peer)));
         again.map_err(|error| error.to_string())?;
-        self.report.failed = None;
+        if self.report.failed.take().is_some() {
+            self.tell();
+        }
         Ok(prover)
     }
 
@@ -213,7 +227,8 @@ impl Worker {
     ) -> Result<Over, ProverError> {
         loop {
             self.carry_out(prover);
-            let message = match prover.deadline() {
+            let untold = (prover.status() != self.report.status).then_some(self.told + TELL);
+            let message = match [prover.deadline(), untold].into_iter().flatten().min() {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(deadline) => {
                     let left = deadline.saturating_sub(self.started.elapsed());
@@ -275,8 +290,17 @@ impl Worker {
     fn carry_out<M: LedgerMedium>(&mut self, prover: &mut Prover<M>) {
         while let Some(out) = prover.poll() {
             let event = match out {
-                Out::Start { after, credit } => ProofEvent::Start { after, credit },
-                Out::Credit(bytes) => ProofEvent::Credit(bytes),
+                Out::Start { after, credit } => {
+                    self.owed_credit = 0;
+                    ProofEvent::Start { after, credit }
+                }
+                Out::Credit(bytes) => {
+                    self.owed_credit += bytes;
+                    if self.owed_credit < CREDIT_PORTION {
+                        continue;
+                    }
+                    ProofEvent::Credit(std::mem::take(&mut self.owed_credit))
+                }
                 Out::Proven(epoch, chain) => ProofEvent::Proven(Tip { epoch, chain }),
                 Out::Gate(gate) => ProofEvent::Gate(gate),
                 Out::Refused(why) => ProofEvent::Refused { why },
@@ -294,13 +318,15 @@ impl Worker {
             let _ = self.outbox.send(FromProver::Core(event));
         }
         let status = prover.status();
-        if status != self.report.status || self.report.failed.is_some() {
+        let due = self.started.elapsed() >= self.told + TELL;
+        if status != self.report.status && due {
             self.report.status = status;
             self.tell();
         }
     }
 
-    fn tell(&self) {
+    fn tell(&mut self) {
+        self.told = self.started.elapsed();
         // As above.
         let _ = self.outbox.send(FromProver::Report(self.report.clone()));
     }
