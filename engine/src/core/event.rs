@@ -9,6 +9,7 @@ use hn4::types::{
     ChainHash, Epoch, Incarnation, Lba, LogOffset, Rank, Term, ZERO_PIECE_COST_BYTES,
 };
 
+use super::peers::PeerSet;
 use crate::arena::SlotId;
 
 /// A reading of a monotonic clock, in nanoseconds since an arbitrary start.
@@ -402,7 +403,7 @@ pub enum PeerMessage {
 }
 
 /// What an operator or the daemon asks for; answered by [`Action::ControlDone`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Control {
     /// Make everything durable (and acknowledged as the volume's policy asks).
     Flush,
@@ -421,6 +422,8 @@ pub enum Control {
     },
     /// Become a replica (from primary or fenced).
     Demote,
+    /// Have these peers from now on.
+    Peers(Box<PeerSet>),
 }
 
 /// What must be done. Carried out in order after the step returns.
@@ -489,6 +492,12 @@ pub enum Action {
         peer: PeerId,
         /// What.
         message: PeerMessage,
+    },
+    /// Nothing that still comes from sessions with the peer at this place is to be told: it was
+    /// removed, or another one is there now.
+    PeerRetired {
+        /// Which.
+        peer: PeerId,
     },
     /// A control request is done.
     ControlDone {

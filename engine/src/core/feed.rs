@@ -57,9 +57,21 @@ pub struct Peer {
     failed_read: Option<Epoch>,
     /// The first frame of the run that is being read.
     reading_from: Epoch,
+    /// Nobody is at this place.
+    pub(super) absent: bool,
+    /// It is about to be removed, and counts no longer.
+    pub(super) leaving: bool,
 }
 
 impl Peer {
+    /// A place without a peer.
+    pub(super) fn nobody() -> Self {
+        Self {
+            absent: true,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn hold(&self) -> Option<Epoch> {
         self.hold
     }
@@ -99,7 +111,7 @@ impl Peer {
 
     /// Whether its acknowledgements count.
     pub(super) fn counts(&self) -> bool {
-        self.lag.state != LagState::Detached
+        self.lag.state != LagState::Detached && !self.leaving
     }
 
     /// How lag control sees it.

@@ -97,6 +97,10 @@ impl Volume {
     }
 
     pub(super) fn peer_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
+        let known = self.peers.get(usize::from(id.0));
+        if known.is_none_or(|peer| peer.absent) {
+            return;
+        }
         if self.failed.is_some() && !matches!(event, PeerEvent::Disconnected) {
             return;
         }
@@ -108,13 +112,7 @@ impl Volume {
                 }
             }
             PeerEvent::State(state) => self.peer_state(id, state),
-            PeerEvent::Disconnected => {
-                self.peer_connected(id, false);
-                if self.replica.source == Some(id) {
-                    self.lose_source();
-                    self.pull_again();
-                }
-            }
+            PeerEvent::Disconnected => self.peer_gone(id),
             PeerEvent::HigherTerm(term) => self.higher_term(term, out),
             // What is promoted is what was settled; the session is about to end.
             _ if self.role() == Role::Replica && self.transition.is_some() => {}
@@ -126,6 +124,14 @@ impl Volume {
             | PeerEvent::FeedReadDone { .. } => self.feed_event(id, event, out),
             event if self.role() == Role::Replica => self.replica_event(id, event, out),
             event => self.feed_event(id, event, out),
+        }
+    }
+
+    pub(super) fn peer_gone(&mut self, id: PeerId) {
+        self.peer_connected(id, false);
+        if self.replica.source == Some(id) {
+            self.lose_source();
+            self.pull_again();
         }
     }
 

@@ -7,6 +7,7 @@ use super::config::VolumeConfig;
 use super::election::Election;
 use super::event::{CopyStatus, Failure, Lag, Progress, Time, Tip};
 use super::mutants::{Mutant, planted};
+use super::peers::Regroup;
 use super::volume::{FailedClosed, Volume};
 use crate::arena::SlotMemory;
 
@@ -163,7 +164,8 @@ impl Volume {
         let waiting = self.waiters.oldest().filter(|_| self.may_degrade());
         let degrade = waiting.map(|since| since.plus_ms(self.config.peer_timeout_ms));
         let election = self.election.as_ref().and_then(Election::deadline);
-        [seal, destage, degrade, election, lag]
+        let regroup = self.regroup.as_ref().and_then(Regroup::deadline);
+        [seal, destage, degrade, election, lag, regroup]
             .into_iter()
             .flatten()
             .min()

@@ -32,6 +32,7 @@ use super::journal::{Journal, Sealed};
 use super::lag::{LagRoom, PeerLag};
 use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, mask};
+use super::peers::Regroup;
 use super::pins::Pins;
 use super::prover::Prover;
 use super::reads::Reads;
@@ -85,6 +86,7 @@ pub struct Volume {
     pub(super) drains: VecDeque<RequestId>,
     pub(super) transition: Option<Transition>,
     pub(super) election: Option<Election>,
+    pub(super) regroup: Option<Regroup>,
     /// An empty epoch is to be sealed, so that the end of the log shows whose it is.
     pub(super) mark_term: bool,
     pub(super) opened_alone: bool,
@@ -128,6 +130,7 @@ impl Volume {
             drains: VecDeque::new(),
             transition: None,
             election: None,
+            regroup: None,
             mark_term: false,
             opened_alone: false,
             pins: Pins::default(),
@@ -201,6 +204,7 @@ impl Volume {
             self.journal.submit(mem, out);
         }
         self.lag_progress(now);
+        self.regroup_progress(now, out);
         self.wake_waiters(now, out);
         self.feed_progress(out);
         self.prover_progress(mem, out);
@@ -553,6 +557,7 @@ impl Volume {
         });
         self.cancel_election("the volume has failed closed", out);
         let transition = self.transition.take().map(|transition| transition.id);
+        self.give_up_regroup("the volume has failed closed", out);
         for id in self.drains.drain(..).chain(transition) {
             let result = Err("the volume has failed closed".to_owned());
             out.push(Action::ControlDone { id, result });
@@ -585,6 +590,7 @@ impl Volume {
                 within_ms,
             } => self.promote(id, term, (answers, within_ms), out),
             Control::Demote => self.demote(id, out),
+            Control::Peers(set) => self.change_peers(id, set, out),
         }
     }
 }

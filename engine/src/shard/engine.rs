@@ -282,6 +282,11 @@ impl Engine {
                     message,
                 });
             }
+            Action::PeerRetired { peer } => {
+                if let Some(session) = self.sessions.get_mut(usize::from(peer.0)) {
+                    *session = 0;
+                }
+            }
             Action::ControlDone { id, result } => {
                 self.outbox.push(FromShard::ControlDone { id, result });
             }

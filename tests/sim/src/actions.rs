@@ -75,7 +75,7 @@ impl World {
             Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {
                 self.carry_out_proof(node, action);
             }
-            Action::Pinned { .. } | Action::PinsBroken => {}
+            Action::Pinned { .. } | Action::PinsBroken | Action::PeerRetired { .. } => {}
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
             Action::ControlDone { id, result } => return self.control_done(node, *id, result),
             Action::SaveFork { after, .. } => self.save_fork(node, *after),

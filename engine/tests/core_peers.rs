@@ -1,0 +1,391 @@
+//! A volume's peers change while it runs: who waits, who counts, and who keeps the log.
+//!
+//! The core alone, on a log in memory whose operations complete at once.
+
+use hn4::log::{CopyState, LogIdentity, RING_START, Role};
+use hn4::types::{Epoch, Incarnation, Lba, NodeId, Rank, Term, VolumeId};
+use hn4_engine::arena::{SlotMemory, VecArena};
+use hn4_engine::core::event::{
+    Control, Disk, Io, Now, PeerEvent, PeerId, PeerMessage, PeerState, Progress, Request,
+    RequestId, Time, Tip,
+};
+use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog};
+use hn4_engine::core::{
+    AckMode, Action, Actions, Event, LagPolicy, Lanes, MAX_PEERS, PeerSet, Place, Volume,
+    VolumeConfig,
+};
+
+const RING_BYTES: usize = 4 << 20;
+const SLOTS: u32 = 1024;
+const WITHIN_MS: u64 = 5000;
+
+struct Memory(Vec<u8>);
+
+impl Medium for Memory {
+    fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> std::io::Result<()> {
+        for (index, block) in blocks.iter_mut().enumerate() {
+            let at = offset as usize + index * 4096;
+            block.0.copy_from_slice(&self.0[at..at + 4096]);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> std::io::Result<()> {
+        for (index, block) in blocks.iter().enumerate() {
+            let at = offset as usize + index * 4096;
+            self.0[at..at + 4096].copy_from_slice(&block.0);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+}
+
+/// A primary with so many peers, none of them connected.
+struct Bench {
+    volume: Volume,
+    mem: VecArena,
+    now_ms: u64,
+    next_id: u64,
+    /// Requests and controls that were answered.
+    done: Vec<(RequestId, Result<(), String>)>,
+    /// Everything else that was to be done, except operations on disks.
+    said: Vec<Action>,
+}
+
+impl Bench {
+    fn new(ack_mode: AckMode, ack_peers: usize, peers: usize) -> Self {
+        let node = NodeId([1; 16]);
+        let identity = LogIdentity {
+            volume: VolumeId([7; 16]),
+            birth_nonce: [9; 16],
+            size_bytes: 1 << 20,
+            sector_bytes: 512,
+        };
+        let mut log = Memory(vec![0; RING_START as usize + RING_BYTES]);
+        let new = NewLog {
+            identity,
+            node,
+            lanes: Lanes {
+                count: 1,
+                stripe_blocks: 256,
+            },
+            role: Role::Primary,
+            created_ms: 0,
+        };
+        recovery::create(&mut log, &new).expect("a log");
+        let mut mem = VecArena::new(SLOTS);
+        let opened = recovery::open(&mut log, &mut mem, |header| VolumeConfig {
+            ack_mode,
+            ack_peers,
+            peers,
+            destage_delay_ms: 0,
+            ..VolumeConfig::new(identity, node, header.ring_bytes, SLOTS as usize)
+        });
+        Self {
+            volume: opened.expect("a volume").0,
+            mem,
+            now_ms: 0,
+            next_id: 0,
+            done: Vec::new(),
+            said: Vec::new(),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let mut actions = Actions::default();
+            let now = Now {
+                time: Time(self.now_ms * 1_000_000),
+                wall_ms: self.now_ms,
+            };
+            self.volume.step(now, event, &mut self.mem, &mut actions);
+            for action in actions.list {
+                match action {
+                    Action::Io { token, io } => {
+                        if let Io::Read { disk, .. } = &io {
+                            assert_eq!(*disk, Disk::Log, "nobody reads the volume here");
+                        }
+                        let result = Ok(());
+                        events.insert(0, Event::IoDone { token, result });
+                    }
+                    Action::Complete { id, result } => {
+                        let result = result.map_err(|failure| format!("{failure:?}"));
+                        self.done.push((id, result));
+                    }
+                    Action::ControlDone { id, result } => self.done.push((id, result)),
+                    other => self.said.push(other),
+                }
+            }
+        }
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now_ms += ms;
+        self.step(Event::Timer);
+    }
+
+    fn id(&mut self) -> RequestId {
+        self.next_id += 1;
+        RequestId(self.next_id)
+    }
+
+    /// Writes a block and flushes; the flush's name.
+    fn write_and_flush(&mut self) -> RequestId {
+        let slot = self.mem.alloc().expect("a slot");
+        let write = Request::Write {
+            lba: Lba(0),
+            sectors: 8,
+            fua: false,
+            slots: vec![slot],
+        };
+        for request in [write, Request::Flush] {
+            let id = self.id();
+            self.step(Event::Request { id, request });
+        }
+        RequestId(self.next_id)
+    }
+
+    fn control(&mut self, control: Control) -> RequestId {
+        let id = self.id();
+        self.step(Event::Control { id, control });
+        id
+    }
+
+    fn change(&mut self, places: &[Place], accept_fewer_copies: bool) -> RequestId {
+        let mut set = PeerSet {
+            places: [Place::Empty; MAX_PEERS],
+            open_answers: 1,
+            accept_fewer_copies,
+            within_ms: WITHIN_MS,
+        };
+        set.places[..places.len()].copy_from_slice(places);
+        self.control(Control::Peers(Box::new(set)))
+    }
+
+    fn answer(&self, id: RequestId) -> Option<&Result<(), String>> {
+        let found = self.done.iter().find(|(done, _)| *done == id);
+        found.map(|(_, result)| result)
+    }
+
+    fn peer(&mut self, place: u8, event: PeerEvent) {
+        self.step(Event::Peer {
+            peer: PeerId(place),
+            event,
+        });
+    }
+
+    /// A copy that has everything connects and follows.
+    fn follow(&mut self, place: u8) {
+        let status = self.volume.copy_status();
+        self.peer(place, PeerEvent::Connected);
+        let state = PeerState {
+            role: Role::Replica,
+            term: status.term,
+            incarnation: Incarnation(0),
+            tip: status.tip,
+            tip_rank: Rank::default(),
+            usable: true,
+        };
+        self.peer(place, PeerEvent::State(state));
+        self.peer(place, PeerEvent::Credit(1 << 30));
+        let subscribe = PeerEvent::Subscribe {
+            tip: status.tip,
+            anchored: Tip::default(),
+        };
+        self.peer(place, subscribe);
+    }
+
+    /// The peer says that it has flushed everything there is.
+    fn acknowledge(&mut self, place: u8) {
+        let tip = self.volume.tip().epoch;
+        let progress = Progress {
+            received: tip,
+            durable: tip,
+            proven: Epoch(0),
+            applied: Epoch(0),
+        };
+        self.peer(place, PeerEvent::Ack(progress));
+    }
+}
+
+const KEPT: Place = Place::Kept(LagPolicy {
+    max_bytes: None,
+    max_ms: None,
+    on_exceed: hn4_engine::core::OnExceed::Throttle,
+});
+const NEW: Place = Place::New(LagPolicy {
+    max_bytes: None,
+    max_ms: None,
+    on_exceed: hn4_engine::core::OnExceed::Throttle,
+});
+
+#[test]
+fn who_waits_for_a_peer_that_is_removed_goes_on_waiting_for_another_one() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 2);
+    bench.follow(0);
+    bench.follow(1);
+    let flush = bench.write_and_flush();
+    let change = bench.change(&[Place::Empty, KEPT], false);
+    assert_eq!((bench.answer(flush), bench.answer(change)), (None, None));
+    // Its acknowledgement comes too late to count.
+    bench.acknowledge(0);
+    assert_eq!((bench.answer(flush), bench.answer(change)), (None, None));
+    bench.acknowledge(1);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    assert!(!bench.volume.peers()[0].connected);
+    let close = |action: &Action| {
+        let (peer, message) = (PeerId(0), PeerMessage::Close);
+        *action == Action::Peer { peer, message }
+    };
+    assert!(bench.said.iter().any(close), "its session ends");
+}
+
+#[test]
+fn what_was_acknowledged_stays_on_as_many_peers_or_the_change_is_refused() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 2);
+    bench.follow(0);
+    bench.follow(1);
+    let flush = bench.write_and_flush();
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+    // Only the peer that leaves has it.
+    let change = bench.change(&[Place::Empty, KEPT], false);
+    bench.pass(WITHIN_MS - 1);
+    assert_eq!(bench.answer(change), None);
+    bench.pass(2);
+    let refused = bench.answer(change).cloned().expect("an answer");
+    let why = refused.expect_err("only the peer that leaves has it");
+    assert!(why.contains("ack_peers = 1"), "{why}");
+    // Then it counts again.
+    let flush = bench.write_and_flush();
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+    let change = bench.change(&[Place::Empty, KEPT], true);
+    assert_eq!(bench.answer(change), Some(&Ok(())), "waived");
+    // Whoever comes after waits for the one that stays.
+    let flush = bench.write_and_flush();
+    assert_eq!(bench.answer(flush), None);
+    bench.acknowledge(1);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+}
+
+#[test]
+fn the_only_peer_cannot_be_removed_but_it_can_be_replaced_by_one_that_knows_nothing() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 1);
+    bench.follow(0);
+    let waiting = bench.write_and_flush();
+    let change = bench.change(&[Place::Empty], true);
+    let refused = bench.answer(change).cloned().expect("an answer");
+    assert!(refused.is_err_and(|why| why.contains("need 1 peers and 0 would be left")));
+    let change = bench.change(&[NEW], true);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    // Nothing the old one said, or still says, counts for the new one.
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(waiting), None);
+    assert_eq!(bench.volume.peers()[0].progress, Progress::default());
+    bench.follow(0);
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(waiting), Some(&Ok(())));
+}
+
+#[test]
+fn a_place_that_became_free_is_given_to_the_next_and_the_others_stay_where_they_are() {
+    let mut bench = Bench::new(AckMode::Async, 0, 3);
+    for place in 0..3 {
+        bench.follow(place);
+    }
+    let change = bench.change(&[KEPT, Place::Empty, KEPT], false);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    let live = |bench: &Bench| -> Vec<bool> {
+        bench
+            .volume
+            .peers()
+            .iter()
+            .map(|peer| peer.is_live())
+            .collect()
+    };
+    assert_eq!(live(&bench), [true, false, true]);
+    // Nobody is there: nothing is answered, and nothing is sent.
+    bench.said.clear();
+    bench.follow(1);
+    let heard = bench.said.iter().any(|action| {
+        matches!(
+            action,
+            Action::Peer {
+                peer: PeerId(1),
+                ..
+            } | Action::Ship {
+                peer: PeerId(1),
+                ..
+            }
+        )
+    });
+    assert!(!heard, "{:?}", bench.said);
+    let change = bench.change(&[KEPT, NEW, KEPT, NEW], false);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    assert_eq!(live(&bench), [true, false, true, false]);
+    bench.follow(3);
+    assert_eq!(live(&bench), [true, false, true, true]);
+    let change = bench.change(&[KEPT, KEPT, KEPT, KEPT, KEPT], false);
+    assert!(
+        bench.answer(change).is_some_and(Result::is_err),
+        "nobody is at 4"
+    );
+}
+
+#[test]
+fn the_claim_of_a_removed_peer_on_the_log_goes_with_it() {
+    let mut bench = Bench::new(AckMode::Async, 0, 2);
+    bench.follow(1);
+    let round = |bench: &mut Bench| {
+        let flush = bench.write_and_flush();
+        bench.acknowledge(1);
+        assert_eq!(bench.answer(flush), Some(&Ok(())));
+        let drain = bench.control(Control::Drain);
+        assert_eq!(bench.answer(drain), Some(&Ok(())));
+    };
+    for _ in 0..4 {
+        round(&mut bench);
+    }
+    assert_eq!(bench.volume.superblock().copy, CopyState::Usable);
+    assert_eq!(
+        bench.volume.superblock().retained,
+        Epoch(0),
+        "peer 0 is away"
+    );
+    let change = bench.change(&[Place::Empty, KEPT], false);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    for _ in 0..2 {
+        round(&mut bench);
+    }
+    assert!(bench.volume.superblock().retained >= Epoch(4));
+}
+
+#[test]
+fn peers_do_not_change_in_the_middle_of_an_election() {
+    let mut bench = Bench::new(AckMode::Async, 0, 2);
+    let demote = bench.control(Control::Demote);
+    assert_eq!(bench.answer(demote), Some(&Ok(())));
+    bench.follow(0);
+    let promote = bench.control(Control::Promote {
+        term: Term {
+            counter: 2,
+            node: NodeId([1; 16]),
+        },
+        answers: 2,
+        within_ms: WITHIN_MS,
+    });
+    assert_eq!(bench.answer(promote), None);
+    let change = bench.change(&[KEPT], false);
+    let refused = bench.answer(change).cloned().expect("an answer");
+    assert!(refused.is_err_and(|why| why.contains("change of role")));
+}
