@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::backoff::Backoff;
 use self::registry::Registry;
 use crate::pki::PkiError;
-use crate::session::{Config, FromSession, LocalState, ToSession};
+use crate::session::{Config, FromSession, LocalState, PeerRoles, ToSession};
 use crate::tls::{Identity, KeyPin, TlsError};
 
 /// Messages between the daemon and a session's task, each way.
@@ -87,8 +87,8 @@ pub struct PeerConfig {
     pub address: Option<String>,
     /// Pin of its key.
     pub key_pin: KeyPin,
-    /// The volumes that are shared with it; it gets no other.
-    pub volumes: Vec<VolumeId>,
+    /// The volumes that are shared with it, each with what it may be for it; it gets no other.
+    pub volumes: Vec<(VolumeId, PeerRoles)>,
     /// How to reach it; both sides must say the same.
     pub transport: TransportKind,
 }

@@ -56,6 +56,8 @@ struct State {
     volumes: HashMap<VolumeId, watch::Receiver<LocalState>>,
     tasks: Vec<AbortHandle>,
     random: Option<SplitMix64>,
+    /// How often a peer was added.
+    additions: u64,
 }
 
 pub(crate) struct Registry {
@@ -119,12 +121,19 @@ impl Registry {
         let status = Arc::new(watch::Sender::new(first));
         let stop = watch::Sender::new(false);
         let (mut links, mut handles, mut sessions) = (HashMap::new(), Vec::new(), Vec::new());
-        for volume in &config.volumes {
+        state.additions += 1;
+        // No session has the name of one of a peer that was removed.
+        let last_id = state.additions << 32;
+        for (volume, roles) in &config.volumes {
             let Some(states) = state.volumes.get(volume).cloned() else {
                 continue;
             };
-            let (links_in, handle, task) =
-                self.session(&config.name, *volume, states, &status, &stop);
+            let session = Config {
+                peer_roles: *roles,
+                ..self.session.clone()
+            };
+            let named = (config.name.as_str(), *volume, last_id);
+            let (links_in, handle, task) = self.session(named, session, states, &status, &stop);
             sessions.push(tokio::spawn(task.run()));
             links.insert(*volume, links_in);
             handles.push(handle);
@@ -161,8 +170,8 @@ impl Registry {
     /// Makes the task of a volume and a peer, and what others hold of it.
     fn session(
         &self,
-        peer: &str,
-        volume: VolumeId,
+        (peer, volume, last_id): (&str, VolumeId, u64),
+        config: Config,
         states: watch::Receiver<LocalState>,
         status: &watch::Sender<LinkStatus>,
         stop: &watch::Sender<bool>,
@@ -171,14 +180,14 @@ impl Registry {
         let (to, to_end) = mpsc::channel(HANDLE_QUEUE);
         let (from_end, from) = mpsc::channel(HANDLE_QUEUE);
         let task = SessionTask {
-            config: self.session.clone(),
+            config,
             clock: self.environment.clock.clone(),
             states,
             links,
             to: to_end,
             from: from_end,
             stop: stop.subscribe(),
-            last_id: 0,
+            last_id,
         };
         let link = status.subscribe();
         let handle = PeerHandle {
@@ -218,7 +227,7 @@ impl Registry {
                 "\"{node}\" dials it, because its own name is smaller; give an address"
             ));
         }
-        for (index, volume) in config.volumes.iter().enumerate() {
+        for (index, (volume, _)) in config.volumes.iter().enumerate() {
             if !state.volumes.contains_key(volume) {
                 return fail(format!("volume {volume} is not known on this node"));
             }
@@ -226,7 +235,7 @@ impl Registry {
                 .volumes
                 .iter()
                 .take(index)
-                .any(|earlier| earlier == volume)
+                .any(|(earlier, _)| earlier == volume)
             {
                 return fail(format!("volume {volume} is listed twice"));
             }

@@ -388,6 +388,8 @@ pub enum Field {
     Fork,
     /// The configuration of one side does not share this volume with the other.
     NotShared,
+    /// The configuration of one side does not allow the other to be what it is.
+    Roles,
 }
 
 /// What the daemon puts into a peer handle: an input for one session.
@@ -448,6 +450,7 @@ impl fmt::Display for Field {
             Self::Node => "node identity (it must differ; is a state directory a copy of another?)",
             Self::Fork => "term holder (two primaries in one term, a fork)",
             Self::NotShared => "configured list of shared volumes",
+            Self::Roles => "role (the key's pin has `roles`)",
         })
     }
 }

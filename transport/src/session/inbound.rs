@@ -65,6 +65,11 @@ impl Inbound {
         self.may_seed = true;
     }
 
+    /// Whether we asked the peer for its log.
+    pub(super) fn may_feed(&self) -> bool {
+        self.may_feed
+    }
+
     /// Takes a message; gives what the daemon gets of it, if anything.
     ///
     /// # Errors

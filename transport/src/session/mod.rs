@@ -21,6 +21,7 @@ mod data_lane;
 pub mod hello;
 mod inbound;
 mod receive;
+pub mod roles;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -33,6 +34,7 @@ pub use api::*;
 use capability::CapabilityList;
 
 pub use self::core::{Event, Session};
+pub use self::roles::PeerRoles;
 
 /// Limits and times of a session. Both sides may have different ones, except for the sizes, which
 /// must not be smaller at the receiver than at the sender.
@@ -62,6 +64,8 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// Time for a sign of life after a heartbeat was sent.
     pub heartbeat_timeout: Duration,
+    /// What the peer may be for the volume.
+    pub peer_roles: PeerRoles,
 }
 
 impl Default for Config {
@@ -78,6 +82,7 @@ impl Default for Config {
             hello_timeout: Duration::from_secs(5),
             heartbeat_interval: Duration::from_secs(2),
             heartbeat_timeout: Duration::from_secs(5),
+            peer_roles: PeerRoles::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use super::api::{CloseReason, FeedRefusal, LocalState, Output, Refusal, Role};
 use super::core::{Established, Session};
 use super::hello::{compare, compare_identity};
 use super::inbound::Bounds;
+use super::roles::compare_roles;
 use crate::wire::control::{ControlMessage, ErrorMessage, Heartbeat, Hello};
 use crate::wire::data::DataMessage;
 use crate::wire::{FrameKind, OpenFrame, Stream, WireError};
@@ -145,6 +146,7 @@ impl Session {
             (_, false) => return Err("a message before hello".to_owned()),
             (message, true) => message,
         };
+        self.may_say(&message)?;
         let output = match message {
             ControlMessage::Hello(_) => return Ok(()),
             ControlMessage::FrameAck {
@@ -187,8 +189,24 @@ impl Session {
         Ok(())
     }
 
+    /// What only a primary says, or somebody who wants to be one.
+    fn may_say(&self, message: &ControlMessage) -> Result<(), String> {
+        let leads = match message {
+            ControlMessage::TermNotice(_) | ControlMessage::StepDown => true,
+            // A copy whose tail we pull tells how much of it is anchored.
+            ControlMessage::Anchored(_) => !self.inbound.may_feed(),
+            _ => false,
+        };
+        if leads && !self.config.peer_roles.primary {
+            return Err("the word of a primary, from a peer that may only be replica".to_owned());
+        }
+        Ok(())
+    }
+
     fn hello(&mut self, theirs: Hello) {
-        match compare(&self.our_hello(), &theirs) {
+        let agreed = compare(&self.our_hello(), &theirs);
+        let roles = compare_roles(self.config.peer_roles, &self.local, &theirs.state);
+        match agreed.and_then(|agreed| roles.map(|()| agreed)) {
             Err(refusal) => self.refuse(refusal),
             Ok(agreed) => {
                 let peer = theirs.state;
@@ -218,7 +236,8 @@ impl Session {
         if state.term != old.term && !adopts {
             return Err(format!("term {} after hello said {}", state.term, old.term));
         }
-        if let Err(refusal) = compare_identity(&self.local, &state) {
+        let roles = compare_roles(self.config.peer_roles, &self.local, &state);
+        if let Err(refusal) = compare_identity(&self.local, &state).and(roles) {
             self.refuse(refusal);
             return Ok(());
         }

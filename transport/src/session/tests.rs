@@ -1,6 +1,7 @@
 //! Two sessions wired together, without sockets: orders, losses and lies.
 
 mod random;
+mod roles;
 
 use std::collections::VecDeque;
 use std::time::Duration;

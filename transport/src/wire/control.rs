@@ -473,6 +473,7 @@ fn field_to_wire(field: Field) -> proto::RefusedField {
         Field::Node => proto::RefusedField::FieldNode,
         Field::Fork => proto::RefusedField::FieldFork,
         Field::NotShared => proto::RefusedField::FieldNotShared,
+        Field::Roles => proto::RefusedField::FieldRoles,
     }
 }
 
@@ -491,5 +492,6 @@ fn field_from_wire(field: proto::RefusedField) -> Result<Field, WireError> {
         proto::RefusedField::FieldNode => Field::Node,
         proto::RefusedField::FieldFork => Field::Fork,
         proto::RefusedField::FieldNotShared => Field::NotShared,
+        proto::RefusedField::FieldRoles => Field::Roles,
     })
 }

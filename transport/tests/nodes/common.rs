@@ -12,7 +12,8 @@ use hn4_transport::driver::{
 };
 use hn4_transport::pki::{self, Issued};
 use hn4_transport::session::{
-    AckState, Config, CopyState, FromSession, Input, LocalState, Output, Role, SessionId, ToSession,
+    AckState, Config, CopyState, FromSession, Input, LocalState, Output, PeerRoles, Role,
+    SessionId, ToSession,
 };
 use hn4_transport::tls::Identity;
 use tokio::sync::watch;
@@ -69,7 +70,7 @@ impl Cluster {
             name: name.to_owned(),
             address: Some(address.to_string()),
             key_pin: self.node(name).pin,
-            volumes: vec![VOLUME],
+            volumes: vec![(VOLUME, PeerRoles::default())],
             transport: kind,
         }
     }

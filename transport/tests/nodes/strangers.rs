@@ -7,7 +7,7 @@ use hn4_transport::driver::{
     Environment, LinkStatus, PeerHandle, StartError, Transport, TransportKind,
 };
 use hn4_transport::pki;
-use hn4_transport::session::{Field, Output, Role};
+use hn4_transport::session::{Field, Output, PeerRoles, Role};
 use tokio::sync::watch;
 
 use super::common::*;
@@ -119,7 +119,7 @@ async fn a_volume_that_is_not_shared_is_refused_and_the_others_go_on(kind: Trans
     let address = alpha.transport.local_address();
     let mut to_alpha = beta.add_peer(cluster.peer("alpha", address, kind));
     let mut peer = cluster.peer("beta", beta.transport.local_address(), kind);
-    peer.volumes.push(second);
+    peer.volumes.push((second, PeerRoles::default()));
     let mut handles = alpha.transport.add_peer(peer).expect("a peer");
     let mut refused = handles.pop().expect("a handle");
     let mut shared = handles.pop().expect("a handle");
@@ -188,8 +188,11 @@ async fn a_contradicting_configuration_is_refused_by_name() {
     };
     assert!(refusal(|peer| peer.address = None).contains("give an address"));
     assert!(refusal(|peer| peer.name = "alpha".to_owned()).contains("this node itself"));
-    assert!(refusal(|peer| peer.volumes.push(VolumeId([9; 16]))).contains("not known"));
-    assert!(refusal(|peer| peer.volumes.push(VOLUME)).contains("twice"));
+    assert!(
+        refusal(|peer| peer.volumes.push((VolumeId([9; 16]), PeerRoles::default())))
+            .contains("not known")
+    );
+    assert!(refusal(|peer| peer.volumes.push((VOLUME, PeerRoles::default()))).contains("twice"));
     assert!(refusal(|peer| peer.name = "not a name".to_owned()).contains("node name"));
     assert!(alpha.transport.add_peer(good.clone()).is_ok());
     let mut same_key = good;
