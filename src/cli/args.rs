@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use hn4::types::VolumeId;
 
 use super::hn4_args::{Hn4Command, InspectArgs};
+use super::peer_args::{PeerCommand, ReloadArgs};
 use super::proof_commands::{KeysCommand, LedgerCommand, ProofCommand};
 use super::token::IdentityToken;
 use super::volume::{LOG_MIB_MAX, LOG_MIB_MIN, SIZE_MIB_MAX};
@@ -49,6 +50,11 @@ pub enum Command {
     Demote(VolumeArg),
     /// Wait until the backing of a volume holds an epoch
     Wait(WaitArgs),
+    /// Add, remove and replace peers of a volume, also while it runs
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// Let the daemon take over the peers of its configuration file
+    Reload(ReloadArgs),
     /// Create, adopt and look at volumes, without the daemon
     #[command(subcommand)]
     Volume(VolumeCommand),

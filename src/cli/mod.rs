@@ -4,6 +4,8 @@ pub mod args;
 pub mod hn4_args;
 pub mod hn4_device;
 mod hn4_tools;
+pub mod peer_args;
+mod peer_commands;
 pub mod pki;
 pub mod proof_commands;
 pub mod run;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hn4_transport::tls::Identity;
 
 use super::args::{Cli, Command, PkiCommand, StatusArgs};
-use super::{pki, proof_commands, show, volume_commands};
+use super::{peer_commands, pki, proof_commands, show, volume_commands};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::control::api::{Health, NodeStatus};
 use crate::control::{ClientError, ControlClient, Request, Response};
@@ -16,7 +16,7 @@ use crate::control::{ClientError, ControlClient, Request, Response};
 /// Carried out, as asked.
 pub(super) const DONE: u8 = 0;
 /// Refused or failed.
-const FAILED: u8 = 1;
+pub(super) const FAILED: u8 = 1;
 /// The daemon is not there.
 const NO_DAEMON: u8 = 3;
 /// A check found something.
@@ -67,6 +67,13 @@ pub fn run(cli: &Cli) -> ExitCode {
                 volume: arg.volume.clone(),
             },
         ),
+        Command::Peer(command) => peer_commands::run(cli, command),
+        Command::Reload(args) => ask(
+            cli,
+            &Request::Reload {
+                accept_fewer_copies: args.accept_fewer_copies,
+            },
+        ),
         Command::Wait(args) => ask(
             cli,
             &Request::Wait {
@@ -106,7 +113,7 @@ pub(super) fn load(cli: &Cli) -> Result<Config, AnyError> {
     Ok(Config::load(&config_path(cli))?)
 }
 
-fn connect(cli: &Cli) -> Result<ControlClient, AnyError> {
+pub(super) fn connect(cli: &Cli) -> Result<ControlClient, AnyError> {
     let path = match &cli.socket {
         Some(path) => path.clone(),
         None => load(cli)?.node.control_socket,

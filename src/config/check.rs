@@ -134,7 +134,7 @@ fn enough_peers(reader: &mut Reader<'_>, parsed: &Parsed<'_>) {
     let Parsed {
         section, volume, ..
     } = parsed;
-    let (wanted, have) = (volume.ack_peers, volume.peers.len());
+    let (wanted, have) = (volume.ack_peers, volume.copies());
     if volume.ack != AckMode::Async && have < wanted {
         let key = if section.has("ack_peers") {
             "ack_peers"
@@ -142,8 +142,8 @@ fn enough_peers(reader: &mut Reader<'_>, parsed: &Parsed<'_>) {
             "ack"
         };
         let what = format!(
-            "acknowledgements of {wanted} {} are asked for, but {have} [[volume.peer]] {} \
-             configured; add peers, lower ack_peers, or set ack = \"async\"",
+            "acknowledgements of {wanted} {} are asked for, but {have} [[volume.peer]] that may be \
+             replica {} configured; add peers, lower ack_peers, or set ack = \"async\"",
             if wanted == 1 { "peer" } else { "peers" },
             if have == 1 { "is" } else { "are" },
         );

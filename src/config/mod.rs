@@ -11,6 +11,7 @@
 
 pub mod attach;
 mod check;
+pub mod edit;
 pub mod keys;
 mod parse;
 mod read;
@@ -24,6 +25,7 @@ use hn4_engine::core::{AckMode, LagPolicy, MAX_PEERS, OnDegraded, VolumeConfig};
 use hn4_engine::device::{DeviceKind, DeviceOptions};
 use hn4_engine::shard::Listen;
 use hn4_transport::driver::TransportKind;
+use hn4_transport::session::PeerRoles;
 use hn4_transport::tls::KeyPin;
 use thiserror::Error;
 
@@ -160,6 +162,8 @@ pub struct PeerSection {
     pub key_pin: KeyPin,
     /// How to reach it.
     pub transport: TransportKind,
+    /// What its key allows it to be for this volume.
+    pub roles: PeerRoles,
     /// How far it may be behind in this volume.
     pub lag: LagPolicy,
 }
@@ -219,21 +223,35 @@ pub enum ConfigError {
     },
 }
 
+fn unreadable(path: &Path, source: std::io::Error) -> ConfigError {
+    ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Whether a file is there and small enough to be a configuration.
+///
+/// # Errors
+/// [`ConfigError::Unreadable`] if not.
+pub fn check_size(path: &Path) -> Result<(), ConfigError> {
+    let metadata = std::fs::metadata(path).map_err(|source| unreadable(path, source))?;
+    let bytes = metadata.len();
+    if bytes > FILE_BYTES_MAX {
+        let what = format!("it has {bytes} bytes, more than {FILE_BYTES_MAX}");
+        return Err(unreadable(path, std::io::Error::other(what)));
+    }
+    Ok(())
+}
+
 impl Config {
     /// Reads and checks a file.
     ///
     /// # Errors
     /// [`ConfigError`] names everything that is wrong.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Unreadable {
-            path: path.to_owned(),
-            source,
-        };
-        let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-        if bytes > FILE_BYTES_MAX {
-            let what = format!("it has {bytes} bytes, more than {FILE_BYTES_MAX}");
-            return Err(unreadable(std::io::Error::other(what)));
-        }
+        check_size(path)?;
+        let unreadable = |source| unreadable(path, source);
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         let absolute = std::path::absolute(path).map_err(unreadable)?;
         Self::parse(&absolute, &text)
@@ -335,12 +353,17 @@ impl VolumeSection {
     /// would know of most promotions that happened meanwhile.
     #[must_use]
     pub fn open_answers(&self) -> usize {
+        let copies = self.copies();
         match self.required_peers() {
-            0 => self.peers.len().min(1),
-            required => (self.peers.len() + 1)
-                .saturating_sub(required)
-                .min(self.peers.len()),
+            0 => copies.min(1),
+            required => (copies + 1).saturating_sub(required).min(copies),
         }
+    }
+
+    /// Peers that may be replicas: who may acknowledge, and answer a primary that opens.
+    #[must_use]
+    pub fn copies(&self) -> usize {
+        self.peers.iter().filter(|peer| peer.roles.replica).count()
     }
 
     /// How many peers an acknowledgement needs; 0 if it needs none.

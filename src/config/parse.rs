@@ -9,6 +9,7 @@ use hn4_engine::device::DeviceKind;
 use hn4_engine::shard::Listen;
 use hn4_transport::driver::TransportKind;
 use hn4_transport::pki::check_name;
+use hn4_transport::session::PeerRoles;
 use hn4_transport::tls::KeyPin;
 use toml::de::DeTable;
 
@@ -30,11 +31,12 @@ const CPU: RangeInclusive<u64> = 0..=1023;
 const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
 const MAX_LAG_SECONDS: RangeInclusive<u64> = 1..=86_400;
 
-const PEER_KEYS: [&str; 7] = [
+const PEER_KEYS: [&str; 8] = [
     "name",
     "address",
     "key_pin",
     "transport",
+    "roles",
     "max_lag_bytes",
     "max_lag_seconds",
     "on_exceed",
@@ -367,8 +369,36 @@ impl<'t> Parser<'t> {
             address,
             key_pin,
             transport: choice(&mut self.reader, table, "transport", &transports),
+            roles: self.roles(table),
             lag: self.lag(table),
         }
+    }
+
+    fn roles(&mut self, table: &Table<'t>) -> PeerRoles {
+        if !table.has("roles") {
+            return PeerRoles::default();
+        }
+        let mut roles = PeerRoles {
+            primary: false,
+            replica: false,
+        };
+        for found in self.reader.texts(table, "roles") {
+            match found.value {
+                "primary" => roles.primary = true,
+                "replica" => roles.replica = true,
+                other => {
+                    let what = format!("{other:?} is no role; choose from primary, replica");
+                    self.reader.note(found.at, table.key("roles"), what);
+                    return PeerRoles::default();
+                }
+            }
+        }
+        if !roles.primary && !roles.replica {
+            let what = "names no role; write [\"primary\"], [\"replica\"] or both, or remove it";
+            let at = table.at_of("roles");
+            self.reader.note(at, table.key("roles"), what.to_owned());
+        }
+        roles
     }
 
     fn lag(&mut self, table: &Table<'t>) -> LagPolicy {

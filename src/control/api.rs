@@ -39,6 +39,13 @@ pub enum Request {
         /// Give up if the primary has not handed over after this time.
         timeout_ms: u64,
     },
+    /// Take over the peers of the configuration file.
+    Reload {
+        /// Also if what was acknowledged will be on fewer copies than the policy asks for, until
+        /// other peers have caught up.
+        #[serde(default)]
+        accept_fewer_copies: bool,
+    },
     /// Wait until the backing holds an epoch.
     Wait {
         /// Name of the volume.
@@ -55,7 +62,7 @@ impl Request {
     #[must_use]
     pub fn volume(&self) -> Option<&str> {
         match self {
-            Self::Status => None,
+            Self::Status | Self::Reload { .. } => None,
             Self::Flush { volume }
             | Self::Drain { volume }
             | Self::Promote { volume, .. }

@@ -5,8 +5,10 @@
 //! here that carries messages. Everything here runs on one tokio thread; no client data passes
 //! through it except what goes to or comes from peers.
 
+mod mesh;
 pub mod proof;
 mod requests;
+mod seats;
 mod translate;
 mod volume;
 
@@ -20,15 +22,14 @@ use hn4::types::VolumeId;
 use hn4_engine::core::VolumeConfig;
 use hn4_engine::device::DeviceOptions;
 use hn4_engine::shard::{self, ShardSetup};
-use hn4_transport::driver::{
-    Environment, PeerConfig, PeerHandle, Timings, Transport, TransportConfig,
-};
+use hn4_transport::driver::{Environment, Timings, Transport, TransportConfig};
 use hn4_transport::session;
 use hn4_transport::tls::Identity;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
+use self::mesh::{Member, Mesh, Reload};
 use self::proof::{ProofHandle, ProofSetup};
 use self::requests::Node;
 use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
@@ -70,24 +71,35 @@ async fn serve(config: &Config) -> Result<()> {
         states.insert(volume.identity.volume, receiver);
         open.push(volume);
     }
-    let ids: Vec<VolumeId> = open.iter().map(|volume| volume.identity.volume).collect();
     let transport = match &config.transport {
         Some(section) => Some(start_transport(config, section, states).await?),
         None => None,
     };
-    let mut handles = connect_peers(config, &ids, transport.as_ref())?;
+    let (reloads, wishes) = mpsc::channel(REQUESTS);
     let mut tasks = JoinSet::new();
-    let mut node = Node::new(config, state.node_id, started);
-    for (index, volume) in open.into_iter().enumerate() {
+    let mut node = Node::new(config, state.node_id, started, reloads.clone());
+    let mut members = HashMap::new();
+    for (section, volume) in config.volumes.iter().zip(open) {
         let (asks, queue) = mpsc::channel(REQUESTS);
-        let peers = handles.remove(&index).unwrap_or_default();
-        node.add(&config.volumes[index], asks);
-        tasks.spawn(VolumeTask::new(volume, peers, queue).run());
+        let id = volume.identity.volume;
+        members.insert(
+            section.name.clone(),
+            Member {
+                id,
+                asks: asks.clone(),
+            },
+        );
+        let task = VolumeTask::new(volume, section, queue);
+        node.add(task.section(), asks);
+        tasks.spawn(task.run());
     }
+    let mesh = Mesh::start(config.clone(), members, transport).await?;
+    let mesh = tokio::spawn(mesh.run(wishes));
     let (requests, mut queue) = mpsc::channel(REQUESTS);
     let mut server = tokio::spawn(control.serve(requests));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     notify_ready();
     let result = loop {
         tokio::select! {
@@ -98,13 +110,20 @@ async fn serve(config: &Config) -> Result<()> {
             ended = &mut server => {
                 break ended.context("the control socket panicked");
             }
+            _ = hangup.recv() => {
+                let reload = Reload { accept_fewer_copies: false, reply: None };
+                // If so many wait already, one of them will see the present file.
+                let _ = reloads.try_send(reload);
+            }
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
         }
     };
     let stop = async {
         stop_volumes(config, &state, &node, &mut tasks).await;
-        if let Some(transport) = transport {
+        // Nobody can ask for other peers any more, so the mesh ends.
+        drop((node, reloads));
+        if let Ok(Some(transport)) = mesh.await {
             transport.shutdown().await;
         }
     };
@@ -251,43 +270,6 @@ async fn start_transport(
     let seed = random_bytes()?;
     let seed = u64::from_le_bytes(std::array::from_fn(|index| seed[index]));
     Ok(Transport::start(transport, states, Environment::system(seed)).await?)
-}
-
-/// Adds all peers; gives for each volume its peers' handles with their place in the configuration.
-fn connect_peers(
-    config: &Config,
-    ids: &[VolumeId],
-    transport: Option<&Transport>,
-) -> Result<HashMap<usize, Vec<(usize, PeerHandle)>>> {
-    let mut all: HashMap<usize, Vec<(usize, PeerHandle)>> = HashMap::new();
-    let Some(transport) = transport else {
-        return Ok(all);
-    };
-    let place = |name: &str| config.volumes.iter().position(|volume| volume.name == name);
-    for node_peer in config.peers() {
-        let volumes: Vec<(usize, usize)> = node_peer
-            .volumes
-            .iter()
-            .filter_map(|(section, peer)| Some((place(&section.name)?, *peer)))
-            .collect();
-        let peer = node_peer.peer;
-        let handles = transport.add_peer(PeerConfig {
-            name: peer.name,
-            address: peer.address,
-            key_pin: peer.key_pin,
-            volumes: volumes.iter().map(|&(volume, _)| ids[volume]).collect(),
-            transport: peer.transport,
-        })?;
-        for handle in handles {
-            let found = volumes
-                .iter()
-                .find(|&&(volume, _)| ids[volume] == handle.volume);
-            if let Some(&(volume, index)) = found {
-                all.entry(volume).or_default().push((index, handle));
-            }
-        }
-    }
-    Ok(all)
 }
 
 /// Tells systemd that clients can be served.

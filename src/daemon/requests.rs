@@ -1,13 +1,15 @@
 //! Answers to the control socket.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hn4::log::CopyState;
 use hn4::types::NodeId;
 use hn4_engine::core::event::Control;
 use hn4_transport::session::Role;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::mesh::Reload;
 use super::volume::{Ask, Report};
 use crate::config::{Config, VolumeSection};
 use crate::control::api::{NodeStatus, Request, Response, VolumeReport};
@@ -22,7 +24,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Clone)]
 struct Volume {
-    section: VolumeSection,
+    name: String,
+    /// Its section of the configuration; the peers in it may change.
+    section: watch::Receiver<Arc<VolumeSection>>,
     asks: mpsc::Sender<Ask>,
 }
 
@@ -32,6 +36,7 @@ pub(super) struct Node {
     id: NodeId,
     started: Instant,
     volumes: Vec<Volume>,
+    reloads: mpsc::Sender<Reload>,
 }
 
 fn error(what: String, why: impl Into<String>, next: impl Into<String>) -> Response {
@@ -43,18 +48,30 @@ fn error(what: String, why: impl Into<String>, next: impl Into<String>) -> Respo
 }
 
 impl Node {
-    pub(super) fn new(config: &Config, id: NodeId, started: Instant) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        id: NodeId,
+        started: Instant,
+        reloads: mpsc::Sender<Reload>,
+    ) -> Self {
         Self {
             name: config.node.name.clone(),
             id,
             started,
             volumes: Vec::new(),
+            reloads,
         }
     }
 
-    pub(super) fn add(&mut self, section: &VolumeSection, asks: mpsc::Sender<Ask>) {
+    pub(super) fn add(
+        &mut self,
+        section: watch::Receiver<Arc<VolumeSection>>,
+        asks: mpsc::Sender<Ask>,
+    ) {
+        let name = section.borrow().name.clone();
         self.volumes.push(Volume {
-            section: section.clone(),
+            name,
+            section,
             asks,
         });
     }
@@ -65,6 +82,17 @@ impl Node {
 
     /// Answers when it is done, without holding up anybody else.
     pub(super) fn answer(&self, request: Request, reply: oneshot::Sender<Response>) {
+        if let Request::Reload {
+            accept_fewer_copies,
+        } = request
+        {
+            let reloads = self.reloads.clone();
+            tokio::spawn(async move {
+                // Who asked may be gone.
+                let _ = reply.send(reload(&reloads, accept_fewer_copies).await);
+            });
+            return;
+        }
         let Some(name) = request.volume() else {
             let volumes = self.volumes.clone();
             let (node, id) = (self.name.clone(), self.id);
@@ -75,16 +103,10 @@ impl Node {
             });
             return;
         };
-        let Some(volume) = self
-            .volumes
-            .iter()
-            .find(|volume| volume.section.name == name)
-        else {
-            let known: Vec<&str> = self
-                .volumes
-                .iter()
-                .map(|volume| volume.section.name.as_str())
-                .collect();
+        let mut volumes = self.volumes.iter();
+        let Some(volume) = volumes.find(|volume| volume.name == name) else {
+            let known = self.volumes.iter().map(|volume| volume.name.as_str());
+            let known: Vec<&str> = known.collect();
             let why = format!(
                 "the configuration has no volume {name}, only: {}",
                 known.join(", ")
@@ -100,6 +122,23 @@ impl Node {
     }
 }
 
+async fn reload(reloads: &mpsc::Sender<Reload>, accept_fewer_copies: bool) -> Response {
+    let what = "take over the configuration's peers".to_owned();
+    let (reply, answer) = oneshot::channel();
+    let reload = Reload {
+        accept_fewer_copies,
+        reply: Some(reply),
+    };
+    if reloads.send(reload).await.is_err() {
+        return error(what, "the daemon is stopping", "start it again");
+    }
+    match answer.await {
+        Ok(Ok(message)) => Response::Done { message },
+        Ok(Err(why)) => error(what, format!("{why:#}"), "see hn4ctl status"),
+        Err(_) => error(what, "the daemon is stopping", "start it again"),
+    }
+}
+
 async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>) -> Response {
     let mut reports: Vec<VolumeReport> = Vec::new();
     for volume in volumes {
@@ -112,7 +151,11 @@ async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>
             .as_ref()
             .map(|state| state.links.as_slice())
             .unwrap_or_default();
-        let mut report = report(shard, &volume.section, links);
+        let section = match &state {
+            Some(state) => Arc::clone(&state.section),
+            None => volume.section(),
+        };
+        let mut report = report(shard, &section, links);
         let proof = state.as_ref().and_then(Report::proof);
         if let Some(proof) = proof {
             proofs::add(&mut report, proof);
@@ -129,6 +172,10 @@ async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>
 }
 
 impl Volume {
+    fn section(&self) -> Arc<VolumeSection> {
+        Arc::clone(&self.section.borrow())
+    }
+
     async fn report(&self) -> Option<Report> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Status(reply)).await.ok()?;
@@ -136,9 +183,11 @@ impl Volume {
     }
 
     async fn answer(&self, request: Request) -> Response {
-        let name = &self.section.name;
+        let name = &self.name;
         match request {
-            Request::Status => error("status".to_owned(), "not of a volume", "ask without one"),
+            Request::Status | Request::Reload { .. } => {
+                error(format!("{request:?}"), "not of a volume", "ask without one")
+            }
             Request::Flush { .. } => {
                 let done = format!("{name}: everything written before is durable");
                 self.control(Control::Flush, format!("flush {name}"), done)
@@ -192,11 +241,12 @@ impl Volume {
     /// A promotion must not lose what was acknowledged: of n copies besides the primary k have it,
     /// so n - k + 1 of all n + 1 must obey the new term before the longest history is known.
     fn answers(&self) -> usize {
-        (self.section.peers.len() + 1).saturating_sub(self.section.required_peers())
+        let section = self.section();
+        (section.peers.len() + 1).saturating_sub(section.required_peers())
     }
 
     async fn promote(&self, accept_loss: bool) -> Response {
-        let name = &self.section.name;
+        let name = &self.name;
         let what = format!("promote {name}");
         let Some(report) = self.report().await else {
             return error(what, "the volume does not answer", "see the daemon's log");
@@ -211,7 +261,7 @@ impl Volume {
     }
 
     async fn take_over(&self, what: String, answers: usize) -> Response {
-        let name = &self.section.name;
+        let name = &self.name;
         let (reply, answer) = oneshot::channel();
         if self
             .asks
@@ -243,36 +293,31 @@ impl Volume {
 
     /// Name of the peer that is primary and gives a sign of life. A connection alone proves
     /// nothing: that a node was killed is noticed only seconds later.
-    async fn living_primary(&self, report: &Report) -> Option<&str> {
-        let index = report
-            .roles
-            .iter()
-            .position(|&role| role == Some(Role::Primary))?;
+    async fn living_primary(&self, report: &Report) -> Option<String> {
+        let peer = report.primary()?;
         let (reply, answer) = oneshot::channel();
         self.asks
-            .send(Ask::Ping { peer: index, reply })
+            .send(Ask::Ping {
+                peer: peer.clone(),
+                reply,
+            })
             .await
             .ok()?;
         tokio::time::timeout(SIGN_OF_LIFE, answer)
             .await
             .ok()?
             .ok()?;
-        Some(self.section.peers.get(index)?.name.as_str())
+        Some(peer)
     }
 
     /// The planned change of primary: it writes everything back and becomes a replica, then this
     /// node takes over. Nothing is lost, and there is no fork.
     async fn switchover(&self, timeout_ms: u64) -> Response {
-        let name = &self.section.name;
+        let name = &self.name;
         let what = format!("switch {name} over to this node");
         let deadline = Instant::now() + Duration::from_millis(timeout_ms);
-        let asked = self.report().await.and_then(|report| {
-            let index = report
-                .roles
-                .iter()
-                .position(|&role| role == Some(Role::Primary))?;
-            Some((index, report.shard.copy))
-        });
+        let asked = self.report().await;
+        let asked = asked.and_then(|report| Some((report.primary()?, report.shard.copy)));
         let Some((peer, copy)) = asked else {
             let why = "no connected peer is primary";
             let next = format!("without a primary: hn4ctl promote {name}");
@@ -282,14 +327,15 @@ impl Volume {
             let why = "this copy is not usable: it has not received everything yet";
             return error(what, why, "wait until hn4ctl status shows it usable");
         }
-        if self.asks.send(Ask::StepDown { peer }).await.is_err() {
+        let ask = Ask::StepDown { peer: peer.clone() };
+        if self.asks.send(ask).await.is_err() {
             return error(what, "the volume has ended", "see the daemon's log");
         }
         loop {
             let Some(report) = self.report().await else {
                 return error(what, "the volume does not answer", "see the daemon's log");
             };
-            if report.roles.get(peer) == Some(&Some(Role::Replica)) {
+            if report.role_of(&peer) == Some(Role::Replica) {
                 break;
             }
             if Instant::now() >= deadline {
@@ -306,7 +352,7 @@ impl Volume {
     }
 
     async fn wait(&self, applied: u64, timeout_ms: u64) -> Response {
-        let name = &self.section.name;
+        let name = &self.name;
         let what = format!("wait for epoch {applied} of {name}");
         let deadline = Instant::now() + Duration::from_millis(timeout_ms);
         loop {

@@ -1,5 +1,7 @@
 //! One volume's task: carries messages between its shard, its sessions and the control socket.
 
+mod peers;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +16,11 @@ use hn4_transport::driver::{LinkStatus, PeerHandle};
 use hn4_transport::session::{FromSession, Input, LocalState, Output, Role, SessionId, ToSession};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use self::peers::{Change, FromPeer, Peer};
 use super::proof::{FromProver, ProofHandle, ProverReport, ToProver};
+use super::seats::Seats;
 use super::translate;
+use crate::config::VolumeSection;
 use crate::control::api::ProofReport;
 
 /// Peers have this long to answer a promotion, and to send what this node lacks.
@@ -34,12 +39,20 @@ pub(super) enum Ask {
         reply: oneshot::Sender<Result<(), String>>,
     },
     /// Ask this peer, which is primary, to hand over.
-    StepDown { peer: usize },
+    StepDown { peer: String },
     /// Ask this peer for a sign of life. The reply is dropped if there is none.
     Ping {
-        peer: usize,
+        peer: String,
         reply: oneshot::Sender<()>,
     },
+    /// Have the peers of this section from now on.
+    Peers {
+        section: Box<VolumeSection>,
+        accept_fewer_copies: bool,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Talk to a peer of the section over this.
+    Connect(Box<PeerHandle>),
     /// Flush the log, drain for at most so many milliseconds, end.
     Stop { drain_ms: u64 },
 }
@@ -47,6 +60,8 @@ pub(super) enum Ask {
 /// The state of a volume with what only the daemon knows.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
+    pub(super) section: Arc<VolumeSection>,
+    /// Its peers, too, are in the order of the configuration.
     pub(super) shard: ShardStatus,
     /// What the connection to each peer is doing, in the order of the configuration.
     pub(super) links: Vec<LinkStatus>,
@@ -57,6 +72,19 @@ pub(super) struct Report {
 }
 
 impl Report {
+    /// Name of the peer that is primary.
+    pub(super) fn primary(&self) -> Option<String> {
+        let mut peers = self.section.peers.iter().zip(&self.roles);
+        let found = peers.find(|&(_, &role)| role == Some(Role::Primary));
+        found.map(|(peer, _)| peer.name.clone())
+    }
+
+    /// What a peer does for the volume, while a session is open.
+    pub(super) fn role_of(&self, name: &str) -> Option<Role> {
+        let mut peers = self.section.peers.iter().zip(&self.roles);
+        peers.find(|(peer, _)| peer.name == name)?.1.to_owned()
+    }
+
     /// What is told about proofs.
     pub(super) fn proof(&self) -> Option<ProofReport> {
         let ProverReport {
@@ -87,22 +115,6 @@ pub(super) struct Ended {
     pub(super) clean: bool,
 }
 
-/// What is needed to talk to one peer.
-struct Peer {
-    name: String,
-    /// Bounded by the peer's credit, which bounds what the shard sends.
-    to: mpsc::UnboundedSender<ToSession>,
-    session: Option<SessionId>,
-    role: Option<Role>,
-    /// Who waits for a sign of life.
-    alive: Option<oneshot::Sender<()>>,
-    link: watch::Receiver<LinkStatus>,
-    /// Why the last session was refused or ended.
-    last_words: String,
-    /// Why the last session was refused, if it was.
-    refused: Option<String>,
-}
-
 /// See the module.
 pub(super) struct VolumeTask {
     name: String,
@@ -113,8 +125,15 @@ pub(super) struct VolumeTask {
     max_epoch_bytes: u64,
     state: watch::Sender<LocalState>,
     status: CopyStatus,
+    section: watch::Sender<Arc<VolumeSection>>,
+    seats: Seats,
+    /// A change of peers that the core thinks about.
+    change: Option<Change>,
+    /// By their places in `seats`.
     peers: Vec<Option<Peer>>,
-    from_sessions: mpsc::Receiver<(usize, FromSession)>,
+    generation: u64,
+    merged: mpsc::Sender<FromPeer>,
+    from_sessions: mpsc::Receiver<FromPeer>,
     asks: mpsc::Receiver<Ask>,
     next_id: u64,
     controls: HashMap<u64, oneshot::Sender<Result<(), String>>>,
@@ -160,20 +179,13 @@ impl OpenVolume {
 }
 
 impl VolumeTask {
-    /// Connects a volume with its peers: for each its place in the configuration and its handle.
+    /// A volume with the peers of its section, none of which is connected yet.
     pub(super) fn new(
         open: OpenVolume,
-        handles: Vec<(usize, PeerHandle)>,
+        section: &VolumeSection,
         asks: mpsc::Receiver<Ask>,
     ) -> Self {
         let (merged, from_sessions) = mpsc::channel(64);
-        let mut peers: Vec<Option<Peer>> = Vec::new();
-        for (index, handle) in handles {
-            if peers.len() <= index {
-                peers.resize_with(index + 1, || None);
-            }
-            peers[index] = Some(connect(index, handle, merged.clone()));
-        }
         let OpenVolume {
             name,
             shard,
@@ -194,7 +206,12 @@ impl VolumeTask {
             max_epoch_bytes,
             state,
             status,
-            peers,
+            section: watch::Sender::new(Arc::new(section.clone())),
+            seats: Seats::new(&section.peers),
+            change: None,
+            peers: Vec::new(),
+            generation: 0,
+            merged,
             from_sessions,
             asks,
             next_id: 1,
@@ -205,6 +222,11 @@ impl VolumeTask {
         };
         task.tell_standing();
         task
+    }
+
+    /// Its section of the configuration; the peers in it may change.
+    pub(super) fn section(&self) -> watch::Receiver<Arc<VolumeSection>> {
+        self.section.subscribe()
     }
 
     /// Runs until the shard ends.
@@ -232,8 +254,11 @@ impl VolumeTask {
             tokio::select! {
                 () = self.wake.notified() => {}
                 Some(said) = heard(&mut self.proof) => self.prover_said(said),
-                Some((peer, message)) = self.from_sessions.recv() => {
-                    self.session_said(peer, message);
+                Some((peer, generation, message)) = self.from_sessions.recv() => {
+                    let known = self.peers.get(peer).and_then(Option::as_ref);
+                    if known.is_some_and(|peer| peer.generation == generation) {
+                        self.session_said(peer, message);
+                    }
                 }
                 Some(ask) = self.asks.recv() => self.ask(ask),
                 _ = look.tick() => {
@@ -271,7 +296,9 @@ impl VolumeTask {
                 self.tell_session(peer, session, translate::piece_input(piece));
             }
             FromShard::ControlDone { id, result } => {
-                if let Some(reply) = self.controls.remove(&id.0) {
+                if let Some(change) = self.change.take_if(|change| change.id == id) {
+                    self.changed(change, result);
+                } else if let Some(reply) = self.controls.remove(&id.0) {
                     // Who asked may be gone.
                     let _ = reply.send(result);
                 }
@@ -292,14 +319,7 @@ impl VolumeTask {
             }
             FromShard::Status { id, status } => {
                 if let Some(reply) = self.statuses.remove(&id.0) {
-                    let links = self.peers.iter().map(describe).collect();
-                    let role = |peer: &Option<Peer>| peer.as_ref().and_then(|peer| peer.role);
-                    let _ = reply.send(Report {
-                        shard: *status,
-                        links,
-                        proof: self.proof_report.clone(),
-                        roles: self.peers.iter().map(role).collect(),
-                    });
+                    let _ = reply.send(self.report(*status));
                 }
             }
             FromShard::Proof(feed) => self.tell_prover(ToProver::Feed(feed)),
@@ -472,38 +492,26 @@ impl VolumeTask {
                     },
                 });
             }
-            Ask::StepDown { peer } => self.tell_peer(peer, Input::StepDown),
+            Ask::StepDown { peer } => {
+                if let Some(place) = self.seats.place(&peer) {
+                    self.tell_peer(place, Input::StepDown);
+                }
+            }
             Ask::Ping { peer, reply } => {
-                if let Some(Some(peer)) = self.peers.get_mut(peer) {
-                    peer.alive = Some(reply);
+                if let Some(place) = self.seats.place(&peer) {
+                    if let Some(Some(peer)) = self.peers.get_mut(place) {
+                        peer.alive = Some(reply);
+                    }
+                    self.tell_peer(place, Input::Ping);
                 }
-                self.tell_peer(peer, Input::Ping);
             }
+            Ask::Peers {
+                section,
+                accept_fewer_copies,
+                reply,
+            } => self.change_peers(id, *section, accept_fewer_copies, reply),
+            Ask::Connect(handle) => self.connect(*handle),
             Ask::Stop { drain_ms } => self.shard.send(ToShard::Stop { drain_ms }),
-        }
-    }
-}
-
-impl Peer {
-    /// What the connection is doing; after a session that failed, why it did.
-    fn describe(&self) -> LinkStatus {
-        match &*self.link.borrow() {
-            LinkStatus::Connected { .. }
-                if self.session.is_none() && !self.last_words.is_empty() =>
-            {
-                LinkStatus::Failed {
-                    why: self.last_words.clone(),
-                }
-            }
-            LinkStatus::Failed { why } => {
-                let refused = self
-                    .refused
-                    .as_ref()
-                    .map(|refusal| format!("{why}; the last session was refused: {refusal}"));
-                let why = refused.unwrap_or_else(|| why.clone());
-                LinkStatus::Failed { why }
-            }
-            link => link.clone(),
         }
     }
 }
@@ -519,46 +527,5 @@ async fn heard(prover: &mut Option<ProofHandle>) -> Option<FromProver> {
     match prover {
         Some(prover) => prover.from.recv().await,
         None => std::future::pending().await,
-    }
-}
-
-/// A peer whose connection was never started counts as being connected to.
-fn describe(peer: &Option<Peer>) -> LinkStatus {
-    peer.as_ref().map_or(LinkStatus::Connecting, Peer::describe)
-}
-
-/// Gives a peer's session a queue of its own, so that a slow one holds up nobody else.
-fn connect(index: usize, handle: PeerHandle, merged: mpsc::Sender<(usize, FromSession)>) -> Peer {
-    let PeerHandle {
-        peer: name,
-        to: session,
-        mut from,
-        link,
-        ..
-    } = handle;
-    let (to, mut queue) = mpsc::unbounded_channel::<ToSession>();
-    tokio::spawn(async move {
-        while let Some(message) = queue.recv().await {
-            if session.send(message).await.is_err() {
-                return;
-            }
-        }
-    });
-    tokio::spawn(async move {
-        while let Some(message) = from.recv().await {
-            if merged.send((index, message)).await.is_err() {
-                return;
-            }
-        }
-    });
-    Peer {
-        name,
-        to,
-        session: None,
-        role: None,
-        alive: None,
-        link,
-        last_words: String::new(),
-        refused: None,
     }
 }

@@ -8,7 +8,7 @@ use crate::core::recovery::RecoveryReport;
 use crate::core::{FailedClosed, LagState, Obstacle, Waiting};
 
 /// How a peer is doing, seen from here.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PeerStatus {
     /// A session is open.
     pub connected: bool,

@@ -192,6 +192,7 @@ impl LinkStatus {
 }
 
 /// The daemon's end of everything about one volume and one peer.
+#[derive(Debug)]
 pub struct PeerHandle {
     /// Name of the peer.
     pub peer: String,

@@ -1,0 +1,204 @@
+//! The peers of a volume: their connections, and changes of who they are.
+
+use std::sync::Arc;
+
+use hn4_engine::core::PeerSet;
+use hn4_engine::core::event::{Control, PeerEvent, PeerId, RequestId};
+use hn4_engine::shard::{ShardStatus, ToShard};
+use hn4_transport::driver::{LinkStatus, PeerHandle};
+use hn4_transport::session::{FromSession, Role, SessionId, ToSession};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Report, VolumeTask, tell};
+use crate::config::VolumeSection;
+use crate::daemon::proof::ToProver;
+use crate::daemon::seats::Seats;
+
+/// Peers that stay have this long to get what was acknowledged, before one is removed.
+const CHANGE_MS: u64 = 20_000;
+
+/// What is needed to talk to one peer.
+pub(super) struct Peer {
+    pub(super) name: String,
+    /// Bounded by the peer's credit, which bounds what the shard sends.
+    pub(super) to: mpsc::UnboundedSender<ToSession>,
+    /// Tells what comes from this connection from what came from earlier ones.
+    pub(super) generation: u64,
+    pub(super) session: Option<SessionId>,
+    pub(super) role: Option<Role>,
+    /// Who waits for a sign of life.
+    pub(super) alive: Option<oneshot::Sender<()>>,
+    pub(super) link: watch::Receiver<LinkStatus>,
+    /// Why the last session was refused or ended.
+    pub(super) last_words: String,
+    /// Why the last session was refused, if it was.
+    pub(super) refused: Option<String>,
+}
+
+/// What a session with the peer at a place says, and of which generation the connection is.
+pub(super) type FromPeer = (usize, u64, FromSession);
+
+/// Other peers, once the core agrees.
+pub(super) struct Change {
+    pub(super) id: RequestId,
+    pub(super) section: VolumeSection,
+    pub(super) seats: Seats,
+    pub(super) reply: oneshot::Sender<Result<(), String>>,
+}
+
+impl Peer {
+    /// Gives a peer's session a queue of its own, so that a slow one holds up nobody else.
+    fn new(
+        place: usize,
+        generation: u64,
+        handle: PeerHandle,
+        merged: mpsc::Sender<FromPeer>,
+    ) -> Self {
+        let PeerHandle {
+            peer: name,
+            to: session,
+            mut from,
+            link,
+            ..
+        } = handle;
+        let (to, mut queue) = mpsc::unbounded_channel::<ToSession>();
+        tokio::spawn(async move {
+            while let Some(message) = queue.recv().await {
+                if session.send(message).await.is_err() {
+                    return;
+                }
+            }
+        });
+        tokio::spawn(async move {
+            while let Some(message) = from.recv().await {
+                if merged.send((place, generation, message)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            name,
+            to,
+            generation,
+            session: None,
+            role: None,
+            alive: None,
+            link,
+            last_words: String::new(),
+            refused: None,
+        }
+    }
+
+    /// What the connection is doing; after a session that failed, why it did.
+    pub(super) fn describe(&self) -> LinkStatus {
+        match &*self.link.borrow() {
+            LinkStatus::Connected { .. }
+                if self.session.is_none() && !self.last_words.is_empty() =>
+            {
+                LinkStatus::Failed {
+                    why: self.last_words.clone(),
+                }
+            }
+            LinkStatus::Failed { why } => {
+                let refused = self
+                    .refused
+                    .as_ref()
+                    .map(|refusal| format!("{why}; the last session was refused: {refusal}"));
+                let why = refused.unwrap_or_else(|| why.clone());
+                LinkStatus::Failed { why }
+            }
+            link => link.clone(),
+        }
+    }
+}
+
+/// The core's name for a place.
+pub(super) fn peer_id(place: usize) -> PeerId {
+    PeerId(u8::try_from(place).expect("the configuration bounds peers"))
+}
+
+impl VolumeTask {
+    pub(super) fn report(&self, mut shard: ShardStatus) -> Report {
+        let section = Arc::clone(&self.section.borrow());
+        let places = section
+            .peers
+            .iter()
+            .map(|peer| self.seats.place(&peer.name));
+        let places: Vec<usize> = places.map(|place| place.unwrap_or(usize::MAX)).collect();
+        let seen = |&place: &usize| shard.peers.get(place).cloned().unwrap_or_default();
+        shard.peers = places.iter().map(seen).collect();
+        let peer = |place: usize| self.peers.get(place).and_then(Option::as_ref);
+        // A peer whose connection was never started counts as being connected to.
+        let link = |&place: &usize| peer(place).map_or(LinkStatus::Connecting, Peer::describe);
+        Report {
+            links: places.iter().map(link).collect(),
+            roles: places.iter().map(|&place| peer(place)?.role).collect(),
+            proof: self.proof_report.clone(),
+            section,
+            shard,
+        }
+    }
+
+    pub(super) fn change_peers(
+        &mut self,
+        id: RequestId,
+        section: VolumeSection,
+        accept_fewer_copies: bool,
+        reply: oneshot::Sender<Result<(), String>>,
+    ) {
+        let (seats, places) = self.seats.plan(&section.peers);
+        let set = PeerSet {
+            places,
+            open_answers: section.open_answers(),
+            accept_fewer_copies,
+            within_ms: CHANGE_MS,
+        };
+        // The mesh asks for one change after the other.
+        self.change = Some(Change {
+            id,
+            section,
+            seats,
+            reply,
+        });
+        let control = Control::Peers(Box::new(set));
+        self.shard.send(ToShard::Control { id, control });
+    }
+
+    /// The core has taken over the change, or refused it.
+    pub(super) fn changed(&mut self, change: Change, result: Result<(), String>) {
+        if result.is_ok() {
+            for place in self.seats.left(&change.seats) {
+                let gone = self.peers.get_mut(place).and_then(Option::take);
+                if gone.is_some_and(|peer| peer.session.is_some()) {
+                    tell(&self.proof, ToProver::Disconnected(peer_id(place).0));
+                }
+            }
+            self.seats = change.seats;
+            self.section.send_replace(Arc::new(change.section));
+        }
+        // Who asked may be gone.
+        let _ = change.reply.send(result);
+    }
+
+    /// Talks to a peer over a new connection; what still comes over an old one is not heard.
+    pub(super) fn connect(&mut self, handle: PeerHandle) {
+        let Some(place) = self.seats.place(&handle.peer) else {
+            return;
+        };
+        if self.peers.len() <= place {
+            self.peers.resize_with(place + 1, || None);
+        }
+        self.generation += 1;
+        let peer = Peer::new(place, self.generation, handle, self.merged.clone());
+        let old = self.peers[place].replace(peer);
+        if let Some(session) = old.and_then(|peer| peer.session) {
+            let peer = peer_id(place);
+            tell(&self.proof, ToProver::Disconnected(peer.0));
+            self.shard.send(ToShard::Peer {
+                peer,
+                session: session.0,
+                event: PeerEvent::Disconnected,
+            });
+        }
+    }
+}
