@@ -259,6 +259,35 @@ fn acknowledgements_need_as_many_peers_as_they_ask_for() {
 }
 
 #[test]
+fn a_pin_names_roles_and_only_who_may_be_replica_counts_for_acknowledgements() {
+    let with = |volume: &str, roles: &str| {
+        let peer = format!("address = \"10.0.0.2:7420\"\nkey_pin = \"{PIN}\"\n{roles}");
+        parse(&with_peer(volume, &peer))
+    };
+    let roles = |text: &str| with("", text).expect("valid").volumes[0].peers[0].roles;
+    let both = roles("");
+    assert!(both.primary && both.replica);
+    assert_eq!(roles("roles = [\"replica\", \"primary\"]"), both);
+    let replica = roles("roles = [\"replica\"]");
+    assert!(!replica.primary && replica.replica);
+    let durable = "ack = \"durable\"";
+    assert!(with(durable, "roles = [\"replica\"]").is_ok());
+    let refused = |volume: &str, roles: &str| {
+        let problems = with(volume, roles).expect_err("refused");
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        problems[0].to_string()
+    };
+    let text = refused(durable, "roles = [\"primary\"]");
+    assert!(
+        text.contains("but 0 [[volume.peer]] that may be replica"),
+        "{text}"
+    );
+    let text = refused("", "roles = [\"boss\"]");
+    assert!(text.contains("choose from primary, replica"), "{text}");
+    assert!(refused("", "roles = []").contains("names no role"));
+}
+
+#[test]
 fn a_peer_needs_a_transport_a_pin_and_the_address_if_this_node_dials() {
     let text = problem(&format!(
         "[[volume.peer]]\nname = \"beta\"\naddress = \"b:1\"\nkey_pin = \"{PIN}\"\n"

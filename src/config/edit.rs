@@ -204,3 +204,84 @@ fn set(table: &mut Table, key: &str, mut new: Value) {
     }
     table.insert(key, value(new));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+# The node.
+[node]
+name = \"alpha\"   # as in its certificate
+
+[[volume]]
+name = \"one\"
+ack = \"durable\" # k = 1
+
+[[volume.peer]]
+# In the other building.
+name = \"beta\"
+address = \"beta:1\" # the fast line
+key_pin = \"x\"
+
+[[volume]]
+name = \"two\"
+
+# The end.
+";
+
+    fn peer(name: &str) -> PeerEdit {
+        PeerEdit {
+            name: Some(name.to_owned()),
+            key_pin: Some("y".to_owned()),
+            roles: Some(vec!["replica".to_owned()]),
+            max_lag_bytes: Some(7),
+            ..PeerEdit::default()
+        }
+    }
+
+    #[test]
+    fn a_peer_comes_behind_the_others_of_its_own_volume_and_goes_without_a_trace() {
+        let section = "\n[[volume.peer]]\nname = \"gamma\"\nkey_pin = \"y\"\nroles = [\"replica\"]\n\
+                       max_lag_bytes = 7\n";
+        let one = add(TEXT, "one", &peer("gamma")).expect("added");
+        let place = "key_pin = \"x\"\n";
+        assert_eq!(one, TEXT.replace(place, &format!("{place}{section}")));
+        assert_eq!(remove(&one, "one", "gamma").as_deref(), Ok(TEXT));
+        let two = add(TEXT, "two", &peer("gamma")).expect("added");
+        let place = "name = \"two\"\n";
+        assert_eq!(two, TEXT.replace(place, &format!("{place}{section}")));
+        assert_eq!(remove(&two, "two", "gamma").as_deref(), Ok(TEXT));
+    }
+
+    #[test]
+    fn a_replacement_keeps_comments_and_another_node_does_not_keep_the_address() {
+        let moved = PeerEdit {
+            address: Some("beta:2".to_owned()),
+            ..PeerEdit::default()
+        };
+        let text = replace(TEXT, "one", "beta", &moved).expect("replaced");
+        assert_eq!(text, TEXT.replace("beta:1", "beta:2"));
+        let text = replace(TEXT, "one", "beta", &peer("gamma")).expect("replaced");
+        assert!(
+            !text.contains("beta:1") && text.contains("# In the other building.\nname = \"gamma\"")
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_or_is_there_already_is_told() {
+        let no_volume = Err(EditError::NoVolume("three".to_owned()));
+        assert_eq!(remove(TEXT, "three", "beta"), no_volume);
+        assert_eq!(remove(TEXT, "one", "gamma"), Err(no_peer("one", "gamma")));
+        assert_eq!(remove(TEXT, "two", "beta"), Err(no_peer("two", "beta")));
+        let twice = add(TEXT, "one", &peer("beta"));
+        assert!(matches!(twice, Err(EditError::Twice { .. })));
+        let inline = "volume = [{ name = \"one\" }]\n";
+        let refused = add(inline, "one", &peer("beta"));
+        assert_eq!(refused, Err(EditError::NotSections("volume")));
+        assert!(matches!(
+            add("[", "one", &peer("beta")),
+            Err(EditError::NotToml(_))
+        ));
+    }
+}

@@ -195,6 +195,12 @@ impl Node {
         self.nbd = address;
     }
 
+    /// What holds all of it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Its configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {
