@@ -21,10 +21,14 @@ const WITHIN_MS: u64 = 5000;
 
 struct Memory(Vec<u8>);
 
+fn small(offset: u64) -> usize {
+    usize::try_from(offset).expect("a small log")
+}
+
 impl Medium for Memory {
     fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> std::io::Result<()> {
         for (index, block) in blocks.iter_mut().enumerate() {
-            let at = offset as usize + index * 4096;
+            let at = small(offset) + index * 4096;
             block.0.copy_from_slice(&self.0[at..at + 4096]);
         }
         Ok(())
@@ -32,7 +36,7 @@ impl Medium for Memory {
 
     fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> std::io::Result<()> {
         for (index, block) in blocks.iter().enumerate() {
-            let at = offset as usize + index * 4096;
+            let at = small(offset) + index * 4096;
             self.0[at..at + 4096].copy_from_slice(&block.0);
         }
         Ok(())
@@ -68,7 +72,7 @@ impl Bench {
             size_bytes: 1 << 20,
             sector_bytes: 512,
         };
-        let mut log = Memory(vec![0; RING_START as usize + RING_BYTES]);
+        let mut log = Memory(vec![0; small(RING_START) + RING_BYTES]);
         let new = NewLog {
             identity,
             node,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use hn4::types::VolumeId;
 
+use super::diff::DiffArgs;
 use super::hn4_args::{Hn4Command, InspectArgs};
 use super::peer_args::{PeerCommand, ReloadArgs};
 use super::proof_commands::{KeysCommand, LedgerCommand, ProofCommand};
@@ -53,6 +54,8 @@ pub enum Command {
     /// Add, remove and replace peers of a volume, also while it runs
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Show in which sectors a fork differs from its volume, or two logs from each other
+    Diff(DiffArgs),
     /// Let the daemon take over the peers of its configuration file
     Reload(ReloadArgs),
     /// Create, adopt and look at volumes, without the daemon

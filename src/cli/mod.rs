@@ -1,6 +1,7 @@
 //! What `hn4ctl` does, as library functions, so that the quickstart can do the same in process.
 
 pub mod args;
+pub mod diff;
 pub mod hn4_args;
 pub mod hn4_device;
 mod hn4_tools;

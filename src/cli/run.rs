@@ -8,7 +8,7 @@ use std::time::Duration;
 use hn4_transport::tls::Identity;
 
 use super::args::{Cli, Command, PkiCommand, StatusArgs};
-use super::{peer_commands, pki, proof_commands, show, volume_commands};
+use super::{diff, peer_commands, pki, proof_commands, show, volume_commands};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::control::api::{Health, NodeStatus};
 use crate::control::{ClientError, ControlClient, Request, Response};
@@ -68,6 +68,7 @@ pub fn run(cli: &Cli) -> ExitCode {
             },
         ),
         Command::Peer(command) => peer_commands::run(cli, command),
+        Command::Diff(args) => diff::run(cli, args),
         Command::Reload(args) => ask(
             cli,
             &Request::Reload {

@@ -199,10 +199,18 @@ fn apply(table: &mut Table, edit: &PeerEdit) {
 
 /// Sets a key; a comment behind its old value stays.
 fn set(table: &mut Table, key: &str, mut new: Value) {
-    if let Some(old) = table.get(key).and_then(Item::as_value) {
-        *new.decor_mut() = old.decor().clone();
+    match table.get_mut(key) {
+        // The key itself stays, with what stands before it.
+        Some(item) => {
+            if let Some(old) = item.as_value() {
+                *new.decor_mut() = old.decor().clone();
+            }
+            *item = value(new);
+        }
+        None => {
+            table.insert(key, value(new));
+        }
     }
-    table.insert(key, value(new));
 }
 
 #[cfg(test)]

@@ -239,6 +239,24 @@ impl Load {
         self.join().map(drop)
     }
 
+    /// Ends after another node has become primary: what waited was failed, the rest refused.
+    ///
+    /// # Errors
+    /// If a request failed for another reason.
+    pub fn was_fenced(self) -> Result<()> {
+        for thread in self.threads {
+            let ended = thread
+                .join()
+                .map_err(|_| anyhow::anyhow!("a client panicked"))?;
+            if let Err(error) = ended
+                && !error.downcast_ref::<ClientError>().is_some_and(is_failed)
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     /// Connections that broke, and that were refused.
     fn join(self) -> Result<[usize; 2]> {
         let (mut cut, mut refused) = (0, 0);
@@ -385,6 +403,11 @@ fn asked(choice: Choice) -> Asked {
 /// Whether an error means that the server does not take writes any more.
 fn is_refused(error: &ClientError) -> bool {
     matches!(error, ClientError::Failed { errno, .. } if *errno == NbdErrno::Perm as u32)
+}
+
+/// Whether an error means that the server could not keep what it had begun.
+fn is_failed(error: &ClientError) -> bool {
+    matches!(error, ClientError::Failed { errno, .. } if *errno == NbdErrno::Io as u32)
 }
 
 /// Whether an error means that the server is gone.

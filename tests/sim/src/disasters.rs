@@ -81,7 +81,12 @@ impl World {
                 }
             }
             Disaster::Drain => {
-                let control = self.rng.pick(&[Control::Drain, Control::Flush]);
+                let drains = self.rng.pick(&[true, false]);
+                let control = if drains {
+                    Control::Drain
+                } else {
+                    Control::Flush
+                };
                 if self.fault(Fault::Drain, Some(node)) {
                     self.control(node, control);
                 }
