@@ -1,8 +1,8 @@
 //! In which sectors two histories of a volume differ.
 //!
-//! A side is a run of frames: a fork file, or what a log keeps. Its frames are laid over each other,
-//! so that for every sector the newest change counts. That is compared with the volume as it is, or
-//! with the other side from the last epoch that both have.
+//! A side is a run of frames: a fork file, or what a log keeps. Its frames are laid over each
+//! other, so that for every sector the newest change counts. That is compared with the volume as it
+//! is, or with the other side from the last epoch that both have.
 //!
 //! Read only. Everything that is read is checked as recovery checks it: a frame that is damaged is
 //! named and nothing is guessed.

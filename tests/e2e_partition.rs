@@ -1,8 +1,8 @@
 //! Three nodes in network namespaces: every line and every pair of lines is cut, one way too, under
 //! load; the primary is isolated and replaced; the primary changes ten times in order.
 //!
-//! An oracle knows what was acknowledged. A watcher asks all nodes all the time: in one term only one
-//! of them may be primary.
+//! An oracle knows what was acknowledged. A watcher asks all nodes all the time: in one term only
+//! one of them may be primary.
 
 mod common;
 

@@ -106,113 +106,101 @@ fn two_of_three(place: &Path, plan: &Plan) -> [Node; 3] {
     nodes
 }
 
+/// First where it makes a promotion ask for more, last on the primary.
+fn add_gamma([alpha, beta, gamma]: &mut [Node; 3]) {
+    let pin = must(gamma, &["pki", "pin"]).trim().to_owned();
+    let text = configuration(gamma);
+    let mut lines = text.lines();
+    let address = lines.find_map(|line| line.strip_prefix("listen = \"127"));
+    let address = format!("127{}", address.expect("its address").trim_matches('"'));
+    let keys = ["--key-pin", pin.as_str(), "--address", address.as_str()];
+    let args = [&["peer", "add", VOLUME, "gamma"], keys.as_slice()].concat();
+    for node in [&*beta, &*alpha] {
+        let done = must(node, &args);
+        assert!(done.contains("gamma is a peer of vol0 now"), "{done}");
+        let (again, done) = hn4ctl(node, &args);
+        let refused = again.contains("has a peer named \"gamma\" already");
+        assert!(!done && refused, "{again}");
+    }
+    let seeded = gamma.wait_for("have a full copy", LIMIT, is_usable);
+    seeded.expect("gamma is seeded");
+    let both = |report: &VolumeReport| is_live(report, "beta") && is_live(report, "gamma");
+    alpha
+        .wait_for("have both live", LIMIT, both)
+        .expect("both follow");
+}
+
+/// First on the primary. What it acknowledged is on gamma, or this would not be done.
+fn remove_beta([alpha, beta, gamma]: &mut [Node; 3], load: &Load) {
+    must(alpha, &["peer", "remove", VOLUME, "beta"]);
+    let report = alpha.report().expect("a report");
+    let alone = peer(&report, "beta").is_none() && is_live(&report, "gamma");
+    assert!(alone, "{report:?}");
+    must(gamma, &["peer", "remove", VOLUME, "beta"]);
+    let turned_away = |report: &VolumeReport| {
+        let mut peers = report.peers.iter();
+        peers.all(|peer| !peer.connected && peer.link.starts_with("failed"))
+    };
+    let before = beta.wait_for("be turned away", LIMIT, turned_away);
+    load.wait_for_progress(300, LIMIT).expect("clients go on");
+    let after = beta.report().expect("a report").state.expect("open");
+    let before = before.expect("it gets nothing");
+    assert_eq!(before.tip_epoch, after.tip_epoch, "nothing more comes");
+}
+
+/// The only peer cannot go; the file stays as it is, with its comments.
+fn keep_the_only_peer(alpha: &Node) {
+    let text = format!("# Kept.\n{}", configuration(alpha));
+    std::fs::write(alpha.config(), &text).expect("written");
+    let (refused, done) = hn4ctl(alpha, &["peer", "remove", VOLUME, "gamma"]);
+    let told = refused.contains("acknowledgements of 1 peer");
+    assert!(!done && told, "{refused}");
+    assert_eq!(configuration(alpha), text);
+}
+
+/// Beta begins anew, although gamma alone has what was acknowledged.
+fn replace_gamma_by_beta([alpha, beta, _]: &mut [Node; 3], plan: &Plan, address: &str) {
+    let identity = identity(alpha);
+    beta.stop(LIMIT).expect("stopped");
+    make_anew(beta, plan, &identity);
+    beta.start().expect("it runs");
+    let pin = must(beta, &["pki", "pin"]).trim().to_owned();
+    let who = ["peer", "replace", VOLUME, "gamma", "--with", "beta"];
+    let keys = [
+        "--key-pin",
+        &pin,
+        "--address",
+        address,
+        "--accept-fewer-copies",
+    ];
+    must(alpha, &[who.as_slice(), &keys].concat());
+    must(beta, &["peer", "remove", VOLUME, "gamma"]);
+    assert!(configuration(alpha).starts_with("# Kept.\n"));
+    let report = alpha.report().expect("a report");
+    assert!(peer(&report, "gamma").is_none() && peer(&report, "beta").is_some());
+    let seeded = beta.wait_for("have a full copy", LIMIT, is_usable);
+    seeded.expect("beta is seeded anew");
+}
+
 #[test]
 fn a_peer_is_added_another_removed_and_replaced_under_load_and_nothing_is_lost() {
     let seed = seed("peers");
     let plan = Plan { nodes: 3, ..plan() };
     let place = folder();
-    let [mut alpha, mut beta, mut gamma] = two_of_three(place.path(), &plan);
-    let identity = identity(&alpha);
+    let mut nodes = two_of_three(place.path(), &plan);
     let oracle = oracle(seed, &plan);
-    let load = Load::start(&alpha, &oracle, LoadPlan::mixed(seed)).expect("started");
-    let moves = |load: &Load| load.wait_for_progress(300, LIMIT).expect("clients go on");
-    moves(&load);
-
-    // Added: first where it makes a promotion ask for more, last on the primary.
-    let pin = line_of(&beta, "alpha", "key_pin");
-    assert!(pin.starts_with("sha256:"));
-    let address = line_of(&gamma, "beta", "address");
-    let gamma_pin = must(&gamma, &["pki", "pin"]).trim().to_owned();
-    let gamma_address = {
-        let text = configuration(&gamma);
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix("listen = \"127"));
-        format!("127{}", line.expect("its address").trim_matches('"'))
-    };
-    let add = [
-        "--key-pin",
-        gamma_pin.as_str(),
-        "--address",
-        gamma_address.as_str(),
-    ];
-    for node in [&beta, &alpha] {
-        let args = [&["peer", "add", VOLUME, "gamma"], add.as_slice()].concat();
-        let done = must(node, &args);
-        assert!(done.contains("gamma is a peer of vol0 now"), "{done}");
-        let (again, done) = hn4ctl(node, &args);
-        assert!(
-            !done && again.contains("has a peer named \"gamma\" already"),
-            "{again}"
-        );
-    }
-    gamma
-        .wait_for("have a full copy", LIMIT, is_usable)
-        .expect("gamma is seeded");
-    let both = |report: &VolumeReport| is_live(report, "beta") && is_live(report, "gamma");
-    alpha
-        .wait_for("have both live", LIMIT, both)
-        .expect("both follow");
-    moves(&load);
-
-    // Removed: first on the primary. What it acknowledged is on gamma, or this would not be done.
-    must(&alpha, &["peer", "remove", VOLUME, "beta"]);
-    let report = alpha.report().expect("a report");
-    assert!(
-        peer(&report, "beta").is_none() && is_live(&report, "gamma"),
-        "{report:?}"
-    );
-    must(&gamma, &["peer", "remove", VOLUME, "beta"]);
-    let turned_away = |report: &VolumeReport| {
-        report
-            .peers
-            .iter()
-            .all(|peer| !peer.connected && peer.link.starts_with("failed"))
-    };
-    let before = beta
-        .wait_for("be turned away", LIMIT, turned_away)
-        .expect("it gets nothing");
-    moves(&load);
-    let after = beta.report().expect("a report").state.expect("open");
-    assert_eq!(before.tip_epoch, after.tip_epoch, "nothing more comes");
-
-    // The only peer cannot go; the file stays as it is, with its comments.
-    let text = format!("# Kept.\n{}", configuration(&alpha));
-    std::fs::write(alpha.config(), &text).expect("written");
-    let (refused, done) = hn4ctl(&alpha, &["peer", "remove", VOLUME, "gamma"]);
-    assert!(
-        !done && refused.contains("acknowledgements of 1 peer"),
-        "{refused}"
-    );
-    assert_eq!(configuration(&alpha), text);
-
-    // Replaced by beta, which begins anew, although gamma alone has what was acknowledged.
-    beta.stop(LIMIT).expect("stopped");
-    make_anew(&beta, &plan, &identity);
-    beta.start().expect("it runs");
-    let beta_pin = must(&beta, &["pki", "pin"]).trim().to_owned();
-    let with = [
-        "peer",
-        "replace",
-        VOLUME,
-        "gamma",
-        "--with",
-        "beta",
-        "--key-pin",
-        &beta_pin,
-        "--address",
-        &address,
-        "--accept-fewer-copies",
-    ];
-    must(&alpha, &with);
-    must(&beta, &["peer", "remove", VOLUME, "gamma"]);
-    assert!(configuration(&alpha).starts_with("# Kept.\n"));
-    let report = alpha.report().expect("a report");
-    assert!(peer(&report, "gamma").is_none() && peer(&report, "beta").is_some());
-    beta.wait_for("have a full copy", LIMIT, is_usable)
-        .expect("beta is seeded anew");
-    moves(&load);
-
+    let load = Load::start(&nodes[0], &oracle, LoadPlan::mixed(seed)).expect("started");
+    let moves = || load.wait_for_progress(300, LIMIT).expect("clients go on");
+    moves();
+    let address = line_of(&nodes[2], "beta", "address");
+    add_gamma(&mut nodes);
+    moves();
+    remove_beta(&mut nodes, &load);
+    keep_the_only_peer(&nodes[0]);
+    moves();
+    replace_gamma_by_beta(&mut nodes, &plan, &address);
+    moves();
+    let [alpha, beta, _gamma] = &mut nodes;
     alpha.kill().expect("killed");
     load.was_cut()
         .expect("no request was refused in all of that");
@@ -221,7 +209,7 @@ fn a_peer_is_added_another_removed_and_replaced_under_load_and_nothing_is_lost()
         accept_loss: false,
     };
     beta.ask(&promote).expect("it knows of no other copy");
-    let seen = check(&beta, &oracle, 0).expect("nothing acknowledged is lost");
+    let seen = check(beta, &oracle, 0).expect("nothing acknowledged is lost");
     assert_eq!(seen.missing_completed, 0, "seed {seed}");
 }
 

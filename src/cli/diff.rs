@@ -39,7 +39,8 @@ pub struct DiffArgs {
     #[arg(long, value_name = "PATH")]
     pub image: Option<PathBuf>,
     /// Compare two logs of a volume with each other; no daemon may have them open
-    #[arg(long, num_args = 2, value_names = ["LOG", "LOG"], conflicts_with_all = ["volume", "fork", "image"])]
+    #[arg(long, num_args = 2, value_names = ["LOG", "LOG"],
+          conflicts_with_all = ["volume", "fork", "image"])]
     pub logs: Option<Vec<PathBuf>>,
     /// As JSON, one line
     #[arg(long)]
@@ -73,8 +74,8 @@ struct Report {
     /// What `first` and `second` are.
     first: String,
     second: String,
-    /// Both have everything up to this epoch. A fork file may hold more that both have: it was saved
-    /// from there on.
+    /// Both have everything up to this epoch. A fork file may hold more that both have: it was
+    /// saved from there on.
     common_epoch: u64,
     first_epochs: Vec<EpochRow>,
     second_epochs: Vec<EpochRow>,

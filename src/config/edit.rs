@@ -250,8 +250,8 @@ name = \"two\"
 
     #[test]
     fn a_peer_comes_behind_the_others_of_its_own_volume_and_goes_without_a_trace() {
-        let section = "\n[[volume.peer]]\nname = \"gamma\"\nkey_pin = \"y\"\nroles = [\"replica\"]\n\
-                       max_lag_bytes = 7\n";
+        let section = "\n[[volume.peer]]\nname = \"gamma\"\nkey_pin = \"y\"\n\
+                       roles = [\"replica\"]\nmax_lag_bytes = 7\n";
         let one = add(TEXT, "one", &peer("gamma")).expect("added");
         let place = "key_pin = \"x\"\n";
         assert_eq!(one, TEXT.replace(place, &format!("{place}{section}")));

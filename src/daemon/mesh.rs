@@ -28,8 +28,15 @@ pub(super) struct Reload {
 
 /// A volume that runs.
 pub(super) struct Member {
-    pub(super) id: VolumeId,
-    pub(super) asks: mpsc::Sender<Ask>,
+    id: VolumeId,
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Member {
+    pub(super) fn new(id: VolumeId, asks: &mpsc::Sender<Ask>) -> Self {
+        let asks = asks.clone();
+        Self { id, asks }
+    }
 }
 
 /// See the module.

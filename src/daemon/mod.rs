@@ -25,7 +25,7 @@ use hn4_engine::shard::{self, ShardSetup};
 use hn4_transport::driver::{Environment, Timings, Transport, TransportConfig};
 use hn4_transport::session;
 use hn4_transport::tls::Identity;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -64,10 +64,6 @@ async fn serve(config: &Config) -> Result<()> {
     let mut states = HashMap::new();
     for section in &config.volumes {
         let (volume, receiver) = open_volume(section, &state).await?;
-        tracing::info!(
-            volume = %volume.name, id = %volume.identity.volume, role = ?volume.status.role,
-            term = %volume.status.term, tip = %volume.status.tip.epoch, "open"
-        );
         states.insert(volume.identity.volume, receiver);
         open.push(volume);
     }
@@ -81,14 +77,8 @@ async fn serve(config: &Config) -> Result<()> {
     let mut members = HashMap::new();
     for (section, volume) in config.volumes.iter().zip(open) {
         let (asks, queue) = mpsc::channel(REQUESTS);
-        let id = volume.identity.volume;
-        members.insert(
-            section.name.clone(),
-            Member {
-                id,
-                asks: asks.clone(),
-            },
-        );
+        let member = Member::new(volume.identity.volume, &asks);
+        members.insert(section.name.clone(), member);
         let task = VolumeTask::new(volume, section, queue);
         node.add(task.section(), asks);
         tasks.spawn(task.run());
@@ -97,9 +87,7 @@ async fn serve(config: &Config) -> Result<()> {
     let mesh = tokio::spawn(mesh.run(wishes));
     let (requests, mut queue) = mpsc::channel(REQUESTS);
     let mut server = tokio::spawn(control.serve(requests));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::new()?;
     notify_ready();
     let result = loop {
         tokio::select! {
@@ -110,13 +98,14 @@ async fn serve(config: &Config) -> Result<()> {
             ended = &mut server => {
                 break ended.context("the control socket panicked");
             }
-            _ = hangup.recv() => {
-                let reload = Reload { accept_fewer_copies: false, reply: None };
-                // If so many wait already, one of them will see the present file.
-                let _ = reloads.try_send(reload);
-            }
-            _ = terminate.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
+            told = signals.next() => match told {
+                Told::Reload => {
+                    let reload = Reload { accept_fewer_copies: false, reply: None };
+                    // If so many wait already, one of them will see the present file.
+                    let _ = reloads.try_send(reload);
+                }
+                Told::End => break Ok(()),
+            },
         }
     };
     let stop = async {
@@ -130,13 +119,48 @@ async fn serve(config: &Config) -> Result<()> {
     tokio::select! {
         () = stop => {}
         // A second signal: recovery covers what is left.
-        _ = terminate.recv() => tracing::warn!("stopped at once by a second signal"),
-        _ = interrupt.recv() => tracing::warn!("stopped at once by a second signal"),
+        () = signals.end() => tracing::warn!("stopped at once by a second signal"),
     }
     server.abort();
     // The socket's file would only mislead; whoever starts next removes it too.
     let _ = std::fs::remove_file(&config.node.control_socket);
     result
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Reload,
+    End,
+}
+
+/// What the system may tell the daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.terminate.recv() => Told::End,
+            _ = self.interrupt.recv() => Told::End,
+            _ = self.hangup.recv() => Told::Reload,
+        }
+    }
+
+    /// Waits for one that asks it to end.
+    async fn end(&mut self) {
+        while self.next().await != Told::End {}
+    }
 }
 
 async fn stop_volumes(
@@ -218,9 +242,12 @@ async fn open_volume(
     let proves = proof.is_some();
     let local = translate::local_state(&identity, node, max_epoch_bytes, proves, &status);
     let (sender, receiver) = watch::channel(local);
-    let name = section.name.clone();
+    tracing::info!(
+        volume = %section.name, id = %identity.volume, role = ?status.role,
+        term = %status.term, tip = %status.tip.epoch, "open"
+    );
     let volume = OpenVolume {
-        name,
+        name: section.name.clone(),
         shard,
         wake,
         identity,

@@ -125,8 +125,8 @@ impl Volume {
         }
         if now.time >= until {
             let why = format!(
-                "not enough of the peers that stay have everything up to epoch {upto}, so that what \
-                 was acknowledged would be on fewer copies than ack_peers = {} asks for",
+                "not enough of the peers that stay have everything up to epoch {upto}, so that \
+                 what was acknowledged would be on fewer copies than ack_peers = {} asks for",
                 self.config.ack_peers
             );
             self.give_up_regroup(&why, out);

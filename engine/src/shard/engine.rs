@@ -226,13 +226,7 @@ impl Engine {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Complete { id, result } => {
-                let index = u32::try_from(id.0).expect("an index that was given out here");
-                if let Some(asked) = self.asked[index as usize].take() {
-                    self.free.push(index);
-                    self.answers.push_back((asked, result));
-                }
-            }
+            Action::Complete { id, result } => self.complete(id, result),
             Action::Io { token, io } => {
                 self.disks
                     .submit(&mut self.ring, token, &io, &self.actions.segs);
@@ -282,11 +276,7 @@ impl Engine {
                     message,
                 });
             }
-            Action::PeerRetired { peer } => {
-                if let Some(session) = self.sessions.get_mut(usize::from(peer.0)) {
-                    *session = 0;
-                }
-            }
+            Action::PeerRetired { peer } => self.forget_session(peer),
             Action::ControlDone { id, result } => {
                 self.outbox.push(FromShard::ControlDone { id, result });
             }
@@ -303,6 +293,21 @@ impl Engine {
             Action::StateChanged => {
                 self.untold_since.get_or_insert(self.now.time);
             }
+        }
+    }
+
+    fn complete(&mut self, id: RequestId, result: Result<(), Failure>) {
+        let index = u32::try_from(id.0).expect("an index that was given out here");
+        if let Some(asked) = self.asked[index as usize].take() {
+            self.free.push(index);
+            self.answers.push_back((asked, result));
+        }
+    }
+
+    fn forget_session(&mut self, peer: PeerId) {
+        if let Some(session) = self.sessions.get_mut(usize::from(peer.0)) {
+            // No session has that name.
+            *session = 0;
         }
     }
 

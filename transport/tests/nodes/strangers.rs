@@ -182,8 +182,7 @@ async fn a_contradicting_configuration_is_refused_by_name() {
         alpha
             .transport
             .add_peer(peer)
-            .err()
-            .expect("a refusal")
+            .expect_err("a refusal")
             .to_string()
     };
     assert!(refusal(|peer| peer.address = None).contains("give an address"));
@@ -200,8 +199,7 @@ async fn a_contradicting_configuration_is_refused_by_name() {
     let error = alpha
         .transport
         .add_peer(same_key)
-        .err()
-        .expect("a refusal")
+        .expect_err("a refusal")
         .to_string();
     assert!(error.contains("belongs to peer \"beta\""), "{error}");
     assert!(pki::check_name("beta").is_ok());
