@@ -88,6 +88,7 @@ fn ideal() -> ShardStatus {
         log_bytes: 1 << 30,
         clients: 1,
         fork_file: None,
+        no_shadow: None,
         pinned_epoch: None,
         readers: 0,
         requests: 10,

@@ -45,7 +45,7 @@ fn received(report: &VolumeReport, all: u64) -> u64 {
     match report.state.as_ref().map(|state| &state.copy) {
         Some(CopyReport::Usable) => all,
         Some(CopyReport::Seeding { received_bytes, .. }) => *received_bytes,
-        Some(CopyReport::Fresh) | None => 0,
+        Some(_) | None => 0,
     }
 }
 

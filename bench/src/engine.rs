@@ -153,6 +153,7 @@ impl EngineVolume {
     pub fn open(&self) -> Result<Embedded> {
         let setup = ShardSetup {
             fork_folder: None,
+            shadow: None,
             fork_space_bytes: 0,
             name: "bench".to_owned(),
             expect: None,

@@ -134,6 +134,15 @@ fn show_state(text: &mut String, state: &VolumeState) {
         CopyReport::Seeding { received_bytes, .. } => {
             format!("seeding {} of {size}, not usable", bytes(*received_bytes))
         }
+        CopyReport::Shadowing { compared_bytes, .. } => {
+            format!(
+                "usable but old, {} of {size} compared",
+                bytes(*compared_bytes)
+            )
+        }
+        CopyReport::Applying { shadow_bytes } => {
+            format!("being written over with {} of shadow", bytes(*shadow_bytes))
+        }
     };
     let (term, incarnation) = (state.term, state.incarnation);
     line(

@@ -169,6 +169,13 @@ fn print_superblock(out: &mut impl Write, superblock: &Superblock) -> io::Result
             until: Some(until), ..
         } => format!("seeding: all bytes are here, usable when epoch {until} is applied"),
         CopyState::Usable => "usable".to_owned(),
+        CopyState::Shadowing { cursor_bytes, .. } => format!(
+            "usable, but behind the primary's log: a new copy is coming into the shadow, \
+             {cursor_bytes} bytes are here"
+        ),
+        CopyState::Applying { shadow_bytes, .. } => {
+            format!("a new copy is being written over the backing: {shadow_bytes} bytes of shadow")
+        }
     };
     writeln!(out, "role        {}", role_text(superblock.role))?;
     writeln!(out, "copy        {copy}")?;

@@ -54,7 +54,9 @@ fn unique_paths(reader: &mut Reader<'_>, volumes: &[Parsed<'_>]) {
         section, volume, ..
     } in volumes
     {
-        for (key, path) in [("backing", &volume.backing), ("log", &volume.log)] {
+        let shadow = volume.shadow.iter().map(|path| ("shadow", path));
+        let paths = [("backing", &volume.backing), ("log", &volume.log)];
+        for (key, path) in paths.into_iter().chain(shadow) {
             if path.as_os_str().is_empty() {
                 continue;
             }

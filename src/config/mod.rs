@@ -131,6 +131,10 @@ pub struct VolumeSection {
     /// What only this node has is saved in a file of at most this size in the state directory
     /// before it is dropped.
     pub fork_space_mib: u64,
+    /// The shadow file; by default one in the state directory.
+    pub shadow: Option<PathBuf>,
+    /// Most that it takes; 0: there is none.
+    pub shadow_space_mib: u64,
     /// An open epoch is sealed at the latest after this time.
     pub log_age_ms: u64,
     /// Durable data rests this long in the overlay.
@@ -344,8 +348,26 @@ impl VolumeSection {
         }
         config.open_answers = self.open_answers();
         config.start_alone_after_ms = self.start_alone_after_s.map(|seconds| seconds * 1000);
+        config.shadow_space_bytes = self.shadow_space_mib << 20;
         config.prove = self.proof;
         config.apply_proven = self.proof && self.apply == Apply::Proven;
+    }
+
+    /// The shadow file, for messages.
+    #[must_use]
+    pub fn shadow_name(&self) -> String {
+        match &self.shadow {
+            Some(path) => path.display().to_string(),
+            None => format!("{}.shadow in the state directory", self.name),
+        }
+    }
+
+    /// Where the shadow file is, if there is to be one.
+    #[must_use]
+    pub fn shadow_path(&self, state_dir: &Path) -> Option<PathBuf> {
+        let wanted = self.shadow_space_mib > 0 && !self.peers.is_empty();
+        let usual = || state_dir.join(format!("{}.shadow", self.name));
+        wanted.then(|| self.shadow.clone().unwrap_or_else(usual))
     }
 
     /// How many peers a restarted primary must hear before it serves. Where acknowledgements wait

@@ -26,6 +26,7 @@ const LOG_AGE_MS: RangeInclusive<u64> = 1..=60_000;
 const DESTAGE_DELAY_MS: RangeInclusive<u64> = 0..=3_600_000;
 const STOP_DRAIN_S: RangeInclusive<u64> = 0..=86_400;
 const FORK_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024;
+const SHADOW_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024 * 1024;
 const START_ALONE_S: RangeInclusive<u64> = 0..=86_400;
 const CPU: RangeInclusive<u64> = 0..=1023;
 const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
@@ -60,7 +61,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
     ("file", Some(DeviceKind::File)),
 ];
 
-const VOLUME_KEYS: [&str; 22] = [
+const VOLUME_KEYS: [&str; 24] = [
     "name",
     "backing",
     "log",
@@ -74,6 +75,8 @@ const VOLUME_KEYS: [&str; 22] = [
     "peer_timeout_ms",
     "start_alone_after_s",
     "fork_space_mib",
+    "shadow",
+    "shadow_space_mib",
     "log_age_ms",
     "destage_delay_ms",
     "stop_drain_s",
@@ -236,6 +239,8 @@ impl<'t> Parser<'t> {
         let peers = peer_tables.iter().map(|table| self.peer(table)).collect();
         let backing = self.path(table, "backing", "/dev/disk/by-id/nvme-example");
         let log = self.path(table, "log", "/var/lib/hn4/vol0.log");
+        let shadow = self.reader.text(table, "shadow");
+        let shadow = shadow.map(|found| self.folder.join(found.value));
         let name = self.volume_name(table);
         let listen = self.listen(table);
         let reader = &mut self.reader;
@@ -244,6 +249,7 @@ impl<'t> Parser<'t> {
         let ack_peers = number("ack_peers", 1..=PEERS_MAX as u64, 1);
         let peer_timeout_ms = number("peer_timeout_ms", PEER_TIMEOUT_MS, 3000);
         let fork_space_mib = number("fork_space_mib", FORK_SPACE_MIB, 1024);
+        let shadow_space_mib = number("shadow_space_mib", SHADOW_SPACE_MIB, 4096);
         let log_age_ms = number("log_age_ms", LOG_AGE_MS, 100);
         let destage_delay_ms = number("destage_delay_ms", DESTAGE_DELAY_MS, 1000);
         let stop_drain_s = number("stop_drain_s", STOP_DRAIN_S, 10);
@@ -278,6 +284,8 @@ impl<'t> Parser<'t> {
             peer_timeout_ms,
             start_alone_after_s,
             fork_space_mib,
+            shadow,
+            shadow_space_mib,
             log_age_ms,
             destage_delay_ms,
             stop_drain_s,

@@ -287,6 +287,20 @@ pub enum CopyReport {
     },
     /// An exact prefix of the volume's history.
     Usable,
+    /// The same, too old for the primary's log; a full copy is coming into the shadow.
+    Shadowing {
+        /// Bytes of the volume that were compared.
+        compared_bytes: u64,
+        /// Bytes of the volume that need not come again.
+        durable_bytes: u64,
+        /// Bytes of the shadow file that are durable.
+        shadow_bytes: u64,
+    },
+    /// The full copy is complete, and its shadow is being written over the backing.
+    Applying {
+        /// Bytes of the shadow file.
+        shadow_bytes: u64,
+    },
 }
 
 /// What recovery found.

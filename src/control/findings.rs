@@ -87,21 +87,21 @@ fn not_open(why: &str) -> Finding {
 
 fn failed_closed(failed: &FailedClosed, section: &VolumeSection) -> Finding {
     let (what, path) = match failed.disk {
-        Disk::Log => ("log", &section.log),
-        Disk::Backing => ("backing", &section.backing),
+        Disk::Log => ("log", section.log.display().to_string()),
+        Disk::Backing => ("backing", section.backing.display().to_string()),
+        Disk::Shadow => ("shadow file", section.shadow_name()),
     };
     let cause = format!(
         "{} failed on the {what} {}: {}. Writes are refused, reads go on",
         failed.doing,
-        path.display(),
+        path,
         io::Error::from_raw_os_error(failed.errno)
     );
     let next = format!(
         "find out from the kernel's log why {} failed and mend it; then restart hn4-replicad, \
          which recovers from the log. If a usable copy is on another node and clients must go on, \
          stop hn4-replicad here first, then `hn4ctl promote {}` there",
-        path.display(),
-        section.name
+        path, section.name
     );
     finding("failed-closed", Health::Failed, cause, next)
 }
@@ -169,6 +169,29 @@ fn copy_state(status: &ShardStatus) -> Option<Finding> {
                 next.to_owned(),
             ))
         }
+        CopyState::Shadowing { cursor_bytes, .. } => Some(finding(
+            "shadowing",
+            Health::Attention,
+            format!(
+                "the primary's log no longer reaches back to this copy, which stays at epoch {} \
+                 while a full copy comes into the shadow file: {} of {} bytes are compared",
+                status.copy.tip.epoch,
+                status.seeding_bytes.unwrap_or(cursor_bytes),
+                status.identity.size_bytes
+            ),
+            "nothing: it goes on by itself, also after a restart. A promotion takes the older state"
+                .to_owned(),
+        )),
+        CopyState::Applying { shadow_bytes, .. } => Some(finding(
+            "applying",
+            Health::Attention,
+            format!(
+                "a full copy is complete, and its {shadow_bytes} bytes are written over the backing"
+            ),
+            "nothing: it takes as long as writing that much. Until then it cannot be read or \
+             promoted"
+                .to_owned(),
+        )),
     }
 }
 
@@ -176,9 +199,12 @@ fn blocked(obstacle: &Obstacle, status: &ShardStatus, section: &VolumeSection) -
     let have = status.copy.tip.epoch;
     match obstacle {
         Obstacle::NeedsCopy { oldest } => {
+            let no_shadow = status.no_shadow.as_ref();
+            let no_shadow = no_shadow.map(|why| format!(". There is no shadow file: {why}"));
             let cause = format!(
                 "the primary's log begins at epoch {oldest}, this copy ends at {have}: what lies \
-                 between cannot be sent any more"
+                 between cannot be sent any more{}",
+                no_shadow.unwrap_or_default()
             );
             let next = format!(
                 "this copy stays what it was at epoch {have}. To bring it back: stop hn4-replicad, \
@@ -190,10 +216,7 @@ fn blocked(obstacle: &Obstacle, status: &ShardStatus, section: &VolumeSection) -
         Obstacle::NeedsSpace { why } => finding(
             "needs-space",
             Health::Failed,
-            format!(
-                "this node was primary, and its log ends in epochs that the new history lacks. \
-                 They cannot be saved, so nothing was dropped: {why}"
-            ),
+            format!("what must be kept apart has no room, so nothing was dropped: {why}"),
             "make room; it is tried again by itself".to_owned(),
         ),
         Obstacle::Diverged { epoch } => {

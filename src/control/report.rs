@@ -148,6 +148,16 @@ fn copy_report(status: &ShardStatus) -> CopyReport {
             usable_after_epoch: until.map(|epoch| epoch.0),
         },
         CopyState::Usable => CopyReport::Usable,
+        CopyState::Shadowing {
+            cursor_bytes,
+            shadow_bytes,
+            ..
+        } => CopyReport::Shadowing {
+            compared_bytes: status.seeding_bytes.unwrap_or(cursor_bytes),
+            durable_bytes: cursor_bytes,
+            shadow_bytes,
+        },
+        CopyState::Applying { shadow_bytes, .. } => CopyReport::Applying { shadow_bytes },
     }
 }
 

@@ -216,6 +216,7 @@ async fn open_volume(
         overlay_bytes: section.overlay_bytes(),
         fork_folder: Some(state.directory().to_owned()),
         fork_space_bytes: section.fork_space_mib << 20,
+        shadow: section.shadow_path(state.directory()),
         configure: Box::new(move |header, slots| {
             let mut config = VolumeConfig::new(header.identity, node, header.ring_bytes, slots);
             config.lanes.count = header.lanes;

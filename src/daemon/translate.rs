@@ -48,9 +48,18 @@ pub(super) fn local_state(
                 ..
             } => wire::CopyState::Seeding { cursor_bytes },
             // All pieces are here: what is missing is epochs, and those are subscribed to.
-            CopyState::Seeding { until: Some(_), .. } | CopyState::Usable => {
-                wire::CopyState::Usable
-            }
+            CopyState::Seeding { until: Some(_), .. }
+            | CopyState::Usable
+            | CopyState::Applying { .. } => wire::CopyState::Usable,
+            CopyState::Shadowing {
+                cursor_bytes,
+                from,
+                from_chain,
+                ..
+            } => wire::CopyState::Shadowing {
+                cursor_bytes,
+                from: (from, from_chain),
+            },
         },
         proves,
     }

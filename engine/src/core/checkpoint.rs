@@ -25,6 +25,12 @@ impl Volume {
             // Pieces of the full copy are still to come and would overwrite newer data.
             return Epoch(0);
         }
+        if !matches!(copy, CopyState::Usable | CopyState::Seeding { .. })
+            || self.superblock.desired.copy.is_shadowed()
+        {
+            // The backing is compared with a full copy, or is about to be, or is written over.
+            return Epoch(0);
+        }
         if planted(Mutant::DestageUnanchored) {
             return self.journal.durable();
         }
@@ -208,6 +214,7 @@ impl Volume {
         });
         self.roles_persisted(out);
         self.seed_persisted(out);
+        self.apply_persisted(out);
     }
 
     fn release_swept(&mut self, checkpoint: Epoch, mem: &mut dyn SlotMemory) {
@@ -226,6 +233,7 @@ impl Volume {
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.sweep.is_none()
+            && !self.is_applying()
             && self.journal.durable() == self.tip().epoch
             && self.destageable() <= self.superblock.persisted().checkpoint
             && !self.superblock.is_busy()

@@ -106,6 +106,9 @@ pub struct VolumeConfig {
     /// A replica flushes and records its progress in a full copy after so many bytes, which is
     /// also what comes again after a crash.
     pub seed_flush_bytes: u64,
+    /// Most bytes of the shadow, which takes what differs in a full copy of a usable replica; 0:
+    /// there is none, and such a replica waits for an operator.
+    pub shadow_space_bytes: u64,
 }
 
 impl VolumeConfig {
@@ -147,6 +150,7 @@ impl VolumeConfig {
             replica_window_bytes: (slots as u64 * BLOCK_BYTES / 4).clamp(1 << 20, 32 << 20),
             seed_piece_bytes: 256 * 1024,
             seed_flush_bytes: (identity.size_bytes / 512).clamp(1 << 20, 64 << 20),
+            shadow_space_bytes: 0,
         }
     }
 }

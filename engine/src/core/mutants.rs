@@ -67,11 +67,15 @@ pub enum Mutant {
     DestageUnproven,
     /// Log is reused before it is proven.
     ForgetUnproven,
+    /// The shadow is switched in without having been flushed.
+    ShadowNotFlushed,
+    /// The shadow is written over the backing before the superblock says so.
+    ApplyBeforeSwitch,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -102,6 +106,8 @@ impl Mutant {
         Self::SweepForgetsZeroes,
         Self::DestageUnproven,
         Self::ForgetUnproven,
+        Self::ShadowNotFlushed,
+        Self::ApplyBeforeSwitch,
     ];
 }
 

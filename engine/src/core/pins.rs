@@ -6,7 +6,7 @@
 //! told to drain or to stop, the readers are cut off: nobody who only reads holds up the primary's
 //! writers (P8).
 
-use hn4::log::{CopyState, Role};
+use hn4::log::Role;
 use hn4::types::Epoch;
 
 use super::event::{Action, Actions, RequestId};
@@ -34,7 +34,7 @@ impl Volume {
             && self.transition.is_none()
             && self.election.is_none()
             && self.role() == Role::Replica
-            && persisted.copy == CopyState::Usable
+            && persisted.copy.is_usable()
             && persisted.session == self.journal.session
     }
 

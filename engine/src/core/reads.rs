@@ -53,6 +53,10 @@ impl Volume {
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
+        if self.is_applying() {
+            // Neither what was nor what will be.
+            return out.complete(id, Err(Failure::Io));
+        }
         let first_action = out.list.len();
         let index = self.reads.start(id, 0);
         let pinned = self.pinned_epoch().is_some();

@@ -10,11 +10,13 @@ use std::collections::VecDeque;
 use hn4::log::{CopyState, FrameHead, Role};
 use hn4::types::{BLOCK_BYTES, Epoch, LogOffset};
 
-use super::event::{Actions, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin, Tip};
+use super::apply::Apply;
+use super::event::{Actions, Now, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin, Tip};
 use super::journal::Sealed;
 use super::mutants::{Mutant, planted};
 use super::seal::{bytes_to_slots, frame_changes};
 use super::seed::{Seed, SeedIo};
+use super::shadow::{Pause, Shadow, ShadowIo};
 use super::volume::{Volume, free_all};
 use crate::arena::SlotMemory;
 
@@ -57,6 +59,15 @@ pub(super) struct ReplicaState {
     pub(super) rebase: Option<SeedOrigin>,
     pub(super) seed: Option<Seed>,
     pub(super) seed_io: Option<SeedIo>,
+    /// A copy into the shadow is to begin.
+    pub(super) wants_shadow: bool,
+    /// The primary's log does not reach back to what is being written over the backing.
+    pub(super) behind: Option<Epoch>,
+    pub(super) shadow: Option<Shadow>,
+    pub(super) shadow_io: Option<ShadowIo>,
+    pub(super) pause: Pause,
+    /// The shadow is being written over the backing.
+    pub(super) apply: Option<Apply>,
     /// What keeps us from catching up, if anything.
     pub obstacle: Option<Obstacle>,
 }
@@ -70,6 +81,9 @@ impl ReplicaState {
             && self.rebase.is_none()
             && self.seed.is_none()
             && self.seed_io.is_none()
+            && self.shadow.is_none()
+            && self.shadow_io.is_none()
+            && self.apply.is_none()
     }
 }
 
@@ -78,6 +92,10 @@ impl ReplicaState {
         self.seed = None;
         self.rebase = None;
         if let Some(io) = &mut self.seed_io {
+            io.stale = true;
+        }
+        self.shadow = None;
+        if let Some(io) = &mut self.shadow_io {
             io.stale = true;
         }
     }
@@ -142,7 +160,12 @@ impl Volume {
         replica.last_ack = None;
         match &mut replica.seed {
             Some(seed) if replica.rebase.is_none() => seed.detached = true,
-            _ => replica.give_up_seed(),
+            Some(_) => replica.give_up_seed(),
+            None if replica.rebase.is_some() => replica.give_up_seed(),
+            None => {}
+        }
+        if let Some(shadow) = &mut replica.shadow {
+            shadow.detached = true;
         }
     }
 
@@ -188,6 +211,9 @@ impl Volume {
             PeerEvent::SeedStart(origin) => self.seed_start(id, origin, out),
             PeerEvent::SeedPiece(piece) => self.seed_piece(id, piece, out),
             PeerEvent::SeedEnd { usable_after } => {
+                if self.shadow_ended(usable_after) {
+                    return;
+                }
                 let complete = self.config.identity.size_bytes;
                 match &mut self.replica.seed {
                     Some(seed) if seed.expected == complete && !seed.detached => {
@@ -206,17 +232,24 @@ impl Volume {
         out.peer(id, PeerMessage::Close);
     }
 
-    /// A copy that is not usable yet loses nothing by starting again; a usable one waits for the
-    /// operator.
+    /// A copy that is not usable yet loses nothing by starting again; a usable one keeps what it
+    /// has until the new copy is complete.
     fn too_old(&mut self, oldest: Epoch, out: &mut Actions) {
-        if self.superblock.persisted().copy == CopyState::Usable {
-            self.replica.obstacle = Some(Obstacle::NeedsCopy { oldest });
-        } else {
-            self.start_over(out);
+        match self.superblock.persisted().copy {
+            CopyState::Usable => self.wants_shadow(oldest),
+            CopyState::Fresh | CopyState::Seeding { .. } => self.start_over(out),
+            // It asks for pieces by itself.
+            CopyState::Shadowing { .. } => {}
+            CopyState::Applying { .. } => self.replica.behind = Some(oldest),
         }
     }
 
-    pub(super) fn replica_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
+    pub(super) fn replica_progress(
+        &mut self,
+        now: Now,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
         if self.role() != Role::Replica || self.failed.is_some() {
             return;
         }
@@ -225,6 +258,7 @@ impl Volume {
         self.append_pending(mem, out);
         self.advance_anchor();
         self.seed_progress_replica(mem, out);
+        self.shadow_progress(now, mem, out);
         self.send_ack(out);
     }
 
@@ -238,6 +272,7 @@ impl Volume {
             // Epochs cannot be destaged before the last piece is written, and must not take the
             // slots that pieces need.
             || self.replica.seed.is_some()
+            || self.replica.shadow.is_some()
             || !session_is_known
         {
             return;
@@ -394,8 +429,10 @@ impl Volume {
         let progress = self.copy_status().progress;
         // A copy that is not usable is worth nothing to whoever counts copies; its progress may
         // even be of another history.
-        let usable = self.superblock.persisted().copy == CopyState::Usable
-            || planted(Mutant::AckUnusableCopy);
+        let copy = self.superblock.persisted().copy;
+        let exact = matches!(copy, CopyState::Usable | CopyState::Applying { .. });
+        let settled = self.superblock.persisted().session == self.journal.session;
+        let usable = (exact && settled) || planted(Mutant::AckUnusableCopy);
         if usable && self.replica.last_ack != Some(progress) {
             self.replica.last_ack = Some(progress);
             out.peer(source, PeerMessage::Ack(progress));

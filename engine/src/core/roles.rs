@@ -3,7 +3,7 @@
 //! **Invariant:** a node writes in a term only after the term is durable in its superblock, and
 //! stops the moment it hears of a higher one.
 
-use hn4::log::{CopyState, Role};
+use hn4::log::Role;
 use hn4::types::{Incarnation, Term};
 
 use super::config::AckMode;
@@ -57,6 +57,8 @@ impl Volume {
             None => {
                 let needed = (others, least_term);
                 self.election = Some(Election::promote(id, term, needed, within_ms));
+                // What is promoted is what it has, not what it was being sent.
+                self.give_up_shadow();
                 self.superblock.desired.term = term;
                 self.superblock.dirty = true;
             }
@@ -82,7 +84,10 @@ impl Volume {
                  behind. Make it a replica first",
                 persisted.term
             ))
-        } else if persisted.copy != CopyState::Usable {
+        } else if self.is_applying() {
+            let why = "a full copy is being written over the backing, which takes a moment";
+            Some(format!("{why}; try again"))
+        } else if !persisted.copy.is_usable() {
             Some(format!(
                 "this copy is not usable ({:?}): a full copy has not been completed. Let it \
                  finish, or promote another node",

@@ -7,11 +7,14 @@ use hn4::log::record::MAX_DATA_SECTORS;
 use hn4::log::{FrameHead, FrameHeader, LaneEntry, Record, RecordKind};
 use hn4::types::{BLOCK_BYTES, BlockIndex, ChainHash, LaneId, Lba, SECTORS_PER_BLOCK};
 
-use super::overlay::{DirtyBlock, mask, runs};
+use super::overlay::{DirtyBlock, Mask, mask, runs};
 use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
 
 /// Longest record without payload, in blocks: its sectors must fit in 32 bits.
 const ZERO_BLOCKS: u64 = 1 << 28;
+
+/// Zeroed extents, and whether their space may be given back.
+pub(super) type Zeros = Vec<(Range<u64>, bool)>;
 
 /// How a volume's blocks are dealt out to lanes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -173,11 +176,17 @@ pub(super) fn bytes_to_slots(mem: &mut dyn SlotMemory, bytes: &[u8]) -> Option<V
 /// What a checked frame changes: blocks in payload order, and zeroed extents. `payload` holds a
 /// slot for each payload block; canonical packing makes it an overlay slot as it is.
 #[must_use]
-pub(super) fn frame_changes(
-    head: &FrameHead,
-    payload: &[SlotId],
-) -> (Vec<DirtyBlock>, Vec<(Range<u64>, bool)>) {
-    let mut blocks: Vec<DirtyBlock> = Vec::with_capacity(payload.len());
+pub(super) fn frame_changes(head: &FrameHead, payload: &[SlotId]) -> (Vec<DirtyBlock>, Zeros) {
+    let (blocks, zeros) = frame_blocks(head);
+    let blocks = blocks.into_iter().zip(payload);
+    let dirty = blocks.map(|((block, mask), &slot)| DirtyBlock { block, slot, mask });
+    (dirty.collect(), zeros)
+}
+
+/// The block and the sectors of each block of a checked frame's payload, and zeroed extents.
+#[must_use]
+pub(super) fn frame_blocks(head: &FrameHead) -> (Vec<(BlockIndex, Mask)>, Zeros) {
+    let mut blocks: Vec<(BlockIndex, Mask)> = Vec::with_capacity(head.records.len());
     let mut zeros = Vec::new();
     for record in &head.records {
         if record.kind != RecordKind::Data {
@@ -189,19 +198,14 @@ pub(super) fn frame_changes(
         let mut lba = record.lba;
         let mut sector = u64::from(record.payload_sector);
         while lba < record.end() {
-            let block = lba.block();
             let from = lba.sector_in_block();
             let left = record.end().0 - lba.0;
             let count = left.min(SECTORS_PER_BLOCK - u64::from(from));
             let to = from + u32::try_from(count).expect("at most eight");
             let index = usize::try_from(sector / SECTORS_PER_BLOCK).expect("checked by the table");
             match blocks.get_mut(index) {
-                Some(dirty) => dirty.mask |= mask(from, to),
-                None => blocks.push(DirtyBlock {
-                    block,
-                    slot: payload[index],
-                    mask: mask(from, to),
-                }),
+                Some((_, sectors)) => *sectors |= mask(from, to),
+                None => blocks.push((lba.block(), mask(from, to))),
             }
             lba = Lba(lba.0 + count);
             sector += count;

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 
 use hn4::log::CopyState;
-use hn4::types::{BLOCK_BYTES, Epoch};
+use hn4::types::{BLOCK_BYTES, Epoch, LogOffset, Rank};
 
 use super::event::{
     Action, Actions, Disk, Io, IoToken, PeerId, PeerMessage, SeedOrigin, SeedPiece, Seg, Tip,
@@ -20,6 +20,7 @@ use super::event::{
 use super::journal::Journal;
 use super::mutants::{Mutant, planted};
 use super::seal::bytes_to_slots;
+use super::shadow::Shadow;
 use super::volume::{Volume, free_all};
 use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
 
@@ -70,10 +71,15 @@ impl Seed {
 
 impl Volume {
     pub(super) fn seed_start(&mut self, id: PeerId, origin: SeedOrigin, out: &mut Actions) {
+        if let CopyState::Shadowing { .. } = self.superblock.desired.copy {
+            return self.shadow_start(id, origin, out);
+        }
         let persisted = self.superblock.persisted();
         let complete = matches!(
             self.superblock.desired.copy,
-            CopyState::Usable | CopyState::Seeding { until: Some(_), .. }
+            CopyState::Usable
+                | CopyState::Applying { .. }
+                | CopyState::Seeding { until: Some(_), .. }
         );
         let resumed = match persisted.copy {
             // Also one that was asked for before the last piece was known to be there: it would
@@ -81,10 +87,10 @@ impl Volume {
             _ if complete => {
                 return self.reject(id, "a full copy that we did not ask for".to_owned(), out);
             }
-            CopyState::Usable | CopyState::Fresh => false,
             CopyState::Seeding {
                 cursor_bytes, from, ..
             } => from == origin.from.epoch && origin.cursor_bytes <= cursor_bytes,
+            _ => false,
         };
         self.replica.source = Some(id);
         self.replica.pending.clear();
@@ -111,6 +117,7 @@ impl Volume {
         if let CopyState::Seeding { .. } = self.superblock.desired.copy {
             self.start_over(out);
         }
+        self.give_up_shadow();
     }
 
     pub(super) fn start_over(&mut self, out: &mut Actions) {
@@ -128,7 +135,28 @@ impl Volume {
         if self.journal.is_writing() || self.superblock.is_busy() || self.sweep.is_some() {
             return;
         }
+        self.replica.rebase = None;
+        let copy = CopyState::Seeding {
+            cursor_bytes: 0,
+            from: origin.from.epoch,
+            until: None,
+        };
+        let base = (origin.from, origin.log_offset, self.rank_of_source());
         // Whatever is left is of an earlier copy that was not completed.
+        self.rebase_log(base, copy, mem, out);
+        // Pieces that came meanwhile are waiting in it.
+        self.replica.seed.get_or_insert_with(Seed::default);
+    }
+
+    /// The log is empty and goes on from this place, which counts as the checkpoint, with the copy
+    /// in this state; in one superblock.
+    pub(super) fn rebase_log(
+        &mut self,
+        base: (Tip, LogOffset, Rank),
+        copy: CopyState,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
         for sealed in std::mem::take(&mut self.journal.sealed) {
             free_all(mem, &sealed.head);
             for dirty in &sealed.blocks {
@@ -136,37 +164,31 @@ impl Volume {
             }
         }
         self.overlay.rebuild_zeros(std::iter::empty());
-        self.waiters.cut_back(origin.from.epoch);
-        self.replica.rebase = None;
+        let (tip, offset, rank) = base;
+        self.waiters.cut_back(tip.epoch);
         let session = self.journal.session + 1;
-        let rank = self.rank_of_source();
-        let base = (origin.from, origin.log_offset, rank);
         self.journal = Journal::new(self.journal.ring_bytes(), session, base);
-        self.anchored = origin.from;
+        self.anchored = tip;
         self.cut_prover(Tip::default(), mem, out);
-        self.prover.proven = origin.from;
-        self.restart_prover(origin.from, out);
+        self.prover.proven = tip;
+        self.restart_prover(tip, out);
         let next = &mut self.superblock.desired;
-        next.checkpoint = origin.from.epoch;
-        next.checkpoint_chain = origin.from.chain;
-        next.checkpoint_offset = origin.log_offset;
-        next.retained = origin.from.epoch;
-        next.retained_chain = origin.from.chain;
-        next.retained_offset = origin.log_offset;
+        next.checkpoint = tip.epoch;
+        next.checkpoint_chain = tip.chain;
+        next.checkpoint_offset = offset;
+        next.retained = tip.epoch;
+        next.retained_chain = tip.chain;
+        next.retained_offset = offset;
         next.retained_rank = rank;
-        next.copy = CopyState::Seeding {
-            cursor_bytes: 0,
-            from: origin.from.epoch,
-            until: None,
-        };
+        next.own_tail = false;
+        next.copy = copy;
         self.superblock.dirty = true;
-        // Pieces that came meanwhile are waiting in it.
-        self.replica.seed.get_or_insert_with(Seed::default);
     }
 
     pub(super) fn seed_piece(&mut self, id: PeerId, piece: SeedPiece, out: &mut Actions) {
         let size = self.config.identity.size_bytes;
         let expected = match (&self.replica.seed, self.replica.rebase) {
+            _ if self.replica.shadow.is_some() => piece.offset, // It knows.
             (Some(seed), _) if !seed.detached => seed.expected,
             (None, Some(_)) => 0,
             (Some(_) | None, _) => u64::MAX,
@@ -188,6 +210,9 @@ impl Volume {
                 format!("a piece at byte {} out of order", piece.offset),
                 out,
             );
+        }
+        if self.replica.shadow.is_some() {
+            return self.shadow_piece(id, piece, out);
         }
         // Pieces may come before the log was made to start anew; they wait.
         let seed = self.replica.seed.get_or_insert_with(Seed::default);
@@ -324,9 +349,10 @@ impl Volume {
     }
 
     pub(super) fn seed_persisted(&mut self, out: &mut Actions) {
-        if let CopyState::Seeding { cursor_bytes, .. } = self.superblock.persisted().copy
+        if let CopyState::Seeding { cursor_bytes, .. } | CopyState::Shadowing { cursor_bytes, .. } =
+            self.superblock.persisted().copy
             && let Some(source) = self.replica.source
-            && self.replica.seed.is_some()
+            && (self.replica.seed.is_some() || self.replica.shadow.is_some())
         {
             out.peer(source, PeerMessage::SeedAck(cursor_bytes));
         }
@@ -335,6 +361,7 @@ impl Volume {
     /// How far a full copy is that this node receives, in bytes of the volume.
     #[must_use]
     pub fn seeding_cursor(&self) -> Option<u64> {
-        self.replica.seed.as_ref().map(|seed| seed.written)
+        let seed = self.replica.seed.as_ref().map(|seed| seed.written);
+        seed.or_else(|| self.replica.shadow.as_ref().map(Shadow::cursor))
     }
 }

@@ -224,7 +224,7 @@ fn plan_block(
     parts[start..].sort_unstable_by_key(|&(offset, _)| offset);
 }
 
-fn split_zeros(range: Range<u64>, trim: bool) -> impl Iterator<Item = (u64, u64, bool)> {
+pub(super) fn split_zeros(range: Range<u64>, trim: bool) -> impl Iterator<Item = (u64, u64, bool)> {
     let (start, end) = (range.start * BLOCK_BYTES, range.end * BLOCK_BYTES);
     (0..(end - start).div_ceil(ZERO_BYTES)).map(move |index| {
         let offset = start + index * ZERO_BYTES;

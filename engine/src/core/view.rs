@@ -81,7 +81,11 @@ impl Volume {
                 } else {
                     self.anchored.epoch
                 },
-                applied: persisted.checkpoint,
+                applied: if self.is_applying() {
+                    Epoch(0)
+                } else {
+                    persisted.checkpoint
+                },
             },
             copy: persisted.copy,
         }
@@ -165,7 +169,8 @@ impl Volume {
         let degrade = waiting.map(|since| since.plus_ms(self.config.peer_timeout_ms));
         let election = self.election.as_ref().and_then(Election::deadline);
         let regroup = self.regroup.as_ref().and_then(Regroup::deadline);
-        [seal, destage, degrade, election, lag, regroup]
+        let shadow = self.shadow_deadline();
+        [seal, destage, degrade, election, lag, regroup, shadow]
             .into_iter()
             .flatten()
             .min()
@@ -182,6 +187,7 @@ impl Volume {
         self.overlay.open_is_empty()
             && self.journal.sealed.is_empty()
             && self.sweep.is_none()
+            && !self.is_applying()
             && !self.superblock.is_busy()
     }
 

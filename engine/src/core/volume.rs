@@ -17,7 +17,7 @@
 
 use std::collections::VecDeque;
 
-use hn4::log::{CopyState, Role};
+use hn4::log::Role;
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK};
 
 use super::config::VolumeConfig;
@@ -194,11 +194,12 @@ impl Volume {
 
     /// Starts everything that is possible now.
     fn progress(&mut self, now: Now, mem: &mut dyn SlotMemory, out: &mut Actions) {
-        self.replica_progress(mem, out);
+        self.replica_progress(now, mem, out);
         self.election_progress(now, out);
         self.return_progress(mem, out);
         self.transition_progress(out);
         self.pins_progress(mem, out);
+        self.apply_progress(mem, out);
         if self.failed.is_none() {
             self.try_seal(now, mem, out);
             self.journal.submit(mem, out);
@@ -221,7 +222,9 @@ impl Volume {
 
     fn check(&self) {
         assert!(self.journal.tail().0 - self.journal.base_offset.0 <= self.journal.ring_bytes());
-        if self.superblock.persisted().copy != CopyState::Usable {
+        let copy = self.superblock.persisted().copy;
+        let rebased = self.superblock.desired.copy != copy && copy.is_shadowed();
+        if !(copy.is_usable() || self.is_applying()) || rebased {
             return; // A full copy starts at another place of the history.
         }
         let checkpoint = self.superblock.persisted().checkpoint;
@@ -489,6 +492,9 @@ impl Volume {
         if let IoToken::Read(op) = token {
             return self.read_done(op, result, out);
         }
+        if token == IoToken::Shadow {
+            return self.shadow_io_done(result, mem, out);
+        }
         if let Err(errno) = result
             && !planted(Mutant::IgnoreErrors)
         {
@@ -516,7 +522,8 @@ impl Volume {
                 }
             }
             IoToken::SeedWrite | IoToken::SeedFsync => self.seed_io_done(mem, out),
-            IoToken::Read(_) => {}
+            IoToken::Apply => self.apply_io_done(mem),
+            IoToken::Shadow | IoToken::Read(_) => {}
         }
     }
 
@@ -536,13 +543,16 @@ impl Volume {
     }
 
     /// P5: stop, say why, and never try again.
-    fn fail(&mut self, token: IoToken, errno: i32, out: &mut Actions) {
+    pub(super) fn fail(&mut self, token: IoToken, errno: i32, out: &mut Actions) {
         let (disk, doing) = match token {
             IoToken::LogWrite(_) | IoToken::LogFsync(_) => (Disk::Log, "writing an epoch"),
             IoToken::Superblock => (Disk::Log, "writing the superblock"),
             IoToken::SweepZero | IoToken::SweepWrite => (Disk::Backing, "destaging"),
             IoToken::SweepFsync => (Disk::Backing, "flushing"),
             IoToken::SeedWrite | IoToken::SeedFsync => (Disk::Backing, "writing a full copy"),
+            IoToken::Apply if self.reads_shadow() => (Disk::Shadow, "reading a full copy"),
+            IoToken::Apply => (Disk::Backing, "writing a full copy"),
+            IoToken::Shadow => (Disk::Shadow, "writing a full copy"),
             IoToken::Read(_) => (Disk::Backing, "reading"),
         };
         self.failed

@@ -102,6 +102,7 @@ enum What {
 pub(super) struct Disks {
     log: FileId,
     backing: FileId,
+    shadow: Option<FileId>,
     zeroing: ZeroSupport,
     extents: Extents,
     ring_bytes: u64,
@@ -133,8 +134,7 @@ pub(super) enum Done {
 impl Disks {
     pub(super) fn new(
         ring: &mut Ring,
-        log: &Device,
-        backing: &Device,
+        (log, backing, shadow): (&Device, &Device, Option<&Device>),
         ring_bytes: u64,
         tag: u64,
     ) -> Result<Self, DeviceError> {
@@ -160,6 +160,7 @@ impl Disks {
         Ok(Self {
             log: add(log)?,
             backing: add(backing)?,
+            shadow: shadow.map(add).transpose()?,
             zeroing,
             extents,
             ring_bytes,
@@ -185,6 +186,9 @@ impl Disks {
         match disk {
             Disk::Log => self.log,
             Disk::Backing => self.backing,
+            Disk::Shadow => self
+                .shadow
+                .expect("the core knows whether there is room in it"),
         }
     }
 

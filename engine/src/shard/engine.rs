@@ -10,6 +10,7 @@ use super::fork::ForkPlace;
 use super::link::{FromShard, Outbox, ProofFeed};
 use super::readers::Verdicts;
 use super::seeding::Seeding;
+use super::shadow::ShadowFile;
 use crate::arena::{SlotId, SlotMemory};
 use crate::core::event::{
     Action, Actions, CopyStatus, Event, Failure, Now, PeerEvent, PeerId, ProofEvent, Request,
@@ -38,6 +39,7 @@ pub(super) struct Engine {
     /// What they said about readers.
     pub(super) verdicts: Verdicts,
     fork_place: ForkPlace,
+    shadow: Option<ShadowFile>,
     /// What came of saving a fork; the core is told with the next step.
     saved_fork: Option<Result<PathBuf, String>>,
     /// The last fork file.
@@ -59,7 +61,7 @@ impl Engine {
         ring: Ring,
         volume: Volume,
         disks: Disks,
-        fork_place: ForkPlace,
+        (fork_place, shadow): (ForkPlace, Option<ShadowFile>),
         outbox: Outbox,
     ) -> Self {
         Self {
@@ -75,6 +77,7 @@ impl Engine {
             answers: VecDeque::new(),
             verdicts: Verdicts::default(),
             fork_place,
+            shadow,
             saved_fork: None,
             fork_file: None,
             sessions: Vec::new(),
@@ -287,6 +290,10 @@ impl Engine {
             } => {
                 let saved = self.fork_place.save(after, offset, bytes);
                 self.saved_fork = Some(saved);
+            }
+            Action::DropShadow => {
+                // If that fails the space is given back at the next start.
+                let _ = self.shadow.as_ref().map(ShadowFile::clear);
             }
             Action::Pinned { id, generation } => self.verdicts.pinned.push((id, generation)),
             Action::PinsBroken => self.verdicts.broken = true,

@@ -18,6 +18,7 @@ mod medium;
 mod open;
 mod readers;
 mod seeding;
+mod shadow;
 mod status;
 mod tokens;
 mod transfer;
@@ -77,6 +78,9 @@ pub struct ShardSetup {
     pub fork_folder: Option<PathBuf>,
     /// Bytes that one such file may have.
     pub fork_space_bytes: u64,
+    /// The shadow file, made if it is not there; `None`: a usable copy that fell behind its
+    /// primary's log waits for an operator.
+    pub shadow: Option<PathBuf>,
     /// Decides limits and policies.
     pub configure: Configure,
     /// Sockets for clients.
@@ -474,6 +478,7 @@ impl Shard {
             log_bytes,
             clients: self.clients.iter().flatten().count(),
             fork_file: self.engine.fork_file.clone(),
+            no_shadow: self.facts.no_shadow.clone(),
             pinned_epoch: volume.pinned_epoch(),
             readers: volume.readers(),
             requests: self.engine.traffic.requests,

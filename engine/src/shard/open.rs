@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use hn4::log::{LogHeader, LogIdentity};
+use hn4::log::{CopyState, LogHeader, LogIdentity};
 use hn4::types::BLOCK_BYTES;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -13,6 +13,7 @@ use super::disks::Disks;
 use super::engine::Engine;
 use super::fork::ForkPlace;
 use super::link::Outbox;
+use super::shadow::ShadowFile;
 use super::tokens::DISK;
 use super::{DeviceMedium, ShardError, ShardSetup};
 use crate::arena::{Arena, SlotMemory};
@@ -26,6 +27,8 @@ pub(super) struct Facts {
     pub(super) recovery: RecoveryReport,
     pub(super) log_device: DeviceInfo,
     pub(super) backing_device: DeviceInfo,
+    /// Why there is no shadow file, if there is to be one.
+    pub(super) no_shadow: Option<String>,
 }
 
 /// A volume that is ready to take requests.
@@ -44,14 +47,18 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         log: setup.log.display().to_string(),
         source,
     };
-    let (header, ..) = recovery::inspect(&mut medium).map_err(recovery)?;
+    let (header, superblock, _) = recovery::inspect(&mut medium).map_err(recovery)?;
     check_backing(&header, setup.expect, &setup.log, &backing)?;
     let slots = u32::try_from(setup.overlay_bytes / BLOCK_BYTES).unwrap_or(u32::MAX);
     let mut arena = Arena::new(slots).map_err(os("allocating the overlay"))?;
     let capacity = arena.capacity();
+    let (shadow, no_shadow) = open_shadow(&setup, &superblock.copy)?;
+    let has_shadow = shadow.is_some();
     let configure = setup.configure;
     let (volume, report) = recovery::open(&mut medium, &mut arena, |header| {
-        configure(header, capacity)
+        let mut config = configure(header, capacity);
+        config.shadow_space_bytes *= u64::from(has_shadow);
+        config
     })
     .map_err(recovery)?;
     let config = RingConfig {
@@ -62,12 +69,15 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         ..RingConfig::default()
     };
     let mut ring = Ring::new(config, arena)?;
-    let disks = Disks::new(&mut ring, &log, &backing, header.ring_bytes, DISK)?;
+    let shadow_device = shadow.as_ref().map(|shadow| &shadow.device);
+    let devices = (&log, &backing, shadow_device);
+    let disks = Disks::new(&mut ring, devices, header.ring_bytes, DISK)?;
     let facts = Facts {
         identity: header.identity,
         recovery: report,
         log_device: log.info().clone(),
         backing_device: backing.info().clone(),
+        no_shadow,
     };
     let fork_place = ForkPlace {
         folder: setup.fork_folder,
@@ -76,8 +86,23 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         log: medium,
         ring_bytes: header.ring_bytes,
     };
-    let engine = Engine::new(ring, volume, disks, fork_place, outbox);
+    let engine = Engine::new(ring, volume, disks, (fork_place, shadow), outbox);
     Ok(Opened { engine, facts })
+}
+
+/// Without a shadow file a volume runs, unless what it holds already counts.
+fn open_shadow(
+    setup: &ShardSetup,
+    copy: &CopyState,
+) -> Result<(Option<ShadowFile>, Option<String>), ShardError> {
+    let Some(path) = &setup.shadow else {
+        return Ok((None, None));
+    };
+    match ShadowFile::open(path, setup.backing_options, copy) {
+        Ok(shadow) => Ok((Some(shadow), None)),
+        Err(error) if matches!(copy, CopyState::Applying { .. }) => Err(error.into()),
+        Err(error) => Ok((None, Some(error.to_string()))),
+    }
 }
 
 fn check_backing(

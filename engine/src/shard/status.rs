@@ -74,6 +74,8 @@ pub struct ShardStatus {
     pub log_bytes: u64,
     /// Connections of clients.
     pub clients: usize,
+    /// Why there is no shadow file, although one is configured.
+    pub no_shadow: Option<String>,
     /// The file in which a tail that only this node had was saved since its start.
     pub fork_file: Option<std::path::PathBuf>,
     /// The epoch that readers of this replica hold its backing at.

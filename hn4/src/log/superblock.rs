@@ -43,6 +43,42 @@ pub enum CopyState {
     },
     /// Backing plus log is an exact prefix of the volume's history.
     Usable,
+    /// The same, but the source's log does not reach back to it: a full copy is being taken into
+    /// the shadow file, which counts for nothing yet.
+    Shadowing {
+        /// Everything below this offset was compared, and where it differs it is in the shadow.
+        cursor_bytes: u64,
+        /// Bytes of the shadow file that are durable.
+        shadow_bytes: u64,
+        /// The epochs after this one must be replayed over the copied bytes.
+        from: Epoch,
+        /// Hash of that epoch's frame header.
+        from_chain: ChainHash,
+    },
+    /// The shadow was switched in: the state at the checkpoint is the backing with the shadow
+    /// written over it, which is under way. Nothing else may be written to the backing.
+    Applying {
+        /// Bytes of the shadow file that count.
+        shadow_bytes: u64,
+        /// The copy that the shadow is of began at this epoch.
+        from: Epoch,
+        /// Hash of that epoch's frame header.
+        from_chain: ChainHash,
+    },
+}
+
+impl CopyState {
+    /// Whether there is a shadow that counts, or may count some day.
+    #[must_use]
+    pub fn is_shadowed(&self) -> bool {
+        matches!(self, Self::Shadowing { .. } | Self::Applying { .. })
+    }
+
+    /// Whether backing plus log, without anything else, is an exact prefix of the history.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        matches!(self, Self::Usable | Self::Shadowing { .. })
+    }
 }
 
 /// Contents of a superblock slot.
@@ -114,7 +150,10 @@ struct Wire {
     retained_term: U64,
     retained_incarnation: U32,
     own_tail: u8,
-    reserved: [u8; 263],
+    reserved: [u8; 3],
+    shadow_bytes: U64,
+    seed_from_chain: [u8; 32],
+    reserved_end: [u8; 220],
     crc32c: U32,
 }
 
@@ -124,6 +163,8 @@ const _: () = assert!(WIRE_BYTES == 512, "a superblock must fit in one sector");
 const COPY_FRESH: u8 = 0;
 const COPY_SEEDING: u8 = 1;
 const COPY_USABLE: u8 = 2;
+const COPY_SHADOWING: u8 = 3;
+const COPY_APPLYING: u8 = 4;
 
 /// Why a slot holds no usable superblock.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -163,20 +204,7 @@ pub enum SuperblockError {
 impl Superblock {
     /// Writes the superblock into a block of at least 512 bytes and clears the rest of it.
     pub fn encode(&self, identity: &LogIdentity, block: &mut [u8]) {
-        let (copy, seed_cursor, seed_from, seed_until) = match self.copy {
-            CopyState::Fresh => (COPY_FRESH, 0, 0, 0),
-            CopyState::Seeding {
-                cursor_bytes,
-                from,
-                until,
-            } => (
-                COPY_SEEDING,
-                cursor_bytes,
-                from.0,
-                until.map_or(0, |until| until.0 + 1),
-            ),
-            CopyState::Usable => (COPY_USABLE, 0, 0, 0),
-        };
+        let copy = WireCopy::of(&self.copy);
         let mut wire = Wire {
             magic: MAGIC,
             version: FORMAT_VERSION.into(),
@@ -185,7 +213,7 @@ impl Superblock {
                 Role::Replica => 1,
                 Role::Fenced => 2,
             },
-            copy,
+            copy: copy.kind,
             incarnation: self.incarnation.0.into(),
             volume: identity.volume.0,
             birth_nonce: identity.birth_nonce,
@@ -201,13 +229,16 @@ impl Superblock {
             term_counter: self.term.counter.into(),
             term_node: self.term.node.0,
             node: self.node.0,
-            seed_cursor: seed_cursor.into(),
-            seed_from: seed_from.into(),
-            seed_until: seed_until.into(),
+            seed_cursor: copy.cursor.into(),
+            seed_from: copy.from.0.into(),
+            seed_until: copy.until.into(),
             retained_term: self.retained_rank.term.into(),
             retained_incarnation: self.retained_rank.incarnation.0.into(),
             own_tail: self.own_tail.into(),
-            reserved: [0; 263],
+            reserved: [0; 3],
+            shadow_bytes: copy.shadow.into(),
+            seed_from_chain: copy.from_chain.0,
+            reserved_end: [0; 220],
             crc32c: U32::ZERO,
         };
         wire.crc32c = crc32c::crc32c(&wire.as_bytes()[..WIRE_BYTES - 4]).into();
@@ -287,7 +318,8 @@ impl Superblock {
         if self.durable < self.checkpoint {
             return impossible("durable", self.durable.0);
         }
-        if let CopyState::Seeding { cursor_bytes, .. } = self.copy
+        if let CopyState::Seeding { cursor_bytes, .. } | CopyState::Shadowing { cursor_bytes, .. } =
+            self.copy
             && cursor_bytes > identity.size_bytes
         {
             return impossible("seed_cursor", cursor_bytes);
@@ -313,17 +345,93 @@ impl Superblock {
     }
 }
 
-fn decode_copy(wire: &Wire) -> Result<CopyState, SuperblockError> {
-    match wire.copy {
-        COPY_FRESH => Ok(CopyState::Fresh),
-        COPY_SEEDING => Ok(CopyState::Seeding {
-            cursor_bytes: wire.seed_cursor.get(),
-            from: Epoch(wire.seed_from.get()),
-            until: wire.seed_until.get().checked_sub(1).map(Epoch),
-        }),
-        COPY_USABLE => Ok(CopyState::Usable),
-        other => impossible("copy", other.into()),
+/// How a copy state lies in the superblock; what does not belong to its kind is zero.
+#[derive(Default)]
+struct WireCopy {
+    kind: u8,
+    cursor: u64,
+    from: Epoch,
+    until: u64,
+    shadow: u64,
+    from_chain: ChainHash,
+}
+
+impl WireCopy {
+    fn of(copy: &CopyState) -> Self {
+        match *copy {
+            CopyState::Fresh => Self::default(),
+            CopyState::Seeding {
+                cursor_bytes,
+                from,
+                until,
+            } => Self {
+                kind: COPY_SEEDING,
+                cursor: cursor_bytes,
+                from,
+                until: until.map_or(0, |until| until.0 + 1),
+                ..Self::default()
+            },
+            CopyState::Usable => Self {
+                kind: COPY_USABLE,
+                ..Self::default()
+            },
+            CopyState::Shadowing {
+                cursor_bytes,
+                shadow_bytes,
+                from,
+                from_chain,
+            } => Self {
+                kind: COPY_SHADOWING,
+                cursor: cursor_bytes,
+                shadow: shadow_bytes,
+                from,
+                from_chain,
+                ..Self::default()
+            },
+            CopyState::Applying {
+                shadow_bytes,
+                from,
+                from_chain,
+            } => Self {
+                kind: COPY_APPLYING,
+                shadow: shadow_bytes,
+                from,
+                from_chain,
+                ..Self::default()
+            },
+        }
     }
+}
+
+fn decode_copy(wire: &Wire) -> Result<CopyState, SuperblockError> {
+    let cursor_bytes = wire.seed_cursor.get();
+    let shadow_bytes = wire.shadow_bytes.get();
+    let from = Epoch(wire.seed_from.get());
+    let from_chain = ChainHash(wire.seed_from_chain);
+    if !shadow_bytes.is_multiple_of(crate::types::BLOCK_BYTES) {
+        return impossible("shadow_bytes", shadow_bytes);
+    }
+    Ok(match wire.copy {
+        COPY_FRESH => CopyState::Fresh,
+        COPY_SEEDING => CopyState::Seeding {
+            cursor_bytes,
+            from,
+            until: wire.seed_until.get().checked_sub(1).map(Epoch),
+        },
+        COPY_USABLE => CopyState::Usable,
+        COPY_SHADOWING => CopyState::Shadowing {
+            cursor_bytes,
+            shadow_bytes,
+            from,
+            from_chain,
+        },
+        COPY_APPLYING => CopyState::Applying {
+            shadow_bytes,
+            from,
+            from_chain,
+        },
+        other => return impossible("copy", other.into()),
+    })
 }
 
 fn impossible<T>(field: &'static str, value: u64) -> Result<T, SuperblockError> {
@@ -382,7 +490,20 @@ mod tests {
 
     #[test]
     fn superblock_round_trips_in_every_copy_state() {
-        for copy in [CopyState::Fresh, CopyState::Usable, sample(1).copy] {
+        let (shadow_bytes, from, from_chain) = (8192, Epoch(7), ChainHash([9; 32]));
+        let shadowing = CopyState::Shadowing {
+            cursor_bytes: 4096,
+            shadow_bytes,
+            from,
+            from_chain,
+        };
+        let applying = CopyState::Applying {
+            shadow_bytes,
+            from,
+            from_chain,
+        };
+        let (fresh, usable, seeding) = (CopyState::Fresh, CopyState::Usable, sample(1).copy);
+        for copy in [fresh, usable, seeding, shadowing, applying] {
             let superblock = Superblock { copy, ..sample(1) };
             let block = encoded(&superblock);
             assert_eq!(Superblock::decode(&identity(), &block), Ok(superblock));

@@ -75,6 +75,7 @@ impl World {
             Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {
                 self.carry_out_proof(node, action);
             }
+            Action::DropShadow => self.nodes[node].drop_shadow(),
             Action::Pinned { .. } | Action::PinsBroken | Action::PeerRetired { .. } => {}
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
             Action::ControlDone { id, result } => return self.control_done(node, *id, result),
@@ -130,20 +131,21 @@ impl World {
             return Fate::Fails(5);
         }
         let write = kind == Kind::Write;
-        if write && disk == Disk::Backing && self.now < self.nodes[node].no_space_until {
+        if write && disk != Disk::Log && self.now < self.nodes[node].no_space_until {
             return Fate::Fails(28);
         }
         let rate = match disk {
             Disk::Log => self.plan.log_damage,
             Disk::Backing => self.plan.backing_damage,
+            Disk::Shadow => 0,
         };
         if write && self.rng.one_in(rate) {
             let lost = self.rng.one_in(2);
             let fault = match (disk, lost) {
                 (Disk::Log, true) => Fault::LostLogWrite,
                 (Disk::Log, false) => Fault::MisdirectedLogWrite,
-                (Disk::Backing, true) => Fault::LostBackingWrite,
-                (Disk::Backing, false) => Fault::MisdirectedBackingWrite,
+                (Disk::Backing | Disk::Shadow, true) => Fault::LostBackingWrite,
+                (Disk::Backing | Disk::Shadow, false) => Fault::MisdirectedBackingWrite,
             };
             if self.fault(fault, Some(node)) {
                 self.nodes[node].rotten |= disk == Disk::Log;
@@ -236,6 +238,8 @@ impl World {
         let standing = (status.role, status.term, kind);
         self.prover_standing(node);
         if self.nodes[node].standing.replace(standing) != Some(standing) {
+            let switched = matches!(status.copy, hn4::log::CopyState::Applying { .. });
+            self.stats.shadows += u64::from(switched);
             self.doom_if_touchy(node);
         }
         for link in 0..self.links.len() {

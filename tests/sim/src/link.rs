@@ -39,14 +39,17 @@ pub(crate) enum Message {
 /// What a core is told of a peer's copy.
 #[must_use]
 pub(crate) fn peer_state(status: &CopyStatus) -> PeerState {
-    let filled = matches!(status.copy, CopyState::Seeding { until: Some(_), .. });
+    let filled = matches!(
+        status.copy,
+        CopyState::Seeding { until: Some(_), .. } | CopyState::Applying { .. }
+    );
     PeerState {
         role: status.role,
         term: status.term,
         incarnation: status.incarnation,
         tip: status.tip,
         tip_rank: status.tip_rank,
-        usable: filled || status.copy == CopyState::Usable,
+        usable: filled || status.copy.is_usable(),
     }
 }
 
@@ -208,10 +211,18 @@ impl Side {
         };
         let seed = |cursor_bytes| PeerEvent::SeedRequest {
             cursor_bytes,
-            from: ours.tip,
+            from: match ours.copy {
+                CopyState::Shadowing {
+                    from: epoch,
+                    from_chain: chain,
+                    ..
+                } => Tip { epoch, chain },
+                _ => ours.tip,
+            },
         };
         let (asked, question) = match (ours.copy, self.asked) {
-            (CopyState::Fresh | CopyState::Seeding { until: None, .. }, Asked::Seed) => {
+            (CopyState::Fresh | CopyState::Seeding { until: None, .. }, Asked::Seed)
+            | (CopyState::Shadowing { .. }, Asked::Seed) => {
                 return None;
             }
             (CopyState::Fresh, _) => (Asked::Seed, seed(0)),
@@ -220,7 +231,8 @@ impl Side {
                     cursor_bytes,
                     until: None,
                     ..
-                },
+                }
+                | CopyState::Shadowing { cursor_bytes, .. },
                 _,
             ) => (Asked::Seed, seed(cursor_bytes)),
             (_, Asked::Nothing) => (Asked::Feed, feed),

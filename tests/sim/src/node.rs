@@ -100,6 +100,7 @@ pub(crate) struct Node {
     pub(crate) index: usize,
     log: SimDisk,
     backing: SimDisk,
+    shadow: SimDisk,
     /// Counts starts, so that what was meant for an earlier life is recognised.
     pub(crate) boot: u64,
     /// Alive.
@@ -161,6 +162,7 @@ impl Node {
             index,
             log: SimDisk::new(small(log_bytes)),
             backing: disk,
+            shadow: SimDisk::new(small(plan.shadow_bytes)),
             boot: 0,
             live: None,
             promise: Tip::default(),
@@ -182,7 +184,14 @@ impl Node {
         match disk {
             Disk::Log => &mut self.log,
             Disk::Backing => &mut self.backing,
+            Disk::Shadow => &mut self.shadow,
         }
+    }
+
+    /// Nothing in the shadow is needed any more: what is left there is of no use to anybody.
+    pub(crate) fn drop_shadow(&mut self) {
+        let bytes = self.shadow.contents().len();
+        self.shadow = SimDisk::new(bytes);
     }
 
     /// What the backing holds.
@@ -255,6 +264,7 @@ impl Node {
         self.stop_by = None;
         self.log.crash(shears, rng);
         self.backing.crash(shears, rng);
+        self.shadow.crash(shears, rng);
     }
 
     /// Starts an operation; the result names it.
@@ -272,7 +282,7 @@ impl Node {
         };
         live.next_io += 1;
         let id = live.next_io;
-        let (log, backing) = (&mut self.log, &mut self.backing);
+        let (log, backing, shadow) = (&mut self.log, &mut self.backing, &mut self.shadow);
         let (disk, stage) = match io {
             Io::Read {
                 disk,
@@ -291,7 +301,11 @@ impl Node {
                 then_fsync,
             } => {
                 let segs = segs[range.clone()].to_vec();
-                let target = if *disk == Disk::Log { log } else { backing };
+                let target = match disk {
+                    Disk::Log => log,
+                    Disk::Backing => backing,
+                    Disk::Shadow => shadow,
+                };
                 let mut data = target.buffer();
                 for seg in &segs {
                     let bytes = usize::from(seg.offset)..usize::from(seg.offset + seg.bytes);
@@ -306,7 +320,11 @@ impl Node {
                 (*disk, Stage::Write { then_fsync, segs })
             }
             Io::Fsync { disk } => {
-                let target = if *disk == Disk::Log { log } else { backing };
+                let target = match disk {
+                    Disk::Log => log,
+                    Disk::Backing => backing,
+                    Disk::Shadow => shadow,
+                };
                 let covers = target.start_flush();
                 (*disk, Stage::Flush { covers })
             }
@@ -345,6 +363,7 @@ impl Node {
         let disk = match flight.disk {
             Disk::Log => &mut self.log,
             Disk::Backing => &mut self.backing,
+            Disk::Shadow => &mut self.shadow,
         };
         let result = match fate {
             Fate::Fails(errno) => Err(errno),
@@ -416,6 +435,7 @@ fn config(plan: &Plan, index: usize, ring_bytes: u64) -> VolumeConfig {
     config.replica_window_bytes = plan.window_bytes;
     config.seed_piece_bytes = plan.seed_piece_bytes;
     config.seed_flush_bytes = plan.seed_flush_bytes;
+    config.shadow_space_bytes = plan.shadow_bytes;
     config.prove = plan.proves;
     config.apply_proven = plan.proves;
     config

@@ -4,7 +4,7 @@
 //! Whichever copy is promoted asks the others itself. With answers from n - k + 1 copies nothing
 //! that was acknowledged may be lost.
 
-use hn4::log::{CopyState, Role};
+use hn4::log::Role;
 use hn4::types::Term;
 use hn4_engine::core::event::{Control, RequestId, Tip};
 use hn4_engine::core::{Event, Obstacle};
@@ -298,7 +298,7 @@ impl World {
         let fit = self.nodes.iter().filter(|node| {
             let volume = node.live.as_ref().map(|live| &live.volume);
             volume.is_some_and(|volume| {
-                let usable = volume.superblock().copy == CopyState::Usable;
+                let usable = volume.superblock().copy.is_usable();
                 volume.role() == Role::Replica && !volume.is_opening() && usable
             })
         });

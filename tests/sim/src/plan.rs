@@ -90,6 +90,8 @@ pub(crate) struct Plan {
     pub(crate) seed_piece_bytes: u64,
     /// Flush of a full copy.
     pub(crate) seed_flush_bytes: u64,
+    /// Room for what differs in a full copy of a usable replica.
+    pub(crate) shadow_bytes: u64,
     /// Clients at work at the same time.
     pub(crate) clients: usize,
     /// Requests in all.
@@ -206,6 +208,7 @@ impl Plan {
             0 => plan.lean_to_forks(rng),
             1 => plan.lean_to_a_full_log(rng),
             2 => plan.lean_to_full_copies(rng),
+            3 => plan.lean_to_shadows(rng),
             _ => {}
         }
         if knobs.backing_damage {
@@ -216,6 +219,7 @@ impl Plan {
             plan.lying_flush = rng.pick(&[2, 10]);
         }
         plan.hot_blocks = plan.hot_blocks.min(plan.blocks);
+        plan.shadow_bytes = 4 * plan.ring_bytes + 4 * plan.blocks * BLOCK_BYTES;
         if let Some(requests) = knobs.requests {
             plan.requests = requests;
         }
@@ -252,6 +256,7 @@ impl Plan {
             window_bytes: rng.pick(&[64 << 10, 256 << 10, 1 << 20]),
             seed_piece_bytes: rng.pick(&[4, 16, 64]) * BLOCK_BYTES,
             seed_flush_bytes: rng.pick(&[1, 32, 128]) * BLOCK_BYTES,
+            shadow_bytes: 4 * MIN_RING_BYTES + 4 * blocks * BLOCK_BYTES,
             clients: rng.index(8) + 1,
             requests: rng.log_between(100, 3000),
             max_sectors: rng.pick(&[8, 16, 64, 128]),
@@ -368,6 +373,41 @@ impl Plan {
         self.most_faults = 40;
         self.down_ms = 5;
         self.disasters = vec![(Disaster::Crash, 1), (Disaster::Reset, rng.below(2))];
+    }
+
+    /// Replicas are away until the log has wrapped, and are disturbed while they catch up.
+    fn lean_to_shadows(&mut self, rng: &mut Rng) {
+        if self.nodes == 1 {
+            return;
+        }
+        self.blocks = rng.between(100, 400);
+        self.hot_blocks = self.blocks;
+        self.ring_bytes = MIN_RING_BYTES;
+        self.on_degraded = OnDegraded::Degrade;
+        self.ack_mode = rng.pick(&[AckMode::Async, AckMode::Async, AckMode::Durable]);
+        self.ack_peers = 1;
+        self.max_sectors = 128;
+        self.weights = [10, rng.below(2), 1, 1];
+        self.clients = 4 + rng.index(5);
+        self.requests = rng.between(1500, 3000);
+        self.think_us = rng.pick(&[1000, 5000]);
+        self.seed_piece_bytes = rng.pick(&[4, 16]) * BLOCK_BYTES;
+        self.seed_flush_bytes = rng.pick(&[4, 16, 64]) * BLOCK_BYTES;
+        self.net_us = rng.log_between(10, 500);
+        self.disk_us = rng.log_between(10, 300);
+        self.lag = LagPolicy::default();
+        self.touchy = rng.pick(&[0, 2, 8]);
+        self.superblock_touchy = rng.pick(&[0, 5, 20]);
+        self.down_ms = rng.log_between(50, 600);
+        self.fault_ms = rng.log_between(10, 100);
+        self.most_faults = rng.between(10, 40);
+        self.disasters = vec![
+            (Disaster::Crash, 4),
+            (Disaster::Partition, 4),
+            (Disaster::Reset, 3),
+            (Disaster::NoSpace, rng.below(2)),
+            (Disaster::FailOver, rng.below(2)),
+        ];
     }
 
     /// Full copies that are cut off, resumed and begun again.

@@ -19,6 +19,8 @@ pub struct Stats {
     pub real_sessions: u64,
     /// Nodes that were promoted.
     pub promotions: u64,
+    /// Shadows that were switched in.
+    pub shadows: u64,
     /// Copies that became usable.
     pub usable: u64,
     /// Tails that were dropped.
@@ -55,6 +57,7 @@ impl Stats {
             disconnects,
             real_sessions,
             promotions,
+            shadows,
             usable,
             truncations,
             forks,
@@ -74,6 +77,7 @@ impl Stats {
         self.disconnects += disconnects;
         self.real_sessions += real_sessions;
         self.promotions += promotions;
+        self.shadows += shadows;
         self.usable += usable;
         self.truncations += truncations;
         self.forks += forks;
@@ -102,6 +106,7 @@ impl fmt::Display for Stats {
             ("real sessions opened", self.real_sessions),
             ("promotions", self.promotions),
             ("copies became usable", self.usable),
+            ("shadows were switched in", self.shadows),
             ("tails dropped", self.truncations),
             ("tails to be saved", self.forks),
             ("damaged logs refused", self.refused_logs),

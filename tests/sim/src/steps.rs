@@ -90,7 +90,7 @@ impl World {
         let rank_before = std::mem::replace(&mut live.tip_rank, status.tip_rank);
         let was_usable = live.usable;
         // What a fenced primary shows of its open epoch is of no consequence: it will be dropped.
-        live.usable = status.copy == CopyState::Usable && status.role != Role::Fenced;
+        live.usable = status.copy.is_usable() && status.role != Role::Fenced;
         let usable = live.usable;
         if status.role != Role::Primary {
             live.open.clear();
@@ -137,7 +137,7 @@ impl World {
             return broken("P6", detail);
         }
         self.observe_progress(node, &status)?;
-        let answers = status.copy == CopyState::Usable && status.role != Role::Fenced;
+        let answers = status.copy.is_usable() && status.role != Role::Fenced;
         self.observe_proofs(node, role, answers)?;
         self.note_primary(node)?;
         self.check_bounds(node)
@@ -146,8 +146,10 @@ impl World {
     /// How far a copy says that it is must be possible.
     fn observe_progress(&mut self, node: usize, status: &CopyStatus) -> Outcome {
         let (tip, progress) = (status.tip, status.progress);
-        let usable = status.copy == CopyState::Usable && status.role != Role::Fenced;
-        if usable {
+        let usable = status.copy.is_usable() && status.role != Role::Fenced;
+        // Its log is exact also while a shadow is being written over the backing.
+        let applying = matches!(status.copy, CopyState::Applying { .. });
+        if usable || applying {
             self.note_durable(node, tip, progress.durable);
         }
         // Also a fenced one answers for what it has on its own medium.
@@ -326,7 +328,7 @@ impl World {
             return Ok(());
         };
         let status = live.volume.copy_status();
-        live.usable = status.copy == CopyState::Usable && status.role != Role::Fenced;
+        live.usable = status.copy.is_usable() && status.role != Role::Fenced;
         live.anchored = status.anchored;
         let (tip, usable) = (status.tip, live.usable);
         let opening = live.volume.is_opening();

@@ -58,6 +58,14 @@ pub enum CopyState {
     },
     /// The copy is an exact epoch state.
     Usable,
+    /// The same, but too old for the peer's log: it asks for a full copy, which it keeps apart
+    /// until that is complete. A peer is told that it is usable.
+    Shadowing {
+        /// As with `Seeding`.
+        cursor_bytes: u64,
+        /// Where the copy began.
+        from: Tip,
+    },
 }
 
 /// A place in a volume's history: an epoch and the chain hash of its frame.

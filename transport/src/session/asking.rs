@@ -49,9 +49,13 @@ impl Asked {
             return None;
         }
         let ask = match (ours.copy, *self) {
-            (CopyState::Fresh | CopyState::Seeding { .. }, Self::Seed) => None,
+            (CopyState::Fresh | CopyState::Seeding { .. }, Self::Seed)
+            | (CopyState::Shadowing { .. }, Self::Seed) => None,
             (CopyState::Fresh, _) => Some(Ask::Seed { cursor_bytes: 0 }),
-            (CopyState::Seeding { cursor_bytes }, _) => Some(Ask::Seed { cursor_bytes }),
+            (
+                CopyState::Seeding { cursor_bytes } | CopyState::Shadowing { cursor_bytes, .. },
+                _,
+            ) => Some(Ask::Seed { cursor_bytes }),
             (CopyState::Usable, Self::Nothing) => Some(Ask::Feed),
             (CopyState::Usable, Self::TruncateFirst { to, refused })
                 if ours.tip.0 <= to.0 && refused != Some(ours.tip) =>

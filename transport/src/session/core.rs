@@ -476,7 +476,10 @@ impl Session {
             }
             Some(Ask::Seed { cursor_bytes }) => {
                 self.inbound.expect_seed();
-                let from = self.local.tip;
+                let from = match self.local.copy {
+                    CopyState::Shadowing { from, .. } => from,
+                    _ => self.local.tip,
+                };
                 self.ask_peer(ControlMessage::SeedRequest { cursor_bytes, from });
             }
         }
@@ -517,6 +520,6 @@ fn copy_kind(copy: CopyState) -> u8 {
     match copy {
         CopyState::Fresh => 0,
         CopyState::Seeding { .. } => 1,
-        CopyState::Usable => 2,
+        CopyState::Usable | CopyState::Shadowing { .. } => 2,
     }
 }

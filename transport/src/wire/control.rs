@@ -359,7 +359,7 @@ fn state_to_wire(state: &LocalState) -> proto::State {
     let (copy, seed_cursor_bytes) = match state.copy {
         CopyState::Fresh => (proto::Copy::Fresh, 0),
         CopyState::Seeding { cursor_bytes } => (proto::Copy::Seeding, cursor_bytes),
-        CopyState::Usable => (proto::Copy::Usable, 0),
+        CopyState::Usable | CopyState::Shadowing { .. } => (proto::Copy::Usable, 0),
     };
     let role = match state.role {
         Role::Primary => proto::Role::Primary,
