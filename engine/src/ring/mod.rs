@@ -83,6 +83,8 @@ pub struct Ring {
     segments: usize,
     /// Operations on files after which the kernel is told without waiting for the next wait.
     submit_batch: u32,
+    /// The same if the last of them is a read.
+    read_batch: u32,
     /// Operations on files since it was told.
     unsubmitted: u32,
     /// A single issuer: the kernel refuses other threads.
@@ -113,6 +115,7 @@ impl Ring {
             facts,
             segments: usize::from(config.segments),
             submit_batch: config.submit_batch,
+            read_batch: config.read_batch,
             unsubmitted: 0,
             thread: PhantomData,
         })
@@ -208,9 +211,14 @@ impl Ring {
         op::fill(state, index, op);
         state.start(&mut kernel, index);
         drop(kernel);
-        if self.state.slab.get(index).kind.is_storage() {
+        let kind = self.state.slab.get(index).kind;
+        if kind.is_storage() {
             self.unsubmitted += 1;
-            if self.unsubmitted == self.submit_batch {
+            let batch = match kind {
+                Kind::Read => self.read_batch,
+                _ => self.submit_batch,
+            };
+            if self.unsubmitted >= batch {
                 // Whatever is wrong shows again, and is reported, in the next wait.
                 let _ = self.enter(false, 0, None);
             }

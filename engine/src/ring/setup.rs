@@ -37,6 +37,8 @@ pub struct RingConfig {
     /// [`Ring::wait`](super::Ring::wait). Small batches keep the device busy while the shard still
     /// prepares the next ones; larger ones save system calls. 0: only when waiting.
     pub submit_batch: u32,
+    /// The same if the last of them is a read: somebody waits for it.
+    pub read_batch: u32,
 }
 
 impl Default for RingConfig {
@@ -48,6 +50,7 @@ impl Default for RingConfig {
             files: 256,
             register_buffers: true,
             submit_batch: 4,
+            read_batch: 4,
         }
     }
 }

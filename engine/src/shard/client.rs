@@ -14,6 +14,7 @@ use std::sync::Arc;
 use hn4::types::BLOCK_BYTES;
 
 use super::engine::Engine;
+use super::refusal::{changes, refusal_of};
 use super::tokens::Tokens;
 use super::transfer::{Packer, Reply, SEGMENTS, Write, blocks_of, sectors_of};
 use crate::arena::SlotId;
@@ -23,7 +24,7 @@ use crate::nbd::connection::{Decoded, Decoder};
 use crate::nbd::export::{ExportDirectory, ExportList};
 use crate::nbd::handshake::{BASE_ALLOCATION_ID, Handshake, Status, greeting};
 use crate::nbd::reply::{Extent, Replier};
-use crate::nbd::request::{ByteRange, Command, Cookie, NbdErrno, Operation, Refusal};
+use crate::nbd::request::{ByteRange, Command, Cookie, Operation, Refusal};
 use crate::ring::{FileId, Memory, Op, OwnedBuf, Seg};
 
 /// Received at once. Sixty-odd requests with 4 KiB of payload.
@@ -32,6 +33,9 @@ const RECEIVE_BYTES: usize = 256 * 1024;
 const SEND_BYTES: usize = 16 * 1024;
 /// Requests of one connection in the core at the same time.
 const REQUESTS: usize = 1024;
+/// Requests of one connection that are taken in one turn. Their answers go out at its end, so that
+/// the client works on them while the shard works on the next ones.
+const BURST: usize = 8;
 /// Payload that is left when the buffer is used up is copied through it, if it is shorter.
 const DIRECT_BYTES: u32 = 8 * 1024;
 
@@ -83,11 +87,24 @@ pub(super) struct Client {
     sending: Vec<SlotId>,
     replies: VecDeque<Reply>,
     in_core: usize,
+    /// Requests that may still be taken in this turn.
+    burst: usize,
     /// No more requests will be taken; close when everything is answered.
     finishing: bool,
     /// The connection is broken: close now.
     broken: bool,
     closing: bool,
+}
+
+/// What a client needs to go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pumped {
+    /// A completion, or an answer of the core.
+    Waits,
+    /// Room in the ring: any completion.
+    RingFull,
+    /// The next turn: it has sent more than one turn takes.
+    HasMore,
 }
 
 /// Counters that status shows.
@@ -114,6 +131,7 @@ impl Client {
             sending: Vec::new(),
             replies: VecDeque::from([Reply::Bytes(greeting().to_vec())]),
             in_core: 0,
+            burst: BURST,
             finishing: false,
             broken: false,
             closing: false,
@@ -214,11 +232,15 @@ impl Client {
         }
     }
 
-    /// Does everything that can be done now: decode, send, receive, close. Returns false if the
-    /// ring was full and this must be called again.
-    pub(super) fn pump(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
+    /// A new turn begins.
+    pub(super) fn begin_turn(&mut self) {
+        self.burst = BURST;
+    }
+
+    /// Does everything that can be done now: decode, send, receive, close.
+    pub(super) fn pump(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> Pumped {
         if self.closing || self.reader == Reader::Waiting {
-            return true;
+            return Pumped::Waits;
         }
         if !self.broken {
             self.work(index, engine);
@@ -230,9 +252,26 @@ impl Client {
                 .ring
                 .submit(op, tokens.close(index, self.generation))
                 .is_ok();
-            return self.closing;
+            return if self.closing {
+                Pumped::Waits
+            } else {
+                Pumped::RingFull
+            };
         }
-        self.send(index, engine, tokens) && self.receive(index, engine, tokens)
+        if !(self.send(index, engine, tokens) && self.receive(index, engine, tokens)) {
+            return Pumped::RingFull;
+        }
+        let has_more = self.burst == 0 && self.start < self.end && self.may_take();
+        if has_more {
+            Pumped::HasMore
+        } else {
+            Pumped::Waits
+        }
+    }
+
+    /// Whether another request could be taken.
+    fn may_take(&self) -> bool {
+        !self.finishing && !self.broken && !self.is_stalled() && self.in_core < REQUESTS
     }
 
     fn work(&mut self, index: u32, engine: &mut Engine) {
@@ -240,12 +279,7 @@ impl Client {
             self.retry_stalled(index, engine);
         }
         let Some(buf) = self.buf.take() else { return };
-        while self.start < self.end
-            && !self.finishing
-            && !self.broken
-            && !self.is_stalled()
-            && self.in_core < REQUESTS
-        {
+        while self.start < self.end && self.burst > 0 && self.may_take() {
             let input = &buf.bytes()[self.start..self.end];
             match &mut self.phase {
                 Phase::Handshake(..) => self.shake_hands(&buf),
@@ -470,6 +504,7 @@ impl Client {
         engine: &mut Engine,
     ) {
         self.in_core += 1;
+        self.burst = self.burst.saturating_sub(1);
         engine.traffic.requests += 1;
         let asked = Asked {
             client: index,
@@ -481,12 +516,7 @@ impl Client {
     }
 
     fn receive(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
-        let ready = self.buf.is_some()
-            && self.start == self.end
-            && !self.finishing
-            && !self.is_stalled()
-            && self.in_core < REQUESTS;
-        if !ready {
+        if self.buf.is_none() || self.start < self.end || !self.may_take() {
             return true;
         }
         let Some(buf) = self.buf.take() else {
@@ -589,26 +619,5 @@ impl Asked {
         if let Some((.., slots)) = self.read {
             engine.free_slots(&slots);
         }
-    }
-}
-
-fn changes(operation: Operation) -> bool {
-    matches!(
-        operation,
-        Operation::Write { .. } | Operation::Trim { .. } | Operation::WriteZeroes { .. }
-    )
-}
-
-fn refusal_of(failure: Failure) -> Refusal {
-    match failure {
-        Failure::Io => Refusal::new(
-            NbdErrno::Io,
-            "the volume failed closed or the medium failed; hn4ctl status says why",
-        ),
-        Failure::ReadOnly => Refusal::new(
-            NbdErrno::Perm,
-            "this node is not the primary of the volume; hn4ctl status says who is",
-        ),
-        Failure::ShuttingDown => Refusal::new(NbdErrno::Shutdown, "the daemon is stopping"),
     }
 }

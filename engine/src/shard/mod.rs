@@ -17,6 +17,7 @@ mod listen;
 mod medium;
 mod open;
 mod readers;
+mod refusal;
 mod seeding;
 mod shadow;
 mod status;
@@ -38,7 +39,7 @@ pub use self::listen::Listen;
 pub use self::medium::DeviceMedium;
 pub use self::status::{PeerLags, PeerStatus, ShardStatus};
 
-use self::client::{Client, Reader};
+use self::client::{Client, Pumped, Reader};
 use self::engine::Engine;
 use self::link::ShardEnd;
 use self::listen::{Listener, no_delay, open_listener, start_accept};
@@ -144,6 +145,8 @@ struct Shard {
     no_exports: Arc<ExportList>,
     /// Clients that may be able to do something.
     ready: Vec<u32>,
+    /// One of them has requests left that it sent already: the next turn waits for nothing.
+    at_once: bool,
     facts: Facts,
     stop_by: Option<Instant>,
     flush_only: bool,
@@ -211,6 +214,7 @@ impl Shard {
             read_only_exports: Arc::new(read_only_exports),
             no_exports: Arc::new(ExportList::new(Vec::new()).expect("an empty list is valid")),
             ready: Vec::new(),
+            at_once: false,
             facts,
             stop_by: None,
             flush_only: false,
@@ -232,7 +236,8 @@ impl Shard {
                 break;
             }
             let timeout = self.timeout();
-            if let Err(error) = self.engine.ring.wait(1, timeout, &mut completions) {
+            let least = usize::from(!self.at_once);
+            if let Err(error) = self.engine.ring.wait(least, timeout, &mut completions) {
                 result = Err(error.to_string());
                 break;
             }
@@ -393,7 +398,10 @@ impl Shard {
 
     /// Lets every client go on that may be able to, until nothing moves any more.
     fn serve(&mut self) {
-        let mut again = Vec::new();
+        let (mut again, mut more) = (Vec::new(), Vec::new());
+        for client in self.clients.iter_mut().flatten() {
+            client.begin_turn();
+        }
         loop {
             self.judge_readers();
             self.deliver();
@@ -412,16 +420,20 @@ impl Shard {
                 let Some(Some(client)) = self.clients.get_mut(index as usize) else {
                     continue;
                 };
-                if !client.pump(index, &mut self.engine, &TOKENS) {
-                    again.push(index);
+                match client.pump(index, &mut self.engine, &TOKENS) {
+                    Pumped::Waits => {}
+                    // Its completions bring the next turn.
+                    Pumped::RingFull => again.push(index),
+                    Pumped::HasMore => more.push(index),
                 }
             }
             if self.engine.answers.is_empty() && self.engine.verdicts.is_empty() {
                 break;
             }
         }
-        // The ring was full for these; its completions bring the next turn.
+        self.at_once = !more.is_empty();
         self.ready = again;
+        self.ready.append(&mut more);
     }
 
     fn deliver(&mut self) {

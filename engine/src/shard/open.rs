@@ -66,6 +66,8 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         segments: 272,
         // A turn hands over all it has at its end; this is for the long ones.
         submit_batch: 16,
+        // Reads go earlier: the device idles while the shard prepares more of them.
+        read_batch: 4,
         ..RingConfig::default()
     };
     let mut ring = Ring::new(config, arena)?;
