@@ -129,7 +129,7 @@ struct Share<'a> {
 fn shares<'a>(job: &'a Job, target: &Target) -> Vec<Share<'a>> {
     let streams = match target {
         Target::Engine(_) => job.numjobs,
-        Target::Raw(_) | Target::Nbd(_) => 1,
+        Target::Raw(_) | Target::Nbd(_) | Target::Baseline(_) => 1,
     };
     let first = (0..job.numjobs).step_by(streams.max(1) as usize);
     first
@@ -139,6 +139,24 @@ fn shares<'a>(job: &'a Job, target: &Target) -> Vec<Share<'a>> {
             streams,
         })
         .collect()
+}
+
+/// Runs a job of one clone on a lane that the caller has opened, and may go on to use.
+///
+/// # Errors
+/// If a request fails.
+pub fn on_lane(lane: &mut dyn Lane, job: &Job) -> Result<Stats> {
+    let share = Share {
+        job,
+        first: 0,
+        streams: 1,
+    };
+    let progress = Progress::default();
+    let watch = Watch {
+        server: None,
+        progress: &progress,
+    };
+    drive(lane, &share, watch)
 }
 
 /// Runs one thread of a job.
@@ -193,8 +211,9 @@ fn drive(lane: &mut dyn Lane, share: &Share<'_>, watch: Watch<'_>) -> Result<Sta
         let now = Instant::now();
         driver.look(now);
         in_flight -= done.len();
+        let full = lane.full_since();
         for tag in done.drain(..) {
-            driver.end(tag, now)?;
+            driver.end(tag, now, full)?;
             let stream = streams.get_mut((tag / job.depth) as usize);
             stream.context("a tag of a stream")?.ended(tag);
         }
@@ -322,7 +341,7 @@ impl Driver<'_> {
         }
     }
 
-    fn end(&mut self, tag: u32, now: Instant) -> Result<()> {
+    fn end(&mut self, tag: u32, now: Instant, full: Option<Instant>) -> Result<()> {
         let entry = self
             .submitted
             .get_mut(tag as usize)
@@ -345,6 +364,8 @@ impl Driver<'_> {
         }
         if !matches!(io, Io::Flush { .. }) {
             self.stats.tick(self.last, latency);
+            let full = full.map(|full| full.saturating_duration_since(since));
+            self.stats.room.record(self.last, latency, full);
         }
         Ok(())
     }

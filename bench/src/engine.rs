@@ -180,6 +180,8 @@ pub struct EngineLane {
     offsets: Vec<u64>,
     /// Requests for which there was no room yet.
     held_back: VecDeque<(Io, u32)>,
+    /// When the first one was.
+    full_since: Option<Instant>,
 }
 
 impl EngineLane {
@@ -194,6 +196,7 @@ impl EngineLane {
             contents: Contents::new(job),
             offsets: vec![0; capacity],
             held_back: VecDeque::with_capacity(capacity),
+            full_since: None,
         })
     }
 
@@ -234,6 +237,7 @@ impl Lane for EngineLane {
 
     fn submit(&mut self, io: Io, tag: u32) -> Result<()> {
         if !self.held_back.is_empty() || !self.start(io, tag) {
+            self.full_since.get_or_insert_with(Instant::now);
             self.held_back.push_back((io, tag));
         }
         Ok(())
@@ -270,6 +274,10 @@ impl Lane for EngineLane {
                 "no request was completed within {PATIENCE:?}"
             );
         }
+    }
+
+    fn full_since(&self) -> Option<Instant> {
+        self.full_since
     }
 
     fn finish(&mut self) -> Result<Option<Duration>> {

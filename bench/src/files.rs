@@ -1,7 +1,7 @@
 //! Files to measure on: really written, with data that cannot be compressed.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -23,6 +23,14 @@ pub fn make_file(path: &Path, bytes: u64) -> Result<()> {
     }
     file.sync_all()?;
     Ok(())
+}
+
+/// Size of a file or block device in bytes.
+///
+/// # Errors
+/// If it cannot be told.
+pub fn size_of(mut file: &File) -> Result<u64> {
+    Ok(file.seek(SeekFrom::End(0))?)
 }
 
 /// Makes a file durable and has the kernel forget what it holds of it in memory.

@@ -8,22 +8,29 @@
 //! 4. [`report`] shows it: a table, and JSON in fio's layout.
 //! 5. [`compare`] starts the servers, lets the same load run against each, and judges.
 //! 6. [`instructions`] counts what a request costs in the engine's core.
+//! 7. [`baseline`] has other runtimes for io_uring, behind features; [`parity`] lets them, fio and
+//!    the ring run one job in turns.
+//! 8. [`lanes`] runs volumes side by side in this process, [`drain`] goes on beyond the room of an
+//!    overlay.
 //!
 //! **Architecture invariant:** every NBD server is measured by the same client, so that what the
 //! client costs is the same in each figure.
 //!
-//! **Not here:** replication, pictures, live progress, and other runtimes.
 #![forbid(unsafe_code)]
 
+pub mod baseline;
 pub mod compare;
 pub mod contents;
 pub mod cpu;
+pub mod drain;
 pub mod drive;
 pub mod engine;
 pub mod files;
 pub mod instructions;
 pub mod job;
+pub mod lanes;
 pub mod nbd;
+pub mod parity;
 pub mod pattern;
 pub mod progress;
 pub mod raw;

@@ -7,9 +7,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hn4_bench::compare;
+use hn4_bench::drain;
 use hn4_bench::drive;
 use hn4_bench::instructions;
 use hn4_bench::job::JobFile;
+use hn4_bench::lanes;
+use hn4_bench::parity;
 use hn4_bench::progress::Progress;
 use hn4_bench::report;
 use hn4_bench::target::{Target, TargetSpec};
@@ -28,6 +31,12 @@ enum Command {
     Run(RunArgs),
     /// Compare hn4-replicad with the other servers that are installed here.
     Compare(compare::Options),
+    /// Run one job on one raw file in fio, in our ring and in other runtimes, in turns.
+    Parity(parity::Options),
+    /// Run volumes side by side in this process.
+    Lanes(lanes::Options),
+    /// Write at random until the overlay is full and beyond, and judge what clients notice.
+    Drain(drain::Options),
     /// Count the instructions of a request in the engine's core, with valgrind.
     Instructions(instructions::Options),
     /// The work that `instructions` counts.
@@ -39,7 +48,8 @@ enum Command {
 struct RunArgs {
     /// A job file as fio reads it
     jobfile: PathBuf,
-    /// raw:PATH for a file or device, nbd:URI for a server, engine:FOLDER for the engine in process
+    /// raw:PATH for a file or device, nbd:URI for a server, engine:FOLDER for the engine in
+    /// process, tokio-uring:PATH or glommio:PATH for other runtimes
     #[arg(long, value_name = "TARGET")]
     target: TargetSpec,
     /// Also write the report as JSON in fio's layout
@@ -48,6 +58,10 @@ struct RunArgs {
     /// Also draw the report, as an HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Also write the histograms: a percentile table if the name ends in .hgrm, else an HDR
+    /// interval log (.hlog)
+    #[arg(long, value_name = "FILE")]
+    hdr: Option<PathBuf>,
     /// Also measure the CPU time of this process, the server
     #[arg(long, value_name = "PID")]
     server_pid: Option<u32>,
@@ -57,6 +71,9 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(args) => run(&args),
         Command::Compare(options) => compare::run(&options),
+        Command::Parity(options) => parity::run(&options),
+        Command::Lanes(options) => lanes::run(&options),
+        Command::Drain(options) => drain::run(&options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Work(options) => instructions::work(options),
     };
@@ -89,6 +106,9 @@ fn run(args: &RunArgs) -> Result<()> {
         let value = report::json(&outcomes, &args.target.to_string());
         let text = serde_json::to_string_pretty(&value)?;
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &args.hdr {
+        report::hdr::write(path, &outcomes)?;
     }
     if let Some(path) = &args.html {
         let text = report::picture::html(&outcomes, &args.target.to_string());

@@ -6,6 +6,7 @@
 //! **Not here:** submission latency (`slat_ns`): the targets do not tell when the kernel took a
 //! request, so that completion latency runs from submission on.
 
+pub mod hdr;
 pub mod picture;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

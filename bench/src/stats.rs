@@ -46,6 +46,37 @@ impl Side {
     }
 }
 
+/// Reads and writes before and after the target had no room for the first time.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// Latency in nanoseconds of those that were answered while it had room.
+    pub before: Histogram<u64>,
+    /// The same of those after.
+    pub after: Histogram<u64>,
+    /// When it had none, from the end of the ramp on.
+    pub full: Option<Duration>,
+}
+
+impl Room {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            before: Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)?,
+            after: Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)?,
+            full: None,
+        })
+    }
+
+    /// Takes a read or write that was answered at that time after the ramp.
+    pub fn record(&mut self, at: Duration, latency: Duration, full: Option<Duration>) {
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_NS_MAX);
+        self.full = full;
+        match full {
+            Some(full) if at >= full => self.after.saturating_record(nanos),
+            _ => self.before.saturating_record(nanos),
+        }
+    }
+}
+
 /// What one thread has measured, or several together.
 #[derive(Clone, Debug)]
 pub struct Stats {
@@ -57,6 +88,8 @@ pub struct Stats {
     pub sync: Side,
     /// Latency in nanoseconds of the reads and writes of each second, from the end of the ramp.
     pub seconds: Vec<Histogram<u64>>,
+    /// The same before and after the target had no room.
+    pub room: Room,
     /// From the end of the ramp to the end of the run; the longest one of several.
     pub elapsed: Duration,
     /// Of the threads that made the load.
@@ -80,6 +113,7 @@ impl Stats {
             write: Side::new()?,
             sync: Side::new()?,
             seconds: Vec::new(),
+            room: Room::new()?,
             elapsed: Duration::ZERO,
             client: Cpu::default(),
             server: None,
@@ -168,6 +202,9 @@ impl Stats {
                 mine.add(theirs)?;
             }
         }
+        self.room.before.add(&other.room.before)?;
+        self.room.after.add(&other.room.after)?;
+        self.room.full = self.room.full.or(other.room.full);
         self.verified_bytes += other.verified_bytes;
         self.elapsed = self.elapsed.max(other.elapsed);
         self.client = self.client.plus(other.client);

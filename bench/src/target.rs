@@ -5,12 +5,13 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hn4_engine::device::Device;
 use hn4_engine::nbd::client::Address;
 
+use crate::baseline::Baseline;
 use crate::engine::{EngineLane, EngineSpec, EngineVolume};
 use crate::job::Job;
 use crate::nbd::NbdLane;
@@ -67,6 +68,11 @@ pub trait Lane {
     /// # Errors
     /// If the target is of no more use, or refused a request: a run with errors measures nothing.
     fn wait(&mut self, done: &mut Vec<u32>) -> Result<()>;
+
+    /// When the target first had no room for a request, if that has happened.
+    fn full_since(&self) -> Option<Instant> {
+        None
+    }
 
     /// The end, after the last answer. A target that keeps writes in memory writes them back and
     /// tells how long that took.
@@ -127,6 +133,8 @@ pub enum TargetSpec {
     Nbd(NbdUri),
     /// A new volume in the engine, in this process, without sockets.
     Engine(EngineSpec),
+    /// A file or device, by way of another runtime.
+    Baseline(Baseline),
 }
 
 impl FromStr for TargetSpec {
@@ -147,7 +155,13 @@ impl FromStr for TargetSpec {
         if let Some(text) = text.strip_prefix("engine:") {
             return text.parse().map(Self::Engine);
         }
-        bail!("a target is raw:PATH, nbd:URI or engine:FOLDER, not {text:?}")
+        if let Some(baseline) = Baseline::parse(text) {
+            return Ok(Self::Baseline(baseline));
+        }
+        bail!(
+            "a target is raw:PATH, nbd:URI, engine:FOLDER, tokio-uring:PATH or glommio:PATH, \
+             not {text:?}"
+        )
     }
 }
 
@@ -157,6 +171,7 @@ impl fmt::Display for TargetSpec {
             Self::Raw(path) => write!(f, "raw:{}", path.display()),
             Self::Nbd(uri) => write!(f, "nbd:{:?} export {:?}", uri.address, uri.export),
             Self::Engine(spec) => write!(f, "{spec}"),
+            Self::Baseline(it) => write!(f, "{}:{}", it.runtime, it.path.display()),
         }
     }
 }
@@ -170,6 +185,8 @@ pub enum Target {
     Nbd(NbdUri),
     /// A volume for this run, opened by the one thread that drives it.
     Engine(Arc<EngineVolume>),
+    /// A file or device; each thread has a runtime of its own.
+    Baseline(Baseline),
 }
 
 impl Target {
@@ -182,6 +199,7 @@ impl Target {
             TargetSpec::Raw(path) => Self::Raw(Arc::new(open_raw(path)?)),
             TargetSpec::Nbd(uri) => Self::Nbd(uri.clone()),
             TargetSpec::Engine(spec) => Self::Engine(Arc::new(EngineVolume::create(spec)?)),
+            TargetSpec::Baseline(baseline) => Self::Baseline(baseline.clone()),
         })
     }
 
@@ -194,6 +212,7 @@ impl Target {
             Self::Raw(device) => Box::new(RawLane::new(device, job)?),
             Self::Nbd(uri) => Box::new(NbdLane::connect(uri, job)?),
             Self::Engine(volume) => Box::new(EngineLane::open(volume, job, streams)?),
+            Self::Baseline(baseline) => baseline.lane(job)?,
         })
     }
 }

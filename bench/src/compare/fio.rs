@@ -7,13 +7,15 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::Sample;
-use super::servers::{Place, find_program};
+use super::servers::find_program;
 
 /// Runs a job file with fio on a file.
-pub(super) fn measure(job: &str, file: &Path, place: &Place) -> Result<Sample> {
+pub(crate) fn measure(job: &str, file: &Path, scratch: &Path) -> Result<Sample> {
     let program = find_program("fio").context("fio is not installed")?;
-    let path = place.data.join("row.fio");
-    let text = format!("{job}ioengine=io_uring\nfilename={}\n", file.display());
+    let path = scratch.join("row.fio");
+    let end = if job.ends_with('\n') { "" } else { "\n" };
+    let name = file.display();
+    let text = format!("{job}{end}ioengine=io_uring\nfilename={name}\n");
     std::fs::write(&path, text)?;
     let output = Command::new(program)
         .arg("--output-format=json")

@@ -9,7 +9,7 @@
 //! whoever started it, and then cannot be watched; a device with injected latency, on which margins
 //! below 25 % would have to be judged.
 
-mod fio;
+pub(crate) mod fio;
 pub mod rows;
 pub mod servers;
 mod summary;
@@ -24,6 +24,8 @@ use clap::Args;
 use self::rows::{Peer, ROWS, Row};
 use self::servers::{Place, Server, missing};
 use self::summary::Table;
+pub(crate) use self::summary::{Spread, spread as middle};
+use crate::drain;
 use crate::drive;
 use crate::engine::EngineSpec;
 use crate::files::{forget_cache, make_file};
@@ -35,21 +37,37 @@ use crate::target::{Target, TargetSpec};
 /// A quick comparison begins no further round after this.
 const QUICK_LIMIT: Duration = Duration::from_secs(70);
 
+/// Seconds of the run through drain at the end.
+const DRAIN_SECONDS: u32 = 15;
+
 /// What to compare, and how long.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Short runs on small files: an impression in less than two minutes
     #[arg(long)]
     pub quick: bool,
-    /// Rounds [default: 5, with --quick 3]
+    /// Rounds [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: Option<u32>,
+    /// Only rows with this in their name; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub rows: Vec<String>,
     /// Folder on the disk to be measured [default: the current one]; all files are removed
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
     /// The daemon to be measured, hn4ctl beside it [default: the ones beside this program]
     #[arg(long, value_name = "PATH")]
     pub daemon: Option<PathBuf>,
+}
+
+impl Options {
+    fn chosen(&self) -> Vec<&'static Row> {
+        let wanted = |row: &&Row| {
+            let named = |text: &String| row.name.contains(text.as_str());
+            self.rows.is_empty() || self.rows.iter().any(named)
+        };
+        ROWS.iter().filter(wanted).collect()
+    }
 }
 
 /// What was measured of a peer in a row and a round.
@@ -70,7 +88,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    fn of(stats: &Stats) -> Result<Self> {
+    pub(crate) fn of(stats: &Stats) -> Result<Self> {
         ensure!(stats.ios() > 0, "not one request was completed in the time");
         let mut latency = stats.read.latency.clone();
         latency.add(&stats.write.latency)?;
@@ -116,14 +134,16 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let mut comparison = Comparison {
         table: Table::default(),
+        rows: options.chosen(),
         runtime: Duration::from_millis(runtime),
         ramp: Duration::from_millis(ramp),
         place: &place,
         engine: None,
     };
+    ensure!(!comparison.rows.is_empty(), "no row has such a name");
     summary::print_machine(&place);
     comparison.prepare()?;
-    let rounds = options.rounds.unwrap_or(if options.quick { 3 } else { 5 });
+    let rounds = options.rounds.unwrap_or(3);
     let mut done = 0;
     for round in 0..rounds {
         if round > 0 && options.quick && begun.elapsed() >= QUICK_LIMIT {
@@ -134,17 +154,27 @@ pub fn run(options: &Options) -> Result<()> {
         done += 1;
     }
     println!();
-    print!("{}", comparison.table.show());
+    print!("{}", comparison.table.show(&comparison.rows));
     println!(
         "{done} rounds of {runtime} ms in {:.0} s; load of the machine {} at the end",
         begun.elapsed().as_secs_f64(),
         summary::load()
     );
-    Ok(())
+    if options.quick || !options.rows.is_empty() {
+        return Ok(());
+    }
+    println!("\n4k randwrite QD32, engine in process, second by second");
+    drain::run(&drain::Options {
+        seconds: DRAIN_SECONDS,
+        size_mib: place.size_mib,
+        overlay_mib: place.overlay_mib,
+        dir: place.data.clone(),
+    })
 }
 
 struct Comparison<'a> {
     table: Table,
+    rows: Vec<&'static Row>,
     runtime: Duration,
     ramp: Duration,
     place: &'a Place,
@@ -165,6 +195,9 @@ impl Comparison<'_> {
             Peer::Ring,
             Peer::Fio,
         ] {
+            if !self.rows.iter().any(|row| row.peers.contains(&peer)) {
+                continue;
+            }
             if let Some(why) = missing(peer, place) {
                 self.table.missing.push((peer, why));
                 continue;
@@ -195,7 +228,7 @@ impl Comparison<'_> {
     }
 
     fn round(&mut self, round: u32) -> Result<()> {
-        for row in ROWS {
+        for row in self.rows.clone() {
             let mut peers = row.peers.to_vec();
             let turn = round as usize % peers.len();
             peers.rotate_left(turn);
@@ -219,7 +252,7 @@ impl Comparison<'_> {
         let text = row.job_file(peer, self.runtime, self.ramp, seed + 1);
         let file = self.place.file(peer);
         match peer {
-            Peer::Fio => fio::measure(&text, &file, self.place),
+            Peer::Fio => fio::measure(&text, &file, &self.place.data),
             Peer::Engine => {
                 let target = self.engine.as_ref().context("the engine's volume")?;
                 Sample::of(&drive_one(&text, target, None)?)

@@ -1,7 +1,7 @@
 //! Medians, ranges, ratios and verdicts.
 
 use super::Sample;
-use super::rows::{Figure, Peer, ROWS, Row};
+use super::rows::{Figure, Peer, Row};
 use super::servers::Place;
 use crate::report::align;
 
@@ -18,13 +18,14 @@ pub(super) struct Table {
 
 /// The middle of some figures, and their ends.
 #[derive(Clone, Copy, PartialEq, Debug)]
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
+pub(crate) struct Spread {
+    pub(crate) least: f64,
+    pub(crate) median: f64,
+    pub(crate) most: f64,
 }
 
-fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
+/// Nothing without figures.
+pub(crate) fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let (&least, &most) = (values.first()?, values.last()?);
@@ -61,9 +62,9 @@ impl Table {
     }
 
     /// The whole comparison.
-    pub(super) fn show(&self) -> String {
+    pub(super) fn show(&self, rows: &[&Row]) -> String {
         let mut text = String::new();
-        for row in ROWS {
+        for row in rows {
             text += &self.show_row(row);
             text.push('\n');
         }
@@ -190,6 +191,7 @@ pub(super) fn print_machine(place: &Place) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::rows::ROWS;
 
     fn sample(iops: f64, server_us: f64) -> Sample {
         Sample {
