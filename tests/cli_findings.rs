@@ -7,7 +7,7 @@ use hn4::log::{CopyState, LogIdentity, Role};
 use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Term, VolumeId};
 use hn4_engine::core::event::{CopyStatus, Disk, Lag, Progress, Tip};
 use hn4_engine::core::recovery::RecoveryReport;
-use hn4_engine::core::{FailedClosed, LagState, Obstacle};
+use hn4_engine::core::{FailedClosed, LagState, Obstacle, ReplicaLag};
 use hn4_engine::shard::{PeerLags, PeerStatus, ShardStatus};
 use hn4_replicad::cli::show;
 use hn4_replicad::config::{Config, VolumeSection};
@@ -76,6 +76,7 @@ fn ideal() -> ShardStatus {
         },
         failed: None,
         obstacle: None,
+        behind: None,
         degraded: false,
         proof_lag_bytes: 0,
         proof_throttles: false,
@@ -129,6 +130,57 @@ fn replica(copy: CopyState) -> ShardStatus {
     status.copy.copy = copy;
     status.peers[0].live = false;
     status
+}
+
+#[test]
+fn a_replica_that_is_behind_says_how_far_and_what_it_waits_for() {
+    let mut status = replica(CopyState::Usable);
+    let behind = |status: &ShardStatus| {
+        let state = report(Ok(status), &section(""), &[connected()]).state;
+        state.expect("open").behind.expect("a replica")
+    };
+    status.behind = Some(ReplicaLag {
+        follows: true,
+        announced: Epoch(100),
+        unapplied: Some(Lag::default()),
+    });
+    let nothing = behind(&status);
+    assert_eq!((nothing.waits_for, nothing.unapplied_epochs), (None, 0));
+    // Epochs 98 to 100 are here and not written back, 101 to 107 have not come.
+    let (bytes, ms) = (3 * 8192, 1500);
+    status.copy.progress.applied = Epoch(97);
+    status.behind = Some(ReplicaLag {
+        follows: true,
+        announced: Epoch(107),
+        unapplied: Some(Lag { bytes, ms }),
+    });
+    let seven = behind(&status);
+    assert_eq!((seven.missing_epochs, seven.unapplied_epochs), (7, 10));
+    assert_eq!(
+        (seven.unapplied_bytes, seven.unapplied_ms),
+        (Some(bytes), Some(ms))
+    );
+    let waits = |status: &ShardStatus| behind(status).waits_for.unwrap_or_default();
+    assert!(waits(&status).contains("have not arrived"));
+    let follow = |status: &mut ShardStatus, announced: u64, follows: bool| {
+        let unapplied = Some(Lag { bytes, ms });
+        let announced = Epoch(announced);
+        status.behind = Some(ReplicaLag {
+            follows,
+            announced,
+            unapplied,
+        });
+    };
+    follow(&mut status, 100, true);
+    assert_eq!(waits(&status), "its next sweep");
+    status.copy.progress.proven = Epoch(97);
+    assert_eq!(waits(&status), "the primary's anchors");
+    status.pinned_epoch = Some(Epoch(97));
+    assert_eq!(waits(&status), "its readers to leave");
+    follow(&mut status, 107, false);
+    assert_eq!(waits(&status), "a primary: none sends anything");
+    status.obstacle = Some(Obstacle::NeedsCopy { oldest: Epoch(500) });
+    assert!(waits(&status).contains("the operator"));
 }
 
 /// The report with a connected peer, after a look at what every finding must have.

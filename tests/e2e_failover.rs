@@ -90,11 +90,31 @@ fn ten_switchovers_under_load_lose_nothing_and_fork_nothing() {
     println!("10 switchovers, the slowest in {slowest:?}; both backings: {hash}");
 }
 
+/// A plan in which a write or flush waits for one peer in this way.
+fn acknowledged(ack: &str) -> Plan {
+    Plan {
+        policy: format!("ack = \"{ack}\"\nack_peers = 1\n"),
+        ..plan()
+    }
+}
+
 #[test]
 fn with_one_of_two_peers_acknowledging_either_may_be_promoted_and_has_everything() {
-    let seed = seed("three");
-    for round in 0..times("HN4_FAILOVERS", 3) {
-        let plan = Plan { nodes: 3, ..plan() };
+    either_may_be_promoted("durable", times("HN4_FAILOVERS", 3));
+}
+
+#[test]
+fn with_one_of_two_peers_receiving_either_may_be_promoted_and_has_every_write() {
+    either_may_be_promoted("received", times("HN4_FAILOVERS", 2));
+}
+
+fn either_may_be_promoted(ack: &str, rounds: u64) {
+    let seed = seed(&format!("three, {ack}"));
+    for round in 0..rounds {
+        let plan = Plan {
+            nodes: 3,
+            ..acknowledged(ack)
+        };
         let place = folder();
         let mut nodes = running_three(place.path(), &plan);
         let oracle = oracle(seed + round, &plan);
@@ -111,7 +131,10 @@ fn with_one_of_two_peers_acknowledging_either_may_be_promoted_and_has_everything
         let seen = check(&nodes[chosen], &oracle, 0)
             .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
         assert_eq!(seen.missing_completed, 0, "seed {seed}, round {round}");
-        println!("round {round}: {} unanswered writes missing", seen.missing);
+        println!(
+            "{ack}, round {round}: {} unanswered writes missing",
+            seen.missing
+        );
     }
 }
 
@@ -237,20 +260,34 @@ fn a_returning_primary_saves_what_it_alone_has_and_follows_by_itself() {
 
 #[test]
 fn a_primary_that_was_replaced_under_load_follows_again_by_itself() {
-    let seed = seed("returns");
-    let (place, plan) = (folder(), plan());
+    replaced_again_and_again("durable", times("HN4_FAILOVERS", 4));
+}
+
+#[test]
+fn what_the_only_peer_has_received_survives_its_primary() {
+    replaced_again_and_again("received", times("HN4_FAILOVERS", 4));
+}
+
+/// The primary is killed under load and the other copy promoted, in turns. Every write that was
+/// answered is there.
+fn replaced_again_and_again(ack: &str, rounds: u64) {
+    let seed = seed(&format!("returns, {ack}"));
+    let (place, plan) = (folder(), acknowledged(ack));
     let (alpha, beta) = running_pair(place.path(), &plan);
     let mut nodes = [alpha, beta];
     let oracle = oracle(seed, &plan);
     let mut random = Random::new(seed);
-    for round in 0..times("HN4_FAILOVERS", 4) {
+    let mut slowest = Duration::ZERO;
+    for round in 0..rounds {
         let (old, new) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
         let load = Load::start(&nodes[old], &oracle, LoadPlan::mixed(seed + round)).expect("on");
         load.wait_for_progress(200 + random.below(1000), LIMIT)
             .expect("it moves");
         nodes[old].kill().expect("killed");
         load.was_cut().expect("no request was refused");
+        let started = Instant::now();
         nodes[new].ask(&promote(false)).expect("promoted");
+        slowest = slowest.max(started.elapsed());
         let seen = check(&nodes[new], &oracle, 0)
             .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:#}"));
         assert_eq!(seen.missing_completed, 0, "seed {seed}, round {round}");
@@ -263,4 +300,5 @@ fn a_primary_that_was_replaced_under_load_follows_again_by_itself() {
     let [alpha, beta] = &mut nodes;
     quiesce_and_compare(alpha, beta, LIMIT).expect("equal copies");
     check(alpha, &oracle, 0).expect("nothing is lost");
+    println!("{ack}: {rounds} failovers, the slowest promotion in {slowest:?}");
 }

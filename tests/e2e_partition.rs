@@ -88,12 +88,12 @@ struct World {
 }
 
 impl World {
-    fn start(k: usize) -> Option<Self> {
+    fn start(k: usize, log_mib: u64) -> Option<Self> {
         let net = Net::new()?;
         let seed = seed(&format!("partition, k = {k}"));
         let plan = Plan {
             size_mib: 16,
-            log_mib: 32,
+            log_mib,
             overlay_mib: 16,
             nodes: 3,
             policy: format!("ack = \"durable\"\nack_peers = {k}\n"),
@@ -139,7 +139,13 @@ impl World {
 
     fn load(&mut self) -> Load {
         self.loads += 1;
-        let plan = LoadPlan::mixed(self.seed + self.loads);
+        // Little enough that the log reaches back to where a peer was cut off.
+        let plan = LoadPlan {
+            connections: 2,
+            depth: 4,
+            sectors_max: 16,
+            ..LoadPlan::mixed(self.seed + self.loads)
+        };
         let load = Load::start(&self.nodes[self.primary], &self.oracle, plan);
         let load = load.expect("the primary serves");
         load.wait_for_progress(100, LIMIT).expect("it moves");
@@ -258,8 +264,8 @@ fn all_cuts() -> Vec<Vec<Way>> {
 }
 
 /// Each cut for so long, then so many changes of both kinds; prints what was done.
-fn run(k: usize, cut: Duration, isolations: usize, switchovers: usize) {
-    let Some(mut world) = World::start(k) else {
+fn run(k: usize, (cut, log_mib): (Duration, u64), isolations: usize, switchovers: usize) {
+    let Some(mut world) = World::start(k, log_mib) else {
         return;
     };
     let started = Instant::now();
@@ -297,13 +303,13 @@ static TURN: Mutex<()> = Mutex::new(());
 #[test]
 fn every_cut_of_three_nodes_loses_nothing_with_one_acknowledging() {
     let _turn = TURN.lock();
-    run(1, Duration::from_millis(400), 1, 2);
+    run(1, (Duration::from_millis(400), 48), 1, 2);
 }
 
 #[test]
 fn every_cut_of_three_nodes_loses_nothing_with_both_acknowledging() {
     let _turn = TURN.lock();
-    run(2, Duration::from_millis(400), 1, 2);
+    run(2, (Duration::from_millis(400), 48), 1, 2);
 }
 
 #[test]
@@ -311,6 +317,6 @@ fn every_cut_of_three_nodes_loses_nothing_with_both_acknowledging() {
 fn long_cuts_of_three_nodes_lose_nothing() {
     let _turn = TURN.lock();
     for k in [1, 2] {
-        run(k, Duration::from_secs(9), 3, 10);
+        run(k, (Duration::from_secs(9), 384), 3, 10);
     }
 }

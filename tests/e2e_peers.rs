@@ -146,6 +146,8 @@ fn remove_beta([alpha, beta, gamma]: &mut [Node; 3], load: &Load) {
     let after = beta.report().expect("a report").state.expect("open");
     let before = before.expect("it gets nothing");
     assert_eq!(before.tip_epoch, after.tip_epoch, "nothing more comes");
+    let waits_for = after.behind.and_then(|behind| behind.waits_for);
+    assert_eq!(waits_for.as_deref(), Some("a primary: none sends anything"));
 }
 
 /// The only peer cannot go; the file stays as it is, with its comments.

@@ -7,8 +7,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use crate::config::Config;
 use crate::config::attach::AttachRecord;
 use crate::control::api::{
-    CopyReport, Finding, Health, NodeStatus, PeerProgress, PeerReport, Policy, ProofReport, Stage,
-    VolumeReport, VolumeState,
+    BehindReport, CopyReport, Finding, Health, NodeStatus, PeerProgress, PeerReport, Policy,
+    ProofReport, Stage, VolumeReport, VolumeState,
 };
 
 /// Bytes with a unit that keeps the number short.
@@ -162,6 +162,9 @@ fn show_state(text: &mut String, state: &VolumeState) {
             state.applied_epoch
         ),
     );
+    if let Some(waits_for) = state.behind.as_ref().and_then(behind) {
+        line(text, "behind", waits_for);
+    }
     if let Some(proof) = &state.proof {
         line(text, "ledger", ledger(proof));
     }
@@ -188,6 +191,23 @@ fn show_state(text: &mut String, state: &VolumeState) {
             state.waiting_requests
         ),
     );
+}
+
+/// How far a replica is behind and what it waits for; nothing if it has everything.
+fn behind(behind: &BehindReport) -> Option<String> {
+    let waits_for = behind.waits_for.as_ref()?;
+    let known = match (behind.unapplied_bytes, behind.unapplied_ms) {
+        (Some(count), Some(ms)) => format!(
+            "{} and {} here are not written back",
+            bytes(count),
+            time(ms)
+        ),
+        _ => "of how much of it is here the log does not tell".to_owned(),
+    };
+    Some(format!(
+        "{} epochs, {} of them have not arrived; {known}. Waits for {waits_for}",
+        behind.unapplied_epochs, behind.missing_epochs
+    ))
 }
 
 fn ledger(proof: &ProofReport) -> String {

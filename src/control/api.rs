@@ -215,6 +215,9 @@ pub struct VolumeState {
     pub proven_epoch: u64,
     /// The epoch that the backing holds.
     pub applied_epoch: u64,
+    /// How far this replica is behind; null on a primary.
+    #[serde(default)]
+    pub behind: Option<BehindReport>,
     /// The prover beside the volume; missing with `proof = "off"`.
     pub proof: Option<ProofReport>,
     /// Requests that wait for the log or for peers.
@@ -245,6 +248,24 @@ pub struct VolumeState {
     pub backing_device: String,
     /// A flush is believed only because the configuration says so.
     pub assumed_strict_flush: bool,
+}
+
+/// How far a replica is behind, as it sees it itself. What its primary sees is there, in the peer's
+/// progress.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BehindReport {
+    /// The newest epoch that it knows of.
+    pub announced_epoch: u64,
+    /// Epochs up to that one that have not arrived.
+    pub missing_epochs: u64,
+    /// Epochs up to that one that are not in the backing.
+    pub unapplied_epochs: u64,
+    /// Bytes of log of those that have arrived; null if the log does not tell.
+    pub unapplied_bytes: Option<u64>,
+    /// Milliseconds since the oldest of those was sealed; null like `unapplied_bytes`.
+    pub unapplied_ms: Option<u64>,
+    /// What it waits for, in words; null if it has everything.
+    pub waits_for: Option<String>,
 }
 
 /// What runs beside a volume to prove it.

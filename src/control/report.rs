@@ -5,13 +5,13 @@ use std::fmt::Write;
 use hn4::log::{CopyState, Role};
 use hn4::types::Epoch;
 use hn4_engine::core::event::Lag;
-use hn4_engine::core::{AckMode, LagState, OnDegraded, OnExceed};
+use hn4_engine::core::{AckMode, LagState, Obstacle, OnDegraded, OnExceed};
 use hn4_engine::shard::{PeerStatus, ShardStatus};
 use hn4_transport::driver::LinkStatus;
 
 use super::api::{
-    CopyReport, Health, LagControl, PeerProgress, PeerReport, Policy, RecoveryFacts, Stage,
-    VolumeReport, VolumeState,
+    BehindReport, CopyReport, Health, LagControl, PeerProgress, PeerReport, Policy, RecoveryFacts,
+    Stage, VolumeReport, VolumeState,
 };
 use super::findings::{Seen, findings};
 use crate::config::{PeerSection, VolumeSection, WriteAck, listen_text};
@@ -111,6 +111,7 @@ fn state(status: &ShardStatus) -> VolumeState {
         durable_epoch: copy.progress.durable.0,
         proven_epoch: copy.progress.proven.0,
         proof: None,
+        behind: behind(status),
         applied_epoch: copy.progress.applied.0,
         waiting_requests: status.waiting as u64,
         degraded: status.degraded,
@@ -133,6 +134,53 @@ fn state(status: &ShardStatus) -> VolumeState {
         backing_device: status.backing_device.clone(),
         assumed_strict_flush: status.assumed_strict_flush,
     }
+}
+
+fn behind(status: &ShardStatus) -> Option<BehindReport> {
+    let behind = status.behind?;
+    let (announced, progress) = (behind.announced, status.copy.progress);
+    let missing = announced.0.saturating_sub(status.copy.tip.epoch.0);
+    let unapplied = behind
+        .unapplied
+        .filter(|_| progress.applied < progress.received);
+    let bytes = |lag: &Option<Lag>| lag.map(|lag| lag.bytes);
+    let nothing = (progress.applied >= progress.received).then_some(0);
+    Some(BehindReport {
+        announced_epoch: announced.0,
+        missing_epochs: missing,
+        unapplied_epochs: announced.0.saturating_sub(progress.applied.0),
+        unapplied_bytes: bytes(&unapplied).or(nothing),
+        unapplied_ms: unapplied.map(|lag| lag.ms).or(nothing),
+        waits_for: waits_for(status, behind.follows, missing).map(str::to_owned),
+    })
+}
+
+/// The first thing that stands between a replica and having everything in its backing.
+fn waits_for(status: &ShardStatus, follows: bool, missing: u64) -> Option<&'static str> {
+    let progress = status.copy.progress;
+    Some(if status.failed.is_some() {
+        "the operator: the volume has failed closed"
+    } else if matches!(status.obstacle, Some(Obstacle::Rejected { .. })) {
+        "the primary, to send again what was refused"
+    } else if status.obstacle.is_some() {
+        "the operator, see above"
+    } else if !follows {
+        "a primary: none sends anything"
+    } else if status.copy.copy != CopyState::Usable {
+        "the rest of the full copy"
+    } else if missing > 0 {
+        "epochs that the primary has and that have not arrived"
+    } else if progress.durable < progress.received {
+        "its own log"
+    } else if progress.applied >= progress.durable {
+        return None;
+    } else if status.pinned_epoch.is_some() {
+        "its readers to leave"
+    } else if progress.proven < progress.durable {
+        "the primary's anchors"
+    } else {
+        "its next sweep"
+    })
 }
 
 fn copy_report(status: &ShardStatus) -> CopyReport {

@@ -48,4 +48,5 @@ pub use lag::{LagState, OnExceed};
 pub use peers::{PeerSet, Place};
 pub use replica::Obstacle;
 pub use seal::Lanes;
+pub use view::ReplicaLag;
 pub use volume::{FailedClosed, Volume};

@@ -11,6 +11,17 @@ use super::peers::Regroup;
 use super::volume::{FailedClosed, Volume};
 use crate::arena::SlotMemory;
 
+/// How far a replica is behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ReplicaLag {
+    /// A primary sends it epochs, or a full copy.
+    pub follows: bool,
+    /// The newest epoch that its primary has told of as durable there, or the end of its own log.
+    pub announced: Epoch,
+    /// What of its log is not in its backing; `None` if its log does not tell.
+    pub unapplied: Option<Lag>,
+}
+
 impl Volume {
     /// The last sealed epoch.
     #[must_use]
@@ -102,6 +113,20 @@ impl Volume {
         Some(Lag {
             bytes: self.journal.tail().0 - next.offset.0,
             ms: wall_ms.saturating_sub(next.sealed_ms),
+        })
+    }
+
+    /// How far a replica is behind its primary, as far as it can know; `None` on a primary.
+    #[must_use]
+    pub fn replica_lag(&self, wall_ms: u64) -> Option<ReplicaLag> {
+        if self.role() == Role::Primary || self.is_opening() {
+            return None;
+        }
+        let tip = self.tip().epoch;
+        Some(ReplicaLag {
+            follows: self.replica.source.is_some(),
+            announced: self.replica.hint.map_or(tip, |hint| hint.epoch.max(tip)),
+            unapplied: self.lag_of(self.superblock.persisted().checkpoint, wall_ms),
         })
     }
 

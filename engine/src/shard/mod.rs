@@ -478,6 +478,7 @@ impl Shard {
             copy: volume.copy_status(),
             failed: volume.failed().cloned(),
             obstacle: volume.obstacle().cloned(),
+            behind: volume.replica_lag(wall_ms),
             degraded: volume.is_degraded(),
             proof_lag_bytes: volume.proof_lag_bytes(),
             proof_throttles: volume.is_proof_lagging(),

@@ -5,7 +5,7 @@ use hn4::types::Epoch;
 
 use crate::core::event::{CopyStatus, Lag, Progress};
 use crate::core::recovery::RecoveryReport;
-use crate::core::{FailedClosed, LagState, Obstacle, Waiting};
+use crate::core::{FailedClosed, LagState, Obstacle, ReplicaLag, Waiting};
 
 /// How a peer is doing, seen from here.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +52,8 @@ pub struct ShardStatus {
     pub failed: Option<FailedClosed>,
     /// What keeps this replica from catching up.
     pub obstacle: Option<Obstacle>,
+    /// How far it is behind, if it is not primary.
+    pub behind: Option<ReplicaLag>,
     /// It goes on without peers that its policy asks for.
     pub degraded: bool,
     /// Bytes of log that are not in the ledger yet; 0 where nothing is proven.
