@@ -272,7 +272,13 @@ fn what_the_only_peer_has_received_survives_its_primary() {
 /// answered is there.
 fn replaced_again_and_again(ack: &str, rounds: u64) {
     let seed = seed(&format!("returns, {ack}"));
-    let (place, plan) = (folder(), acknowledged(ack));
+    // So that the log of the promoted one reaches back to what the other has written back: from
+    // half of the log on it is not kept for a peer that is away, and then only a new copy helps.
+    let plan = Plan {
+        log_mib: 128,
+        ..acknowledged(ack)
+    };
+    let place = folder();
     let (alpha, beta) = running_pair(place.path(), &plan);
     let mut nodes = [alpha, beta];
     let oracle = oracle(seed, &plan);
