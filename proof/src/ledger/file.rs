@@ -136,7 +136,7 @@ impl<M: LedgerMedium> LedgerFile<M> {
                 self.offsets.push(records.offset());
             }
             // They were whole a moment ago.
-            if !matches!(records.next_record()?, Some(Ok(_))) {
+            if !records.skip_record()? {
                 return Err(ScanError::Lost {
                     size: index,
                     known: recovered.tip.next_index(),
@@ -217,20 +217,20 @@ impl<M: LedgerMedium> LedgerFile<M> {
             return Ok(None);
         };
         let mut records = Records::new(&self.medium)?.starting_at(offset);
-        loop {
-            let at = records.offset();
-            match records.next_record()? {
-                Some(Ok(record)) if record.index == index => return Ok(Some((at, record))),
-                Some(Ok(record)) if record.index < index => {}
-                Some(Err(reason)) => {
-                    return Err(ScanError::Damaged {
-                        index,
-                        offset: at,
-                        reason,
-                    });
-                }
-                Some(Ok(_)) | None => return Ok(None),
+        for _ in 0..index % STRIDE {
+            if !records.skip_record()? {
+                break;
             }
+        }
+        let at = records.offset();
+        match records.next_record()? {
+            Some(Ok(record)) if record.index == index => Ok(Some((at, record))),
+            Some(Err(reason)) => Err(ScanError::Damaged {
+                index,
+                offset: at,
+                reason,
+            }),
+            Some(Ok(_)) | None => Ok(None),
         }
     }
 

@@ -136,6 +136,20 @@ impl<'a, R: ReadAt> Records<'a, R> {
         Ok(Some(found))
     }
 
+    /// Passes over a record that was whole when it was written; nothing but its length is looked at.
+    /// Returns whether there was one.
+    pub(crate) fn skip_record(&mut self) -> Result<bool, ScanError> {
+        let mut head = [0; RECORD_HEAD_BYTES];
+        if self.offset + RECORD_HEAD_BYTES as u64 > self.length {
+            return Ok(false);
+        }
+        self.source.read_at(self.offset, &mut head)?;
+        let length = Record::length(&head).unwrap_or(usize::MAX) as u64;
+        let is_whole = length <= self.length - self.offset;
+        self.offset += if is_whole { length } else { 0 };
+        Ok(is_whole)
+    }
+
     /// The bytes of the record that was read last.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {

@@ -113,10 +113,7 @@ impl<M: LedgerMedium> Prover<M> {
             return Ok(());
         }
         self.follow.pending.clear();
-        let mut places = places(self, self.tip.as_ref())?;
-        if !anew {
-            places.truncate(1);
-        }
+        let places = places(self, anew)?;
         let ledger = self
             .ledger
             .header()

@@ -10,7 +10,6 @@ use crate::anchor::{Anchor, Phase, SignedAnchor, Step};
 use crate::batch::{Batch, Batcher};
 use crate::hash::Digest;
 use crate::ledger::file::LedgerMedium;
-use crate::ledger::verify::Verifier;
 use crate::ledger::{Body, LedgerHeader, Scope};
 use crate::sign::keyring::KeyOffer;
 
@@ -227,25 +226,26 @@ impl<M: LedgerMedium> Prover<M> {
 }
 
 /// Places of a ledger by which another finds where the two part: the newest few, then ever sparser.
+/// The newest alone, if not `all` are asked for.
 pub(super) fn places<M: LedgerMedium>(
     prover: &Prover<M>,
-    tip: Option<&Verifier>,
+    all: bool,
 ) -> Result<Vec<(u64, Digest)>, ProverError> {
-    let mut places = Vec::new();
-    let Some(mut index) = tip.and_then(|tip| tip.next_index().checked_sub(1)) else {
+    let tip = prover.tip.as_ref();
+    let newest = tip.and_then(|tip| Some((tip.next_index().checked_sub(1)?, tip.previous())));
+    let mut places = Vec::from_iter(newest);
+    let Some((mut index, _)) = newest.filter(|_| all) else {
         return Ok(places);
     };
     let mut step = 1;
-    loop {
+    while index > 0 && places.len() < super::message::MAX_PLACES {
+        index = index.saturating_sub(step);
         if let Some(hash) = prover.ledger.hash_of(index)? {
             places.push((index, hash));
         }
-        if index == 0 || places.len() >= super::message::MAX_PLACES {
-            return Ok(places);
-        }
-        index = index.saturating_sub(step);
         if places.len() >= 8 {
             step *= 2;
         }
     }
+    Ok(places)
 }
