@@ -440,7 +440,7 @@ impl Volume {
 
     fn seed_progress(&mut self, index: usize, from: Epoch, cursor: u64, out: &mut Actions) {
         let id = peer_id(index);
-        let tip = self.tip().epoch;
+        let (tip, durable) = (self.tip().epoch, self.journal.durable());
         let size = self.config.identity.size_bytes;
         let bytes = self.config.seed_piece_bytes.min(size - cursor);
         let peer = &mut self.peers[index];
@@ -457,14 +457,16 @@ impl Volume {
             });
             return;
         }
-        // Whatever the pieces hold of sweeps that ran meanwhile belongs to epochs up to the tip.
+        // Whatever the pieces hold of sweeps that ran meanwhile, also before a restart, is durable
+        // here. The end of the log may be lost yet, and the copy would wait for it for ever.
+        let usable_after = durable;
         peer.sent = from;
         peer.lag.has = from;
         peer.feed = Feed::Live {
             next: from.next(),
             reading: false,
         };
-        out.peer(id, PeerMessage::SeedEnd { usable_after: tip });
+        out.peer(id, PeerMessage::SeedEnd { usable_after });
         out.peer(id, PeerMessage::Anchored(self.anchored));
         if from < tip {
             self.send_epochs(index, from.next(), out);
