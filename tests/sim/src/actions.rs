@@ -95,6 +95,11 @@ impl World {
                 let after = self.disk_time(node, disk);
                 let boot = self.nodes[node].boot;
                 self.plan_in(after, What::Io { node, boot, id });
+                if token == IoToken::Superblock {
+                    // It is flushed too, which takes about as long again.
+                    let (rate, within) = (self.plan.superblock_crash, 2 * after);
+                    self.power_may_fail(node, rate, within, Fault::CrashInSuperblock);
+                }
                 Ok(())
             }
         }

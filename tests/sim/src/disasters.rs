@@ -8,7 +8,7 @@ use crate::faults::Fault;
 use crate::link::Slow;
 use crate::oracle::index;
 use crate::plan::Disaster;
-use crate::world::{MS, World};
+use crate::world::{MS, What, World};
 
 impl World {
     /// Whether a fault happens now; it is counted, and a run can be repeated without it.
@@ -33,6 +33,8 @@ impl World {
                     | Disaster::FailOver
                     | Disaster::Demote
                     | Disaster::Wipe
+                    | Disaster::Isolate
+                    | Disaster::CutOff
             );
             !(alone && needs_peers)
         };
@@ -64,13 +66,27 @@ impl World {
                 self.strike_link(disaster);
             }
             Disaster::FailOver => {
-                if self.fault(Fault::FailOver, None) {
+                if self.candidates().is_empty() || self.operator.promotes() {
+                    self.operator.not_yet();
+                } else if self.fault(Fault::FailOver, None) {
                     if self.rng.one_in(2)
                         && let Some(primary) = self.primary()
                     {
                         self.crash(primary);
                     }
                     self.start_fail_over();
+                }
+            }
+            Disaster::Isolate => self.isolate(),
+            Disaster::CutOff => {
+                let until = self.now + self.rng.log_between(1, 300) * MS;
+                match self.primary() {
+                    None => self.operator.not_yet(),
+                    Some(primary) if self.fault(Fault::CutOff, Some(primary)) => {
+                        self.crash(primary);
+                        self.cut_links(primary, until);
+                    }
+                    Some(_) => {}
                 }
             }
             Disaster::Demote => {
@@ -124,10 +140,55 @@ impl World {
         }
     }
 
+    /// Nobody reaches a copy for a while, and an operator who does not know promotes it.
+    fn isolate(&mut self) {
+        let candidates = self.candidates();
+        let until = self.now + self.rng.log_between(1, 3000) * MS;
+        if candidates.is_empty() || self.primary().is_none() || self.operator.promotes() {
+            return self.operator.not_yet();
+        }
+        let node = self.rng.pick(&candidates);
+        if !self.fault(Fault::Isolate, Some(node)) {
+            return;
+        }
+        self.cut_links(node, until);
+        self.promote(Some(node));
+    }
+
+    /// Nobody reaches a node until then.
+    fn cut_links(&mut self, node: usize, until: u64) {
+        for link in 0..self.links.len() {
+            let Some(side) = self.links[link].side_of(node) else {
+                continue;
+            };
+            self.links[link].cut_until = until;
+            if let Some(session) = self.links[link].sides[side].open {
+                self.end_session(link, session, side);
+            }
+        }
+    }
+
+    /// Power is lost at a node within so many nanoseconds, once in so many times.
+    pub(crate) fn power_may_fail(&mut self, node: usize, rate: u64, within: u64, fault: Fault) {
+        let strikes = !self.quiet && self.rng.one_in(rate);
+        if strikes && self.operator.may_strike(self.plan.most_faults) {
+            let (after, boot) = (self.rng.below(within), self.nodes[node].boot);
+            self.plan_in(after, What::PowerLoss { node, boot, fault });
+        }
+    }
+
+    /// Power is lost.
+    pub(crate) fn power_loss(&mut self, node: usize, boot: u64, fault: Fault) {
+        let same_life = self.nodes[node].boot == boot && self.nodes[node].live.is_some();
+        if same_life && !self.quiet && self.fault(fault, Some(node)) {
+            self.crash(node);
+        }
+    }
+
     fn strike_link(&mut self, disaster: Disaster) {
         let link = self.rng.index(self.links.len());
         let side = self.rng.index(2);
-        let until = self.now + self.rng.below(3000 * MS);
+        let until = self.now + self.rng.log_between(1, 3000) * MS;
         let session = self.links[link].sides[side].open;
         match disaster {
             Disaster::OneWay => {
@@ -196,12 +257,10 @@ impl World {
             };
             let clean = live.volume.is_clean() && live.volume.failed().is_none();
             if clean && self.nodes[node].in_flight() == 0 {
+                // All that was accepted is in the backing. A copy that is not usable promises nothing.
+                let kept = Some(live.tip).filter(|_| live.usable);
+                self.nodes[node].promise = kept.unwrap_or_default();
                 self.nodes[node].stopped_clean = true;
-                // All that was accepted is in the backing.
-                self.nodes[node].promise = self.nodes[node]
-                    .live
-                    .as_ref()
-                    .map_or_else(hn4_engine::core::event::Tip::default, |live| live.tip);
                 self.crash(node);
             } else if self.now >= by {
                 self.crash(node);

@@ -19,6 +19,9 @@ use crate::rng::Rng;
 /// Sectors are what a device writes atomically.
 pub(crate) const SECTOR: usize = 512;
 
+/// Buffers that are kept.
+const SPARE: usize = 64;
+
 /// A write that is not surely durable.
 #[derive(Debug)]
 struct Pending {
@@ -90,17 +93,19 @@ impl SimDisk {
 
     /// Fills the buffer.
     pub(crate) fn read(&self, offset: usize, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.seen.all()[offset..offset + buffer.len()]);
+        self.seen.read(offset, buffer);
     }
 
-    /// An empty buffer for a write.
+    /// An empty buffer for a write of so many bytes.
     #[must_use]
-    pub(crate) fn buffer(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_default()
+    pub(crate) fn buffer(&mut self, length: usize) -> Vec<u8> {
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.reserve_exact(length);
+        buffer
     }
 
     fn recycle(&mut self, mut buffer: Vec<u8>) {
-        if self.spare.len() < 16 {
+        if self.spare.len() < SPARE {
             buffer.clear();
             self.spare.push(buffer);
         }
@@ -123,7 +128,7 @@ impl SimDisk {
             data,
             completed: None,
         };
-        if write.range().end > self.seen.all().len() {
+        if write.range().end > self.seen.len() {
             return Err(format!("a write to {:?} is beyond the end", write.range()));
         }
         let in_flight = self
@@ -178,7 +183,7 @@ impl SimDisk {
     /// A write arrives at another place, at least for as much of it as there is room.
     pub(crate) fn misdirect_write(&mut self, id: u64, rng: &mut Rng) {
         let mut write = self.take(id);
-        let places = (self.seen.all().len() - write.data.len()) / SECTOR;
+        let places = (self.seen.len() - write.data.len()) / SECTOR;
         write.offset = rng.index(places + 1) * SECTOR;
         let in_flight = |other: &&Pending| {
             let (a, b) = (write.range(), other.range());
@@ -235,7 +240,7 @@ impl SimDisk {
                 let at = write.offset + index * SECTOR;
                 if persists {
                     self.seen.change(at..at + SECTOR).copy_from_slice(sector);
-                } else if shears && fate >= 2 && rng.one_in(4) {
+                } else if shears && fate >= 2 && rng.one_in(2) {
                     let half = rng.index(SECTOR);
                     self.seen
                         .change(at..at + half)
@@ -280,7 +285,7 @@ impl Medium for SimDisk {
         for block in blocks {
             self.next_id += 1;
             let id = self.next_id;
-            let mut data = self.buffer();
+            let mut data = self.buffer(block.0.len());
             data.extend_from_slice(&block.0);
             let started = self.start_write(id, at, data);
             started.map_err(io::Error::other)?;
@@ -299,6 +304,6 @@ impl Medium for SimDisk {
     }
 
     fn size_bytes(&self) -> u64 {
-        self.seen.all().len() as u64
+        self.seen.len() as u64
     }
 }

@@ -14,6 +14,10 @@ pub enum Fault {
     /// The same, just after its role, its term or the kind of its copy changed, or while it writes
     /// a superblock.
     CrashAfterChange,
+    /// The same, exactly while a superblock is on its way to the medium.
+    CrashInSuperblock,
+    /// The same, while a log goes on after it was cut back.
+    CrashInTruncation,
     /// A recovery is cut off.
     CutRecovery,
     /// A read, write or flush fails.
@@ -42,6 +46,10 @@ pub enum Fault {
     OneWay,
     /// A link has little bandwidth for a while.
     SlowLink,
+    /// Nobody reaches a copy for a while, which is promoted meanwhile.
+    Isolate,
+    /// The primary loses power, and nobody reaches it for a while.
+    CutOff,
     /// A frame of a session is lost.
     LostFrame,
     /// A frame of a session arrives twice.
@@ -74,6 +82,8 @@ impl Fault {
     pub const ALL: [Self; Self::KINDS] = [
         Self::Crash,
         Self::CrashAfterChange,
+        Self::CrashInSuperblock,
+        Self::CrashInTruncation,
         Self::CutRecovery,
         Self::IoError,
         Self::NoSpace,
@@ -88,6 +98,8 @@ impl Fault {
         Self::Partition,
         Self::OneWay,
         Self::SlowLink,
+        Self::Isolate,
+        Self::CutOff,
         Self::LostFrame,
         Self::DoubledFrame,
         Self::OvertakenFrame,

@@ -7,7 +7,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `plan` | what a seed decides beforehand |
+//! | `plan`, `lean` | what a seed decides beforehand |
 //! | `world` | time, the queue |
 //! | `steps` | a step of a core, and what is seen of it |
 //! | `actions` | carrying out what a core says |
@@ -17,14 +17,17 @@
 //! | `operator`, `disasters`, `faults` | disasters and repairs |
 //! | `oracle`, `checkers` | what is legal |
 //! | `shrink` | the shortest list of faults that still fails |
+//! | `campaign` | many seeds on several threads |
 #![forbid(unsafe_code)]
 
 mod actions;
+mod campaign;
 mod checkers;
 mod clients;
 mod disasters;
 mod disk;
 mod faults;
+mod lean;
 mod link;
 mod memory;
 mod net;
@@ -49,6 +52,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "mutants")]
 pub use hn4_engine::core::mutants;
 
+pub use campaign::run_many;
 pub use faults::{Fault, Happened};
 pub use plan::{Knobs, MOST_NODES};
 pub use shrink::{Shrunk, shrink};

@@ -1,22 +1,30 @@
 //! Runs seeds: `hn4-sim --seeds N [--seed S] [--trace]`.
 
+#[cfg(feature = "mutants")]
+mod hunt;
+
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use hn4_sim::{Happened, Options, Report, Stats, run_seed, shrink};
+use hn4_sim::{Happened, Options, Report, Stats, run_many, shrink};
 
-const USAGE: &str = "Usage: hn4-sim [--seeds N] [--seed FIRST] [--trace] [--keep-going]
+const USAGE: &str = "Usage: hn4-sim [--seeds N] [--seed FIRST] [--jobs N] [--trace] [--keep-going]
   [--nodes N] [--requests N] [--real-sessions] [--modelled-sessions]
   [--backing-damage] [--lying-flush] [--mutants [--mutant NAME] | --kept-mutants]";
 
 /// Events in words that are shown of each node when a seed fails.
 const LAST_EVENTS: usize = 12;
+/// Failing seeds that are named for each kind of failure.
+const NAMED: usize = 8;
 
 #[derive(Default)]
 struct Arguments {
     seeds: u64,
     first: u64,
+    /// Threads.
+    jobs: usize,
     keep_going: bool,
     mutants: bool,
     kept_mutants: bool,
@@ -29,6 +37,7 @@ fn arguments() -> Result<Arguments, String> {
     let mut given = Arguments {
         seeds: 1000,
         first: 1,
+        jobs: 1,
         ..Arguments::default()
     };
     let (mut one, mut many) = (false, false);
@@ -50,6 +59,7 @@ fn arguments() -> Result<Arguments, String> {
         match argument.as_str() {
             "--seeds" => (given.seeds, many) = (number()?, true),
             "--seed" => (given.first, one) = (number()?, true),
+            "--jobs" => given.jobs = usize::try_from(number()?).unwrap_or(1),
             "--nodes" => knobs.nodes = usize::try_from(number()?).ok(),
             "--requests" => knobs.requests = Some(number()?),
             "--real-sessions" => knobs.real_sessions = Some(true),
@@ -67,99 +77,6 @@ fn arguments() -> Result<Arguments, String> {
         given.seeds = 1;
     }
     Ok(given)
-}
-
-#[cfg(feature = "mutants")]
-mod mutants {
-    use super::{Arguments, ExitCode, run_seed};
-    use hn4_sim::mutants::{Mutant, select};
-    use hn4_sim::{Options, Violation};
-
-    /// The first seed that finds a planted bug, and nothing without it.
-    fn hunt(
-        mutant: Mutant,
-        mut seeds: impl Iterator<Item = u64>,
-        options: &Options,
-    ) -> Option<(u64, Violation)> {
-        let found = seeds.find_map(|seed| {
-            select(Some(mutant));
-            let violation = run_seed(seed, options).violation?;
-            select(None);
-            let clean = run_seed(seed, options).violation.is_none();
-            clean.then_some((seed, violation))
-        });
-        select(None);
-        found
-    }
-
-    /// Shows for each planted bug the first seed that finds it.
-    pub(super) fn search(arguments: &Arguments) -> ExitCode {
-        let mut missed = 0;
-        let wanted = |mutant: &Mutant| {
-            let name = arguments.mutant.as_ref();
-            name.is_none_or(|name| *name == format!("{mutant:?}"))
-        };
-        for mutant in Mutant::ALL.into_iter().filter(wanted) {
-            let seeds = arguments.first..arguments.first + arguments.seeds;
-            match hunt(mutant, seeds, &arguments.options) {
-                Some((seed, violation)) => {
-                    let detail = violation.detail.lines().next().unwrap_or("");
-                    let detail: String = detail.chars().take(100).collect();
-                    println!("{mutant:?} {seed} {}: {detail}", violation.promise);
-                }
-                None => {
-                    missed += 1;
-                    println!("{mutant:?} NOT FOUND");
-                }
-            }
-        }
-        ExitCode::from(u8::from(missed > 0))
-    }
-
-    /// Runs for each planted bug the seed that is known to find it.
-    pub(super) fn replay() -> ExitCode {
-        let mut missed = 0;
-        for mutant in Mutant::ALL {
-            let name = format!("{mutant:?}");
-            let lines = include_str!("../mutants.txt").lines();
-            let mut words = lines.map(|line| line.split_once(' ').unwrap_or((line, "")));
-            let seed = words.find(|(other, _)| *other == name);
-            if seed.is_some_and(|(_, seed)| seed == "-") {
-                println!("{name}: NOT FOUND by any seed so far");
-                continue;
-            }
-            let seed = seed.and_then(|(_, seed)| seed.trim().parse::<u64>().ok());
-            let found = hunt(mutant, seed.into_iter(), &Options::default());
-            match (seed, found) {
-                (Some(_), Some((seed, violation))) => {
-                    println!("{name}: found by seed {seed} ({})", violation.promise);
-                }
-                (Some(seed), None) => {
-                    missed += 1;
-                    println!("{name}: NOT FOUND by seed {seed}");
-                }
-                (None, _) => {
-                    missed += 1;
-                    println!("{name}: no seed is kept in mutants.txt");
-                }
-            }
-        }
-        ExitCode::from(u8::from(missed > 0))
-    }
-}
-
-#[cfg(not(feature = "mutants"))]
-mod mutants {
-    use super::{Arguments, ExitCode};
-
-    pub(super) fn search(_: &Arguments) -> ExitCode {
-        replay()
-    }
-
-    pub(super) fn replay() -> ExitCode {
-        eprintln!("this program was built without planted bugs: build with --features mutants");
-        ExitCode::from(2)
-    }
 }
 
 fn show_fault(happened: &Happened) {
@@ -230,17 +147,36 @@ fn main() -> ExitCode {
     if arguments.seeds > 1 || arguments.kept_mutants {
         std::panic::set_hook(Box::new(|_| {}));
     }
+    if arguments.mutants || arguments.kept_mutants {
+        return planted(&arguments);
+    }
+    campaign(&arguments)
+}
+
+#[cfg(feature = "mutants")]
+fn planted(arguments: &Arguments) -> ExitCode {
     if arguments.mutants {
-        return mutants::search(&arguments);
+        hunt::search(arguments)
+    } else {
+        hunt::replay()
     }
-    if arguments.kept_mutants {
-        return mutants::replay();
-    }
+}
+
+#[cfg(not(feature = "mutants"))]
+fn planted(_: &Arguments) -> ExitCode {
+    eprintln!("this program was built without planted bugs: build with --features mutants");
+    ExitCode::from(2)
+}
+
+/// Runs seeds, and says what happened in all of them.
+fn campaign(arguments: &Arguments) -> ExitCode {
     let started = Instant::now();
     let mut total = Stats::default();
-    let mut failed: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for seed in arguments.first..arguments.first + arguments.seeds {
-        let report = run_seed(seed, &arguments.options);
+    let mut failed: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    let mut fatal = None;
+    let seeds = arguments.first..arguments.first + arguments.seeds;
+    run_many(seeds, arguments.jobs, &arguments.options, |report| {
+        let seed = report.seed;
         total.add(&report.stats);
         if arguments.seeds == 1 {
             report.words.iter().for_each(|words| println!("{words}"));
@@ -250,19 +186,25 @@ fn main() -> ExitCode {
             let detail = &violation.detail;
             if !arguments.keep_going {
                 println!("seed {seed}: {} is broken: {detail}", violation.promise);
-                explain(seed, &arguments);
-                return ExitCode::FAILURE;
+                fatal = Some(seed);
+                return ControlFlow::Break(());
             }
             let kind = failed.entry(alike(violation.promise, detail));
-            kind.or_insert((seed, 0)).1 += 1;
+            kind.or_default().push(seed);
         }
         let done = seed - arguments.first + 1;
         if done.is_multiple_of(10_000) {
             println!("{done} seeds, {:.0} s", started.elapsed().as_secs_f64());
         }
+        ControlFlow::Continue(())
+    });
+    if let Some(seed) = fatal {
+        explain(seed, arguments);
+        return ExitCode::FAILURE;
     }
-    for (what, (seed, times)) in &failed {
-        println!("{times:>6} x, first seed {seed}: {what}");
+    for (what, seeds) in &failed {
+        let named = &seeds[..seeds.len().min(NAMED)];
+        println!("{:>6} x, seeds {named:?}: {what}", seeds.len());
     }
     let seconds = started.elapsed().as_secs_f64();
     println!("{} seeds in {seconds:.1} s", arguments.seeds);

@@ -306,7 +306,8 @@ impl Node {
                     Disk::Backing => backing,
                     Disk::Shadow => shadow,
                 };
-                let mut data = target.buffer();
+                let length = segs.iter().map(|seg| usize::from(seg.bytes)).sum();
+                let mut data = target.buffer(length);
                 for seg in &segs {
                     let bytes = usize::from(seg.offset)..usize::from(seg.offset + seg.bytes);
                     assert!(bytes.end <= SLOT_BYTES && !bytes.is_empty());

@@ -57,6 +57,25 @@ const QUIET_MS: u64 = 600_000;
 /// Faults stop at the latest then.
 const LOUD_MS: u64 = 60_000;
 
+impl Operator {
+    /// Counts one more disaster, if there may be one more.
+    pub(crate) fn may_strike(&mut self, most: u64) -> bool {
+        let may = self.disasters < most;
+        self.disasters += u64::from(may);
+        may
+    }
+
+    /// A disaster that could not happen yet is tried again later.
+    pub(crate) fn not_yet(&mut self) {
+        self.disasters = self.disasters.saturating_sub(1);
+    }
+
+    /// Whether a promotion is on its way.
+    pub(crate) fn promotes(&self) -> bool {
+        !matches!(self.failover, Failover::None)
+    }
+}
+
 impl World {
     pub(crate) fn is_over(&self) -> bool {
         self.operator.finished
@@ -287,14 +306,8 @@ impl World {
         self.plan_in(MS, What::Restart { node });
     }
 
-    /// Asks a copy to become primary. The others are asked by its core.
-    pub(crate) fn start_fail_over(&mut self) {
-        if !matches!(self.operator.failover, Failover::None) {
-            return;
-        }
-        let known = self.nodes.iter().filter_map(|node| node.live.as_ref());
-        let known = known.map(|live| live.volume.superblock().term.counter);
-        let counter = known.max().unwrap_or(0).max(self.operator.top_term) + 1;
+    /// The copies that can become primary.
+    pub(crate) fn candidates(&self) -> Vec<usize> {
         let fit = self.nodes.iter().filter(|node| {
             let volume = node.live.as_ref().map(|live| &live.volume);
             volume.is_some_and(|volume| {
@@ -302,7 +315,24 @@ impl World {
                 volume.role() == Role::Replica && !volume.is_opening() && usable
             })
         });
-        let fit: Vec<usize> = fit.map(|node| node.index).collect();
+        fit.map(|node| node.index).collect()
+    }
+
+    /// Asks some copy to become primary. The others are asked by its core.
+    pub(crate) fn start_fail_over(&mut self) {
+        self.promote(None);
+    }
+
+    /// Asks a copy to become primary: this one, whatever may be lost, or any.
+    pub(crate) fn promote(&mut self, chosen: Option<usize>) {
+        if self.operator.promotes() {
+            return;
+        }
+        let known = self.nodes.iter().filter_map(|node| node.live.as_ref());
+        let known = known.map(|live| live.volume.superblock().term.counter);
+        let counter = known.max().unwrap_or(0).max(self.operator.top_term) + 1;
+        let mut fit = self.candidates();
+        fit.retain(|&node| chosen.is_none_or(|chosen| chosen == node));
         if fit.is_empty() {
             return;
         }
@@ -310,7 +340,12 @@ impl World {
         self.operator.attempts += 1;
         // With loss only if a person accepts it.
         let stuck = self.quiet && self.operator.attempts > 20;
-        let accepts_loss = stuck || self.rng.one_in(if self.quiet { 0 } else { 6 });
+        let rate = if self.quiet {
+            0
+        } else {
+            self.plan.accepts_loss
+        };
+        let accepts_loss = stuck || chosen.is_some() || self.rng.one_in(rate);
         let wanted = self.plan.promotion_answers();
         let answers = if accepts_loss { 0 } else { wanted };
         self.operator.top_term = counter;

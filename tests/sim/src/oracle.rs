@@ -7,10 +7,11 @@
 //! A sector's contents are named by a tag; the bytes follow from tag and address, so that no data
 //! has to be kept. Tag 0 is zeroes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 
-use hn4::types::{ChainHash, Epoch};
+use hn4::types::Epoch;
 use hn4_engine::core::event::Tip;
 
 use crate::disk::SECTOR;
@@ -27,20 +28,46 @@ pub(crate) struct Change {
     pub(crate) tag: Tag,
 }
 
+/// Where an epoch stands among those that were sealed.
+type Index = usize;
+
 #[derive(Debug)]
 struct SealedEpoch {
-    epoch: Epoch,
-    parent: ChainHash,
+    /// Its number and the hash that ends in it.
+    tip: Tip,
+    /// The one before it; the first of all is its own.
+    parent: Index,
     /// Some primary had it on its medium.
     durable: bool,
     changes: Vec<Change>,
+}
+
+/// Chain hashes are random already.
+#[derive(Clone, Copy, Debug, Default)]
+struct FirstWord(u64);
+
+impl Hasher for FirstWord {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(word) = bytes.first_chunk() {
+            self.0 = u64::from_le_bytes(*word);
+        }
+    }
+
+    fn write_usize(&mut self, _: usize) {}
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Oracle {
     initial: Vec<Tag>,
-    epochs: BTreeMap<[u8; 32], SealedEpoch>,
+    /// The beginning, and every epoch in the order in which they were sealed.
+    epochs: Vec<SealedEpoch>,
+    /// Where each is.
+    places: HashMap<[u8; 32], Index, BuildHasherDefault<FirstWord>>,
     /// Who wrote in a term.
     writers: BTreeMap<u64, usize>,
     /// What no promotion that had enough answers may lose.
@@ -53,40 +80,64 @@ impl Oracle {
     /// A volume with these contents at epoch 0.
     #[must_use]
     pub(crate) fn new(initial: Vec<Tag>) -> Self {
-        Self {
+        let mut oracle = Self {
             initial,
-            epochs: BTreeMap::new(),
+            epochs: Vec::new(),
+            places: HashMap::default(),
             writers: BTreeMap::new(),
             promised: Tip::default(),
             received: Tip::default(),
-        }
+        };
+        oracle.add(Tip::default(), 0, Vec::new());
+        oracle.epochs[0].durable = true;
+        oracle
     }
 
-    /// A primary sealed an epoch.
-    pub(crate) fn sealed(&mut self, tip: Tip, parent: Tip, changes: Vec<Change>) {
+    fn add(&mut self, tip: Tip, parent: Index, changes: Vec<Change>) {
         let epoch = SealedEpoch {
-            epoch: tip.epoch,
-            parent: parent.chain,
+            tip,
+            parent,
             durable: false,
             changes,
         };
-        self.epochs.insert(tip.chain.0, epoch);
+        self.places.insert(tip.chain.0, self.epochs.len());
+        self.epochs.push(epoch);
+    }
+
+    fn find(&self, tip: Tip) -> Option<Index> {
+        let index = *self.places.get(&tip.chain.0)?;
+        (self.epochs[index].tip == tip).then_some(index)
+    }
+
+    /// A primary sealed an epoch. Returns false if it does not follow one that was sealed, or was
+    /// there before.
+    #[must_use]
+    pub(crate) fn sealed(&mut self, tip: Tip, parent: Tip, changes: Vec<Change>) -> bool {
+        let follows = tip.epoch == parent.epoch.next() && !self.places.contains_key(&tip.chain.0);
+        let parent = self.find(parent).filter(|_| follows);
+        let Some(parent) = parent else {
+            return false;
+        };
+        self.add(tip, parent, changes);
+        true
     }
 
     /// A primary has this on its medium, and all before it.
     pub(crate) fn became_durable(&mut self, place: Tip) {
-        let mut chain = place.chain;
-        while let Some(epoch) = self.epochs.get_mut(&chain.0).filter(|epoch| !epoch.durable) {
-            epoch.durable = true;
-            chain = epoch.parent;
+        let Some(mut index) = self.find(place) else {
+            return;
+        };
+        while !self.epochs[index].durable {
+            self.epochs[index].durable = true;
+            index = self.epochs[index].parent;
         }
     }
 
     /// Whether a primary ever had this on its medium.
     #[must_use]
     pub(crate) fn was_durable(&self, place: Tip) -> bool {
-        let epoch = self.epochs.get(&place.chain.0);
-        epoch.map_or(place == Tip::default(), |epoch| epoch.durable)
+        self.find(place)
+            .is_some_and(|index| self.epochs[index].durable)
     }
 
     /// A node accepted a write in a term. Returns false if another node did so in the same term.
@@ -97,46 +148,35 @@ impl Oracle {
     /// Whether any primary ever sealed this.
     #[must_use]
     pub(crate) fn knows(&self, tip: Tip) -> bool {
-        match self.epochs.get(&tip.chain.0) {
-            Some(epoch) => epoch.epoch == tip.epoch,
-            None => tip == Tip::default(),
-        }
+        self.find(tip).is_some()
     }
 
     /// The place at an epoch on the way to a tip.
     #[must_use]
     pub(crate) fn ancestor(&self, tip: Tip, at: Epoch) -> Option<Tip> {
-        let mut here = tip;
-        while here.epoch > at {
-            let sealed = self.epochs.get(&here.chain.0)?;
-            here = Tip {
-                epoch: Epoch(here.epoch.0.checked_sub(1)?),
-                chain: sealed.parent,
-            };
+        let mut here = &self.epochs[self.find(tip)?];
+        while here.tip.epoch > at {
+            here = &self.epochs[here.parent];
         }
-        (here.epoch == at).then_some(here)
+        (here.tip.epoch == at).then_some(here.tip)
     }
 
     /// Whether the history that ends in `tip` holds `place`.
     #[must_use]
     pub(crate) fn holds(&self, tip: Tip, place: Tip) -> bool {
-        self.ancestor(tip, place.epoch) == Some(place)
+        tip == place || self.ancestor(tip, place.epoch) == Some(place)
     }
 
     /// The changes from one place (exclusive) to another (inclusive), if one leads to the other.
     #[must_use]
     pub(crate) fn changes(&self, from: Tip, to: Tip) -> Option<Vec<&Change>> {
         let mut path = Vec::new();
-        let mut here = to;
-        while here.epoch > from.epoch {
-            let sealed = self.epochs.get(&here.chain.0)?;
-            path.push(&sealed.changes);
-            here = Tip {
-                epoch: Epoch(here.epoch.0 - 1),
-                chain: sealed.parent,
-            };
+        let mut here = &self.epochs[self.find(to)?];
+        while here.tip.epoch > from.epoch {
+            path.push(&here.changes);
+            here = &self.epochs[here.parent];
         }
-        (here == from).then(|| path.into_iter().rev().flatten().collect())
+        (here.tip == from).then(|| path.into_iter().rev().flatten().collect())
     }
 
     /// What a copy whose log ends here holds.

@@ -1,8 +1,7 @@
 //! What a seed decides about a run before it starts: sizes, policies, and which disasters are
 //! likely (swarm testing: most runs have only some kinds, so that each kind is also seen alone).
 //!
-//! Some runs lean towards a corner that chance alone seldom reaches: forks, a full log, a full copy
-//! that is interrupted again and again.
+//! Some runs lean towards a corner that chance alone seldom reaches (`lean`).
 
 use hn4::log::MIN_RING_BYTES;
 use hn4::types::BLOCK_BYTES;
@@ -40,6 +39,8 @@ pub(crate) enum Disaster {
     Demote,
     Drain,
     Wipe,
+    Isolate,
+    CutOff,
     ClockJump,
     NoSpace,
     Stop,
@@ -114,8 +115,14 @@ pub(crate) struct Plan {
     pub(crate) shears: bool,
     /// Crashes just after a role, a term or the state of a copy changed.
     pub(crate) touchy: u64,
-    /// Crashes while a superblock is being written.
+    /// Crashes soon after a superblock began to be written.
     pub(crate) superblock_touchy: u64,
+    /// Crashes exactly while a superblock is being written.
+    pub(crate) superblock_crash: u64,
+    /// Crashes while the log goes on after it was cut back.
+    pub(crate) truncation_crash: u64,
+    /// Promotions for which the operator accepts that something is lost.
+    pub(crate) accepts_loss: u64,
     /// Operations that take very long.
     pub(crate) disk_spike: u64,
     /// Usual time of a message in microseconds.
@@ -152,6 +159,8 @@ pub(crate) struct Plan {
     pub(crate) proves: bool,
     /// Longest time that a prover takes for anything, in microseconds.
     pub(crate) proof_us: u64,
+    /// Age at which a batch of proofs is closed, in milliseconds.
+    pub(crate) proof_age_ms: u64,
 }
 
 fn sometimes(rng: &mut Rng, weight: u64) -> u64 {
@@ -169,6 +178,8 @@ fn disasters(rng: &mut Rng) -> Vec<(Disaster, u64)> {
         (Disaster::Demote, 1),
         (Disaster::Drain, 1),
         (Disaster::Wipe, 1),
+        (Disaster::Isolate, 1),
+        (Disaster::CutOff, 1),
         (Disaster::ClockJump, 1),
         (Disaster::NoSpace, 1),
         (Disaster::Stop, 1),
@@ -204,13 +215,7 @@ impl Plan {
     pub(crate) fn draw(rng: &mut Rng, knobs: &Knobs) -> Self {
         let mut plan = Self::draw_sizes(rng, knobs);
         plan.draw_world(rng);
-        match rng.below(8) {
-            0 => plan.lean_to_forks(rng),
-            1 => plan.lean_to_a_full_log(rng),
-            2 => plan.lean_to_full_copies(rng),
-            3 => plan.lean_to_shadows(rng),
-            _ => {}
-        }
+        plan.lean(rng, knobs);
         if knobs.backing_damage {
             plan.backing_damage = rng.pick(&[0, 50, 500]);
             plan.disasters.push((Disaster::RottenBacking, 4));
@@ -274,6 +279,9 @@ impl Plan {
             shears: false,
             touchy: 0,
             superblock_touchy: 0,
+            superblock_crash: 0,
+            truncation_crash: 0,
+            accepts_loss: 0,
             disk_spike: 0,
             net_us: rng.log_between(10, 5000),
             real_sessions: false,
@@ -292,6 +300,7 @@ impl Plan {
             lag: LagPolicy::default(),
             proves: false,
             proof_us: 0,
+            proof_age_ms: 0,
         }
     }
 
@@ -304,6 +313,9 @@ impl Plan {
         self.shears = rng.one_in(3);
         self.touchy = rng.pick(&[0, 0, 2, 8]);
         self.superblock_touchy = rng.pick(&[0, 0, 0, 10]);
+        self.superblock_crash = rng.pick(&[0, 0, 0, 30]);
+        self.truncation_crash = rng.pick(&[0, 2]);
+        self.accepts_loss = rng.pick(&[2, 6, 6, 30]);
         self.disk_spike = rng.pick(&[0, 50, 500]);
         self.real_sessions = self.nodes > 1 && rng.one_in(4);
         self.frame_damage = rng.pick(&[0, 30, 300]);
@@ -324,113 +336,8 @@ impl Plan {
             max_ms: rng.pick(&[None, None, Some(100)]),
             on_exceed: rng.pick(&[OnExceed::Throttle, OnExceed::Spill, OnExceed::Detach]),
         };
-        self.proves = !rng.one_in(4);
+        self.proves = rng.one_in(2);
         self.proof_us = rng.log_between(1, 20_000);
-    }
-
-    /// Primaries change often, and what they wrote last is often lost.
-    fn lean_to_forks(&mut self, rng: &mut Rng) {
-        if self.nodes == 1 {
-            return;
-        }
-        self.touchy = rng.pick(&[1, 2, 3]);
-        self.superblock_touchy = rng.pick(&[0, 2, 10]);
-        self.net_us = rng.log_between(10, 300);
-        self.disk_us = rng.log_between(500, 3000);
-        self.down_ms = rng.log_between(1, 300);
-        self.fault_ms = rng.log_between(5, 100);
-        self.most_faults = rng.between(20, 60);
-        self.requests = self.requests.max(500);
-        self.disasters = vec![
-            (Disaster::Crash, rng.below(3)),
-            (Disaster::Reset, rng.below(2)),
-            (Disaster::FailOver, 6),
-            (Disaster::Demote, rng.below(4)),
-        ];
-    }
-
-    /// The log is the bottleneck: it is full most of the time, and wraps.
-    fn lean_to_a_full_log(&mut self, rng: &mut Rng) {
-        self.slots = 2048;
-        // Sweeps have far to go.
-        self.blocks = rng.between(500, 1500);
-        self.superblock_touchy = rng.pick(&[2, 4]);
-        self.max_epoch_blocks = 8 + rng.index(57);
-        self.max_sectors = 8;
-        self.fua = 1;
-        self.weights = [8, 0, 0, 1];
-        self.clients = rng.pick(&[4, 8, 16]);
-        self.requests = rng.between(1500, 3000);
-        self.think_us = 0;
-        self.destage_delay_ms = 1000;
-        self.sweep_blocks = 1024;
-        self.sweep_depth = 1;
-        self.hot_blocks = self.blocks;
-        for factors in &mut self.disk_factors {
-            *factors = [1, rng.pick(&[5, 20, 50])];
-        }
-        self.fault_ms = rng.log_between(20, 200);
-        self.most_faults = 40;
-        self.down_ms = 5;
-        self.disasters = vec![(Disaster::Crash, 1), (Disaster::Reset, rng.below(2))];
-    }
-
-    /// Replicas are away until the log has wrapped, and are disturbed while they catch up.
-    fn lean_to_shadows(&mut self, rng: &mut Rng) {
-        if self.nodes == 1 {
-            return;
-        }
-        self.blocks = rng.between(100, 400);
-        self.hot_blocks = self.blocks;
-        self.ring_bytes = MIN_RING_BYTES;
-        self.on_degraded = OnDegraded::Degrade;
-        self.ack_mode = rng.pick(&[AckMode::Async, AckMode::Async, AckMode::Durable]);
-        self.ack_peers = 1;
-        self.max_sectors = 128;
-        self.weights = [10, rng.below(2), 1, 1];
-        self.clients = 4 + rng.index(5);
-        self.requests = rng.between(1500, 3000);
-        self.think_us = rng.pick(&[1000, 5000]);
-        self.seed_piece_bytes = rng.pick(&[4, 16]) * BLOCK_BYTES;
-        self.seed_flush_bytes = rng.pick(&[4, 16, 64]) * BLOCK_BYTES;
-        self.net_us = rng.log_between(10, 500);
-        self.disk_us = rng.log_between(10, 300);
-        self.lag = LagPolicy::default();
-        self.touchy = rng.pick(&[0, 2, 8]);
-        self.superblock_touchy = rng.pick(&[0, 5, 20]);
-        self.down_ms = rng.log_between(50, 600);
-        self.fault_ms = rng.log_between(10, 100);
-        self.most_faults = rng.between(10, 40);
-        self.disasters = vec![
-            (Disaster::Crash, 4),
-            (Disaster::Partition, 4),
-            (Disaster::Reset, 3),
-            (Disaster::NoSpace, rng.below(2)),
-            (Disaster::FailOver, rng.below(2)),
-        ];
-    }
-
-    /// Full copies that are cut off, resumed and begun again.
-    fn lean_to_full_copies(&mut self, rng: &mut Rng) {
-        if self.nodes == 1 {
-            return;
-        }
-        self.blocks = rng.between(200, 400);
-        self.seed_piece_bytes = rng.pick(&[1, 4]) * BLOCK_BYTES;
-        self.seed_flush_bytes = rng.pick(&[1, 4, 8]) * BLOCK_BYTES;
-        self.window_bytes = 64 << 10;
-        self.net_us = rng.log_between(10, 1000);
-        self.disk_us = rng.log_between(100, 2000);
-        self.sweep_blocks = rng.pick(&[16, 64]);
-        self.destage_delay_ms = rng.log_between(1, 30);
-        self.down_ms = rng.log_between(1, 60);
-        self.fault_ms = rng.log_between(5, 40);
-        self.most_faults = rng.between(20, 60);
-        self.disasters = vec![
-            (Disaster::Crash, 3),
-            (Disaster::Reset, 5),
-            (Disaster::Wipe, 2),
-            (Disaster::FailOver, rng.below(2)),
-        ];
+        self.proof_age_ms = rng.pick(&[50, 200, 500, 2000]);
     }
 }

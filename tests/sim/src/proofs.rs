@@ -62,7 +62,10 @@ impl Beside {
             identity,
             node: node_id(index),
             key: key.map_err(|error| error.to_string())?,
-            policy: BatchPolicy::for_log(plan.ring_bytes),
+            policy: BatchPolicy {
+                max_age: Duration::from_millis(plan.proof_age_ms),
+                ..BatchPolicy::for_log(plan.ring_bytes)
+            },
             gate: true,
             hold_bytes: plan.ring_bytes.min(u64::from(plan.slots) * 4096) / 4,
         };

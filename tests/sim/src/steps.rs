@@ -115,7 +115,10 @@ impl World {
                         format!("primary {node} went from {before:?} to {tip:?}"),
                     );
                 }
-                self.oracle.sealed(tip, before, changes);
+                if !self.oracle.sealed(tip, before, changes) {
+                    let detail = format!("primary {node} sealed {tip:?} over {before:?}");
+                    return broken("P6", detail);
+                }
                 self.stats.epochs += 1;
             } else {
                 self.follow(node, before, tip)?;
@@ -228,6 +231,9 @@ impl World {
         }
         self.stats.truncations += 1;
         self.doom_if_touchy(node);
+        let within = 3 * self.disk_time(node, Disk::Log);
+        let rate = self.plan.truncation_crash;
+        self.power_may_fail(node, rate, within, Fault::CrashInTruncation);
         let kept = self.nodes[node].live.as_ref();
         let kept = kept.filter(|live| live.usable).map(|live| live.anchored);
         if let Some(kept) = kept

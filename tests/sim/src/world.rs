@@ -14,7 +14,7 @@ use hn4_transport::wire::Stream;
 
 use crate::Options;
 use crate::clients::{Client, Pending};
-use crate::faults::Faults;
+use crate::faults::{Fault, Faults};
 use crate::link::{Link, Message};
 use crate::node::Node;
 use crate::operator::Operator;
@@ -109,6 +109,11 @@ pub(crate) enum What {
     },
     Restart {
         node: usize,
+    },
+    PowerLoss {
+        node: usize,
+        boot: u64,
+        fault: Fault,
     },
     Prover {
         node: usize,
@@ -315,6 +320,10 @@ impl World {
                 }
                 Ok(())
             }
+            What::PowerLoss { node, boot, fault } => {
+                self.power_loss(node, boot, fault);
+                Ok(())
+            }
             What::Prover { node, boot } => self.prover(node, boot),
             What::ProofRead {
                 node,
@@ -396,6 +405,7 @@ impl World {
             | What::Timer { .. }
             | What::Client(_)
             | What::Restart { .. }
+            | What::PowerLoss { .. }
             | What::Prover { .. }
             | What::ProofRead { .. }
             | What::Operator => {}

@@ -1,0 +1,87 @@
+//! Looks for seeds that find the planted bugs, and replays those that are kept.
+
+use std::ops::{ControlFlow, Range};
+use std::process::ExitCode;
+
+use hn4_sim::mutants::{Mutant, select};
+use hn4_sim::{Options, Violation, run_many, run_seed};
+
+use crate::Arguments;
+
+/// The first seed that finds a planted bug, and nothing without it.
+fn hunt(
+    mutant: Mutant,
+    mut seeds: Range<u64>,
+    jobs: usize,
+    options: &Options,
+) -> Option<(u64, Violation)> {
+    while !seeds.is_empty() {
+        let mut found = None;
+        select(Some(mutant));
+        run_many(seeds.clone(), jobs, options, |report| {
+            let seed = report.seed;
+            found = report.violation.map(|violation| (seed, violation));
+            match found {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            }
+        });
+        select(None);
+        let (seed, violation) = found?;
+        if run_seed(seed, options).violation.is_none() {
+            return Some((seed, violation));
+        }
+        seeds.start = seed + 1;
+    }
+    None
+}
+
+/// Shows for each planted bug the first seed that finds it.
+pub(crate) fn search(arguments: &Arguments) -> ExitCode {
+    let mut missed = 0;
+    let wanted = |mutant: &Mutant| {
+        let name = arguments.mutant.as_ref();
+        name.is_none_or(|name| *name == format!("{mutant:?}"))
+    };
+    for mutant in Mutant::ALL.into_iter().filter(wanted) {
+        let seeds = arguments.first..arguments.first + arguments.seeds;
+        match hunt(mutant, seeds, arguments.jobs, &arguments.options) {
+            Some((seed, violation)) => {
+                let detail = violation.detail.lines().next().unwrap_or("");
+                let detail: String = detail.chars().take(100).collect();
+                println!("{mutant:?} {seed} {}: {detail}", violation.promise);
+            }
+            None => {
+                missed += 1;
+                println!("{mutant:?} NOT FOUND");
+            }
+        }
+    }
+    ExitCode::from(u8::from(missed > 0))
+}
+
+/// Runs for each planted bug the seed that is known to find it.
+pub(crate) fn replay() -> ExitCode {
+    let mut missed = 0;
+    for mutant in Mutant::ALL {
+        let name = format!("{mutant:?}");
+        let lines = include_str!("../mutants.txt").lines();
+        let mut words = lines.filter_map(|line| line.split_once(' '));
+        let seed = words.find(|(other, _)| *other == name);
+        let Some(seed) = seed.and_then(|(_, seed)| seed.parse::<u64>().ok()) else {
+            missed += 1;
+            println!("{name}: no seed is kept in mutants.txt");
+            continue;
+        };
+        match hunt(mutant, seed..seed + 1, 1, &Options::default()) {
+            Some((_, violation)) => {
+                println!("{name}: found by seed {seed} ({})", violation.promise);
+            }
+            None => {
+                missed += 1;
+                println!("{name}: NOT FOUND by seed {seed}");
+            }
+        }
+    }
+    ExitCode::from(u8::from(missed > 0))
+}

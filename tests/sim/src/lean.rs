@@ -1,0 +1,224 @@
+//! Corners that chance alone seldom reaches: two thirds of the runs lean towards one of them.
+
+use hn4::log::MIN_RING_BYTES;
+use hn4::types::BLOCK_BYTES;
+use hn4_engine::core::{AckMode, LagPolicy, OnDegraded};
+
+use crate::plan::{Disaster, Knobs, MOST_NODES, Plan};
+use crate::rng::Rng;
+
+impl Plan {
+    /// Lets a run lean towards a corner, or not.
+    pub(crate) fn lean(&mut self, rng: &mut Rng, knobs: &Knobs) {
+        match rng.below(16) {
+            0 | 1 => self.lean_to_forks(rng),
+            2 | 3 => self.lean_to_a_full_log(rng),
+            4 | 5 => self.lean_to_full_copies(rng),
+            6 => self.lean_to_hand_overs(rng, knobs),
+            7 => self.lean_to_torn_superblocks(rng),
+            8 => self.lean_to_lost_tails(rng, knobs),
+            9 | 10 => self.lean_to_shadows(rng),
+            _ => {}
+        }
+    }
+
+    /// Primaries change often, and what they wrote last is often lost.
+    fn lean_to_forks(&mut self, rng: &mut Rng) {
+        if self.nodes == 1 {
+            return;
+        }
+        self.touchy = rng.pick(&[1, 2, 3]);
+        self.superblock_touchy = rng.pick(&[0, 2, 10]);
+        self.truncation_crash = rng.pick(&[0, 1]);
+        self.net_us = rng.log_between(10, 300);
+        self.disk_us = rng.log_between(500, 3000);
+        self.down_ms = rng.log_between(1, 300);
+        self.fault_ms = rng.log_between(5, 100);
+        self.most_faults = rng.between(20, 60);
+        self.requests = self.requests.max(500);
+        self.disasters = vec![
+            (Disaster::Crash, rng.below(3)),
+            (Disaster::Reset, rng.below(2)),
+            (Disaster::FailOver, 6),
+            (Disaster::Demote, rng.below(4)),
+        ];
+    }
+
+    /// The log is the bottleneck: it is full most of the time, and wraps.
+    fn lean_to_a_full_log(&mut self, rng: &mut Rng) {
+        self.slots = 2048;
+        // Sweeps have far to go.
+        self.blocks = rng.between(500, 1500);
+        self.superblock_touchy = rng.pick(&[0, 2, 4]);
+        self.superblock_crash = rng.pick(&[0, 2, 4]);
+        self.max_epoch_blocks = 8 + rng.index(57);
+        self.max_sectors = 8;
+        self.fua = 1;
+        self.weights = [8, 0, 0, 1];
+        self.clients = rng.pick(&[4, 8, 16]);
+        self.requests = rng.between(1500, 3000);
+        self.think_us = 0;
+        self.destage_delay_ms = 1000;
+        self.sweep_blocks = 1024;
+        self.sweep_depth = 1;
+        self.hot_blocks = self.blocks;
+        for factors in &mut self.disk_factors {
+            *factors = [1, rng.pick(&[5, 20, 50])];
+        }
+        self.fault_ms = rng.log_between(20, 200);
+        self.most_faults = 40;
+        self.down_ms = 5;
+        self.disasters = vec![(Disaster::Crash, 1), (Disaster::Reset, rng.below(2))];
+    }
+
+    /// Full copies that are cut off, resumed and begun again.
+    fn lean_to_full_copies(&mut self, rng: &mut Rng) {
+        if self.nodes == 1 {
+            return;
+        }
+        self.blocks = rng.between(200, 400);
+        self.seed_piece_bytes = rng.pick(&[1, 4]) * BLOCK_BYTES;
+        self.seed_flush_bytes = rng.pick(&[1, 4, 8]) * BLOCK_BYTES;
+        self.window_bytes = 64 << 10;
+        self.net_us = rng.log_between(10, 1000);
+        self.disk_us = rng.log_between(100, 2000);
+        self.sweep_blocks = rng.pick(&[16, 64]);
+        self.destage_delay_ms = rng.log_between(1, 30);
+        self.down_ms = rng.log_between(1, 60);
+        self.fault_ms = rng.log_between(5, 40);
+        self.most_faults = rng.between(20, 60);
+        self.disasters = vec![
+            (Disaster::Crash, 3),
+            (Disaster::Reset, 5),
+            (Disaster::Wipe, 2),
+            (Disaster::FailOver, rng.below(2)),
+        ];
+    }
+
+    /// Nodes that live long and are primary again and again, in histories that leave out what was
+    /// acknowledged before: an operator promotes copies that nobody can reach, and accepts the
+    /// loss. What a node remembers of another term is wrong then.
+    fn lean_to_hand_overs(&mut self, rng: &mut Rng, knobs: &Knobs) {
+        if knobs.nodes.is_none() {
+            self.nodes = rng.pick(&[3, 3, 3, 4, 5]);
+        }
+        if self.nodes == 1 {
+            return;
+        }
+        self.ack_mode = rng.pick(&[AckMode::Durable, AckMode::Durable, AckMode::Received]);
+        self.ack_peers = 1 + rng.index(self.nodes - 1).min(1);
+        self.write_ack_durable = false;
+        // What a node has written back it cannot leave behind.
+        self.destage_delay_ms = 5000;
+        self.slots = 2048;
+        self.max_sectors = 8;
+        self.max_epoch_blocks = 8 + rng.index(57);
+        self.touchy = 0;
+        self.superblock_touchy = 0;
+        self.superblock_crash = rng.pick(&[0, 0, 30]);
+        self.accepts_loss = rng.pick(&[1, 2, 4]);
+        self.net_us = rng.log_between(100, 5000);
+        self.disk_us = rng.log_between(10, 500);
+        self.think_us = rng.pick(&[0, 100]);
+        self.fault_ms = rng.log_between(20, 100);
+        self.most_faults = rng.between(20, 60);
+        self.requests = self.requests.max(1500);
+        self.fua = rng.pick(&[1, 3]);
+        self.disasters = vec![
+            (Disaster::Isolate, 6),
+            (Disaster::Partition, rng.below(3)),
+            (Disaster::Reset, rng.below(3)),
+            (Disaster::Demote, rng.below(2)),
+        ];
+    }
+
+    /// Power is lost while a superblock is being written, on disks that leave a sector half old and
+    /// half new, when the superblock before it said something new: a term, a copy, a cut log.
+    fn lean_to_torn_superblocks(&mut self, rng: &mut Rng) {
+        self.shears = true;
+        self.superblock_crash = rng.pick(&[2, 5, 15]);
+        self.touchy = 0;
+        self.superblock_touchy = 0;
+        self.dies_in_recovery = 0;
+        self.destage_delay_ms = rng.log_between(1, 20);
+        self.down_ms = rng.log_between(1, 100);
+        self.fault_ms = rng.log_between(10, 100);
+        self.most_faults = rng.between(20, 60);
+        self.accepts_loss = rng.pick(&[1, 2]);
+        self.disasters = vec![
+            (Disaster::FailOver, 4),
+            (Disaster::Isolate, rng.below(4)),
+            (Disaster::Demote, rng.below(3)),
+            (Disaster::Wipe, rng.below(2)),
+            (Disaster::Drain, 1),
+        ];
+    }
+
+    /// Replicas whose log is ahead of the primary's, which is lost and opens alone: they cut their
+    /// logs back and go on, and lose power in the middle of that.
+    fn lean_to_lost_tails(&mut self, rng: &mut Rng, knobs: &Knobs) {
+        if knobs.nodes.is_none() {
+            self.nodes = rng.pick(&[2, 2, 3]);
+        }
+        if self.nodes == 1 {
+            return;
+        }
+        self.ack_mode = AckMode::Async;
+        self.ack_peers = 1;
+        self.write_ack_durable = false;
+        self.start_alone_after_ms = Some(rng.log_between(1, 50));
+        self.touchy = 0;
+        self.superblock_touchy = 0;
+        self.superblock_crash = 0;
+        self.truncation_crash = 1;
+        self.dies_in_recovery = 0;
+        self.net_us = rng.log_between(10, 200);
+        self.disk_us = rng.log_between(500, 3000);
+        self.disk_factors = [[1, 1]; MOST_NODES];
+        self.disk_factors[0][0] = rng.pick(&[20, 50]);
+        self.log_age_ms = rng.log_between(1, 5);
+        self.think_us = rng.pick(&[0, 100]);
+        self.fua = 0;
+        self.weights = [8, 1, 1, 0];
+        self.requests = self.requests.max(1500);
+        self.down_ms = rng.log_between(1, 20);
+        self.fault_ms = rng.log_between(20, 300);
+        self.most_faults = rng.between(20, 60);
+        self.disasters = vec![(Disaster::CutOff, 4), (Disaster::Reset, rng.below(2))];
+    }
+
+    /// Replicas are away until the log has wrapped, and are disturbed while they catch up.
+    fn lean_to_shadows(&mut self, rng: &mut Rng) {
+        if self.nodes == 1 {
+            return;
+        }
+        self.blocks = rng.between(100, 400);
+        self.hot_blocks = self.blocks;
+        self.ring_bytes = MIN_RING_BYTES;
+        self.on_degraded = OnDegraded::Degrade;
+        self.ack_mode = rng.pick(&[AckMode::Async, AckMode::Async, AckMode::Durable]);
+        self.ack_peers = 1;
+        self.max_sectors = 128;
+        self.weights = [10, rng.below(2), 1, 1];
+        self.clients = 4 + rng.index(5);
+        self.requests = rng.between(1500, 3000);
+        self.think_us = rng.pick(&[1000, 5000]);
+        self.seed_piece_bytes = rng.pick(&[4, 16]) * BLOCK_BYTES;
+        self.seed_flush_bytes = rng.pick(&[4, 16, 64]) * BLOCK_BYTES;
+        self.net_us = rng.log_between(10, 500);
+        self.disk_us = rng.log_between(10, 300);
+        self.lag = LagPolicy::default();
+        self.touchy = rng.pick(&[0, 2, 8]);
+        self.superblock_touchy = rng.pick(&[0, 5, 20]);
+        self.down_ms = rng.log_between(50, 600);
+        self.fault_ms = rng.log_between(10, 100);
+        self.most_faults = rng.between(10, 40);
+        self.disasters = vec![
+            (Disaster::Crash, 4),
+            (Disaster::Partition, 4),
+            (Disaster::Reset, 3),
+            (Disaster::NoSpace, rng.below(2)),
+            (Disaster::FailOver, rng.below(2)),
+        ];
+    }
+}
