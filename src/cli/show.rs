@@ -7,8 +7,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use crate::config::Config;
 use crate::config::attach::AttachRecord;
 use crate::control::api::{
-    BehindReport, CopyReport, Finding, Health, NodeStatus, PeerProgress, PeerReport, Policy,
-    ProofReport, Stage, VolumeReport, VolumeState,
+    BehindReport, CompressionReport, CopyReport, Finding, Health, NodeStatus, PeerProgress,
+    PeerReport, Policy, ProofReport, Stage, VolumeReport, VolumeState,
 };
 
 /// Bytes with a unit that keeps the number short.
@@ -293,11 +293,31 @@ fn peers(text: &mut String, peers: &[PeerReport]) {
             "  {}: {} {address}, {}",
             peer.name, peer.transport, peer.link
         );
+        if let Some(compression) = &peer.compression {
+            let _ = writeln!(text, "    scxq2: {}", packing(compression));
+        }
         let progress = peer.progress.iter().flat_map(stages);
         for (name, stage) in progress.filter(|(_, stage)| stage.lag_epochs > 0) {
             let _ = writeln!(text, "    {name:<8} is behind by {}", lag(stage));
         }
     }
+}
+
+/// What compression does for a peer.
+fn packing(report: &CompressionReport) -> String {
+    let ratio = report.ratio_percent;
+    let dictionary = report.dictionary_id.as_ref();
+    let dictionary = dictionary.or(report.peer_dictionary_id.as_ref());
+    let dictionary = match dictionary.and_then(|id| id.get(..19)) {
+        Some(start) => format!("dictionary {start}..."),
+        None => "no dictionary yet".to_owned(),
+    };
+    format!(
+        "{} saved in this session, ratio {}.{:02}, {dictionary}",
+        bytes(report.saved_bytes()),
+        ratio / 100,
+        ratio % 100
+    )
 }
 
 /// The stages on the way to a peer, with their names.

@@ -168,6 +168,8 @@ pub struct PeerSection {
     pub transport: TransportKind,
     /// What its key allows it to be for this volume.
     pub roles: PeerRoles,
+    /// What goes to it is compressed, if it wants that too.
+    pub scxq2: bool,
     /// How far it may be behind in this volume.
     pub lag: LagPolicy,
 }

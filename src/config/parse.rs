@@ -32,16 +32,21 @@ const CPU: RangeInclusive<u64> = 0..=1023;
 const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
 const MAX_LAG_SECONDS: RangeInclusive<u64> = 1..=86_400;
 
-const PEER_KEYS: [&str; 8] = [
+const PEER_KEYS: [&str; 9] = [
     "name",
     "address",
     "key_pin",
     "transport",
     "roles",
+    "scxq2",
     "max_lag_bytes",
     "max_lag_seconds",
     "on_exceed",
 ];
+
+const SWITCH: [(&str, bool); 2] = [("on", true), ("off", false)];
+/// Whether peers get compressed data if nothing is said.
+const SCXQ2_DEFAULT: bool = false;
 
 /// Where the node keeps its id and attach records if nothing else is said.
 const DEFAULT_STATE_DIR: &str = "/var/lib/hn4";
@@ -268,7 +273,6 @@ impl<'t> Parser<'t> {
             ("block", OnDegraded::Block),
             ("degrade", OnDegraded::Degrade),
         ];
-        let switch = [("on", true), ("off", false)];
         let apply = [("proven", Apply::Proven), ("durable", Apply::Durable)];
         let volume = VolumeSection {
             name,
@@ -290,7 +294,7 @@ impl<'t> Parser<'t> {
             destage_delay_ms,
             stop_drain_s,
             assume_strict_flush: reader.flag(table, "assume_strict_flush"),
-            proof: reader.choice(table, "proof", &switch).unwrap_or(true),
+            proof: reader.choice(table, "proof", &SWITCH).unwrap_or(true),
             apply: choice(reader, table, "apply", &apply),
             device_kind: choice(reader, table, "device_kind", &DEVICE_KINDS),
             cpu: cpu.map(small),
@@ -372,12 +376,14 @@ impl<'t> Parser<'t> {
             KeyPin([0; 32])
         });
         let transports = [("quic", TransportKind::Quic), ("wss", TransportKind::Wss)];
+        let scxq2 = self.reader.choice(table, "scxq2", &SWITCH);
         PeerSection {
             name,
             address,
             key_pin,
             transport: choice(&mut self.reader, table, "transport", &transports),
             roles: self.roles(table),
+            scxq2: scxq2.unwrap_or(SCXQ2_DEFAULT),
             lag: self.lag(table),
         }
     }

@@ -360,6 +360,37 @@ pub struct PeerReport {
     pub progress: Option<PeerProgress>,
     /// How far it may be behind; missing without a bound.
     pub lag_control: Option<LagControl>,
+    /// What SCXQ2 does for it; missing if it is off on either side, or before the first session.
+    #[serde(default)]
+    pub compression: Option<CompressionReport>,
+}
+
+/// Compression between this node and a peer, in the present session or the last one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CompressionReport {
+    /// Bytes of epochs and copies that were sent, before compression.
+    pub sent_raw_bytes: u64,
+    /// What of them went over the wire.
+    pub sent_wire_bytes: u64,
+    /// Bytes that came, after they were unpacked.
+    pub received_raw_bytes: u64,
+    /// What of them came over the wire.
+    pub received_wire_bytes: u64,
+    /// Raw by wire bytes, both directions, in hundredths; 100 before anything was sent.
+    pub ratio_percent: u64,
+    /// The dictionary that is packed with, `sha256:...`; missing before there is one.
+    pub dictionary_id: Option<String>,
+    /// The peer's newest dictionary.
+    pub peer_dictionary_id: Option<String>,
+}
+
+impl CompressionReport {
+    /// Bytes that did not have to travel.
+    #[must_use]
+    pub fn saved_bytes(&self) -> u64 {
+        let raw = self.sent_raw_bytes + self.received_raw_bytes;
+        raw.saturating_sub(self.sent_wire_bytes + self.received_wire_bytes)
+    }
 }
 
 /// The bound of a peer's lag, as configured, and what comes of it.

@@ -8,10 +8,11 @@ use hn4_engine::core::event::Lag;
 use hn4_engine::core::{AckMode, LagState, Obstacle, OnDegraded, OnExceed};
 use hn4_engine::shard::{PeerStatus, ShardStatus};
 use hn4_transport::driver::LinkStatus;
+use hn4_transport::session::CompressionStatus;
 
 use super::api::{
-    BehindReport, CopyReport, Health, LagControl, PeerProgress, PeerReport, Policy, RecoveryFacts,
-    Stage, VolumeReport, VolumeState,
+    BehindReport, CompressionReport, CopyReport, Health, LagControl, PeerProgress, PeerReport,
+    Policy, RecoveryFacts, Stage, VolumeReport, VolumeState,
 };
 use super::findings::{Seen, findings};
 use crate::config::{PeerSection, VolumeSection, WriteAck, listen_text};
@@ -229,7 +230,25 @@ fn peer_report(
             .zip(seen)
             .map(|(status, seen)| progress(status, seen)),
         lag_control: lag_control(peer, seen),
+        compression: None,
     }
+}
+
+/// What is told about the compression of a peer's data, if there is any.
+#[must_use]
+pub fn compression_report(status: &CompressionStatus) -> Option<CompressionReport> {
+    let (sent, received) = (status.sent, status.received);
+    let raw = sent.raw_bytes + received.raw_bytes;
+    let wire = sent.wire_bytes + received.wire_bytes;
+    status.agreed.then(|| CompressionReport {
+        sent_raw_bytes: sent.raw_bytes,
+        sent_wire_bytes: sent.wire_bytes,
+        received_raw_bytes: received.raw_bytes,
+        received_wire_bytes: received.wire_bytes,
+        ratio_percent: (raw * 100).checked_div(wire).unwrap_or(100),
+        dictionary_id: status.dictionary.map(|id| id.to_string()),
+        peer_dictionary_id: status.peer_dictionary.map(|id| id.to_string()),
+    })
 }
 
 fn lag_control(peer: &PeerSection, seen: Option<&PeerStatus>) -> Option<LagControl> {

@@ -164,7 +164,17 @@ impl Mesh {
             let id = self.members.get(&section.name)?.id;
             Some((id, section.peers.get(index)?.roles))
         };
+        let packed = |section: &VolumeSection, index: usize| {
+            let packs = section.peers.get(index)?.scxq2;
+            let member = self.members.get(&section.name)?;
+            packs.then_some(member.id)
+        };
         let peers = config.peers().into_iter().map(|node| PeerConfig {
+            compressed: node
+                .volumes
+                .iter()
+                .filter_map(|&(section, index)| packed(section, index))
+                .collect(),
             volumes: node
                 .volumes
                 .iter()

@@ -13,7 +13,8 @@ use super::mesh::Reload;
 use super::volume::{Ask, Report};
 use crate::config::{Config, VolumeSection};
 use crate::control::api::{NodeStatus, Request, Response, VolumeReport};
-use crate::control::{proofs, report};
+use crate::control::proofs;
+use crate::control::report::{compression_report, report};
 
 /// A volume has this long to answer; it takes microseconds unless its thread is stuck.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -156,6 +157,10 @@ async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>
             None => volume.section(),
         };
         let mut report = report(shard, &section, links);
+        let compression = state.iter().flat_map(|state| &state.compression);
+        for (peer, status) in report.peers.iter_mut().zip(compression) {
+            peer.compression = compression_report(status);
+        }
         let proof = state.as_ref().and_then(Report::proof);
         if let Some(proof) = proof {
             proofs::add(&mut report, proof);

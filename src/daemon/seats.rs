@@ -82,6 +82,7 @@ mod tests {
             key_pin: KeyPin([pin; 32]),
             transport: TransportKind::Quic,
             roles: PeerRoles::default(),
+            scxq2: false,
             lag: LagPolicy::default(),
         }
     }

@@ -13,7 +13,9 @@ use hn4_engine::core::event::{Control, CopyStatus, PeerEvent, PeerId, RequestId}
 use hn4_engine::shard::{FromShard, ShardHandle, ShardStatus, ToShard};
 use hn4_proof::prover::PeerState;
 use hn4_transport::driver::{LinkStatus, PeerHandle};
-use hn4_transport::session::{FromSession, Input, LocalState, Output, Role, SessionId, ToSession};
+use hn4_transport::session::{
+    CompressionStatus, FromSession, Input, LocalState, Output, Role, SessionId, ToSession,
+};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::peers::{Change, FromPeer, Peer};
@@ -67,6 +69,8 @@ pub(super) struct Report {
     pub(super) links: Vec<LinkStatus>,
     /// What each peer does for the volume, while a session is open.
     pub(super) roles: Vec<Option<Role>>,
+    /// What compression has done for each peer.
+    pub(super) compression: Vec<CompressionStatus>,
     /// What the prover looks like, if there is one.
     pub(super) proof: Option<ProverReport>,
 }

@@ -32,6 +32,8 @@ pub const MAX_RAW_BYTES: usize = 16 << 20;
 pub const MAX_DICTIONARY_BYTES: usize = 256 << 10;
 /// Dictionaries that an [`Unpacker`] keeps.
 pub const MAX_DICTIONARIES: usize = 4;
+/// Longest encoding of a dictionary: it may not shrink at all.
+pub const MAX_DELTA_BYTES: usize = MAX_DICTIONARY_BYTES + 4096;
 
 const VERSION: u8 = 1;
 const STORED: u8 = 0;
@@ -173,6 +175,48 @@ impl Dictionary {
     }
 }
 
+/// A dictionary with all that is ever sent of it, made once by whoever trained it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shipment {
+    dictionary: Dictionary,
+    whole: Vec<u8>,
+    // Against the dictionary of this name.
+    delta: Option<(DictionaryId, Vec<u8>)>,
+}
+
+impl Shipment {
+    /// Encodes a dictionary by itself and, if there is one, against the dictionary before it.
+    ///
+    /// # Errors
+    /// [`Scxq2Error::Zstd`].
+    pub fn new(dictionary: Dictionary, before: Option<&Dictionary>) -> Result<Self, Scxq2Error> {
+        let whole = dictionary.delta(None)?;
+        let delta = before
+            .map(|base| Ok::<_, Scxq2Error>((base.id, dictionary.delta(Some(base))?)))
+            .transpose()?;
+        Ok(Self {
+            dictionary,
+            whole,
+            delta,
+        })
+    }
+
+    /// What is shipped.
+    #[must_use]
+    pub fn dictionary(&self) -> &Dictionary {
+        &self.dictionary
+    }
+
+    /// What to send to a peer that was sent the dictionary `has` last.
+    #[must_use]
+    pub fn for_peer(&self, has: Option<DictionaryId>) -> &[u8] {
+        match &self.delta {
+            Some((base, delta)) if Some(*base) == has && delta.len() < self.whole.len() => delta,
+            _ => &self.whole,
+        }
+    }
+}
+
 /// Decompresses to exactly `length` bytes, which the caller has bounded.
 fn decompress(
     unpacker: &mut Decompressor<'_>,
@@ -213,7 +257,7 @@ impl Meter {
         }
     }
 
-    /// While recent tries saved nothing, only one segment in sixteen is tried.
+    /// While recent tries saved less than a sixteenth, only one segment in sixteen is tried.
     fn pays(&self) -> bool {
         self.tries < 16
             || self.recent < 1024 - 1024 / WORTH as u64
@@ -297,7 +341,7 @@ impl Packer {
         self.meter
     }
 
-    /// Packs one segment of at most [`MAX_RAW_BYTES`].
+    /// Packs one segment of at most [`MAX_RAW_BYTES`], or stores it where packing saves nothing.
     ///
     /// # Errors
     /// [`Scxq2Error::TooLong`].
@@ -306,28 +350,40 @@ impl Packer {
         if length > most {
             return Err(Scxq2Error::TooLong { raw: length, most });
         }
+        Ok(self.pack_if_smaller(raw).unwrap_or_else(|| {
+            let mut writer = Writer::new();
+            writer.u8(VERSION).u8(STORED).u16(0).count(length);
+            writer.bytes(raw);
+            writer.finish()
+        }))
+    }
+
+    /// Packs one segment; none, if it is as good to send the bytes as they are: they are few, too
+    /// many, or do not shrink, or those before them did not.
+    pub fn pack_if_smaller(&mut self, raw: &[u8]) -> Option<Vec<u8>> {
+        let length = raw.len();
         let mut packed = None;
-        if self.is_on && length >= LEAST_BYTES && self.meter.pays() {
+        let worth_trying = self.is_on && (LEAST_BYTES..=MAX_RAW_BYTES).contains(&length);
+        if worth_trying && self.meter.pays() {
             // A failure to compress costs nothing but the gain.
             packed = self.coder.compress(raw).ok();
             self.meter
                 .tried(length, packed.as_ref().map_or(length, Vec::len));
         }
         let packed = packed.filter(|packed| packed.len() + 32 <= length - length / WORTH);
-        let mut writer = Writer::new();
-        let form = match (&packed, self.dictionary) {
-            (None, _) => STORED,
-            (Some(_), None) => PLAIN,
-            (Some(_), Some(_)) => WITH_DICTIONARY,
-        };
-        writer.u8(VERSION).u8(form).u16(0).count(length);
-        if let (WITH_DICTIONARY, Some(id)) = (form, self.dictionary) {
-            writer.bytes(&id.0);
-        }
-        writer.bytes(packed.as_deref().unwrap_or(raw));
-        let segment = writer.finish();
-        self.meter.sent(length, segment.len());
-        Ok(segment)
+        let segment = packed.map(|packed| {
+            let form = self.dictionary.map_or(PLAIN, |_| WITH_DICTIONARY);
+            let mut writer = Writer::new();
+            writer.u8(VERSION).u8(form).u16(0).count(length);
+            if let Some(id) = self.dictionary {
+                writer.bytes(&id.0);
+            }
+            writer.bytes(&packed);
+            writer.finish()
+        });
+        self.meter
+            .sent(length, segment.as_ref().map_or(length, Vec::len));
+        segment
     }
 }
 

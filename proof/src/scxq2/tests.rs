@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::train::{Renewal, SAMPLE_MESSAGES, Trainer};
+use super::train::{Renewal, Trainer};
 use super::*;
 
 /// A page as databases have them: a header, and rows from a stock that all pages share.
@@ -21,7 +21,7 @@ fn page(number: u64) -> Vec<u8> {
 fn dictionary() -> Dictionary {
     let mut trainer = Trainer::new(Renewal::default());
     let mut samples = None;
-    for number in 0..SAMPLE_MESSAGES as u64 {
+    for number in 0..u64::from(Renewal::default().sample_messages) {
         assert!(samples.is_none(), "before message {number}");
         let message = [page(3 * number), page(3 * number + 1)].concat();
         samples = trainer.see(&message, &Meter::default());
@@ -143,6 +143,7 @@ fn a_renewed_dictionary_travels_as_a_delta() {
 #[test]
 fn a_dictionary_is_renewed_on_schedule_and_when_it_got_worse() {
     let renewal = Renewal {
+        sample_messages: 100,
         every_messages: 5000,
         worse_percent: 25,
         least_messages: 500,

@@ -1,13 +1,11 @@
 //! When and from what a dictionary is made.
 //!
-//! A [`Trainer`] sees messages go by. It samples the first hundred; then a dictionary is due, and
+//! A [`Trainer`] sees messages go by. It samples the first hundred or so; then a dictionary is due, and
 //! is trained by a worker, not by whoever sends. After that it is renewed on schedule, or when the
 //! ratio has become worse than it was right after the last training.
 
 use super::{Dictionary, Meter, Scxq2Error};
 
-/// Messages from which a dictionary is trained.
-pub const SAMPLE_MESSAGES: usize = 100;
 /// Bytes of one sample: a block.
 const SAMPLE_BYTES: usize = 4096;
 /// Most bytes of samples that are held.
@@ -15,9 +13,11 @@ pub const MAX_SAMPLE_BYTES: usize = 2 << 20;
 /// Bytes of a trained dictionary. Larger ones gained little on file system pages.
 const DICTIONARY_BYTES: usize = 64 << 10;
 
-/// When a dictionary is renewed.
+/// When a dictionary is made and renewed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Renewal {
+    /// From so many messages. WORMHOLE_SPEC 4 says 100.
+    pub sample_messages: u32,
     /// After so many messages.
     pub every_messages: u64,
     /// When the recent ratio is so many percent worse than the best since the last training.
@@ -29,6 +29,7 @@ pub struct Renewal {
 impl Default for Renewal {
     fn default() -> Self {
         Self {
+            sample_messages: 100,
             every_messages: 1_000_000,
             worse_percent: 25,
             least_messages: 10_000,
@@ -42,7 +43,7 @@ pub struct Trainer {
     renewal: Renewal,
     samples: Vec<u8>,
     sizes: Vec<usize>,
-    sampled: usize,
+    sampled: u32,
     // Messages since the last training, and the best ratio since then.
     messages: u64,
     best: f64,
@@ -88,7 +89,7 @@ impl Trainer {
             self.sizes.push(piece.len());
         }
         self.sampled += 1;
-        if self.sampled < SAMPLE_MESSAGES {
+        if self.sampled < self.renewal.sample_messages {
             return None;
         }
         (self.sampled, self.messages, self.best) = (0, 0, f64::MAX);
@@ -98,6 +99,14 @@ impl Trainer {
             std::mem::take(&mut self.sizes),
         );
         Some(Samples { bytes, sizes })
+    }
+
+    /// A dictionary came from elsewhere: what was sampled is dropped, renewal is counted from here.
+    pub fn has_other(&mut self) {
+        *self = Self {
+            has_trained: true,
+            ..Self::new(self.renewal)
+        };
     }
 
     fn is_renewal_due(&mut self, meter: &Meter) -> bool {

@@ -6,7 +6,7 @@ use hn4_engine::core::PeerSet;
 use hn4_engine::core::event::{Control, PeerEvent, PeerId, RequestId};
 use hn4_engine::shard::{ShardStatus, ToShard};
 use hn4_transport::driver::{LinkStatus, PeerHandle};
-use hn4_transport::session::{FromSession, Role, SessionId, ToSession};
+use hn4_transport::session::{CompressionStatus, FromSession, Role, SessionId, ToSession};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Report, VolumeTask, tell};
@@ -29,6 +29,7 @@ pub(super) struct Peer {
     /// Who waits for a sign of life.
     pub(super) alive: Option<oneshot::Sender<()>>,
     pub(super) link: watch::Receiver<LinkStatus>,
+    pub(super) compression: watch::Receiver<CompressionStatus>,
     /// Why the last session was refused or ended.
     pub(super) last_words: String,
     /// Why the last session was refused, if it was.
@@ -59,6 +60,7 @@ impl Peer {
             to: session,
             mut from,
             link,
+            compression,
             ..
         } = handle;
         let (to, mut queue) = mpsc::unbounded_channel::<ToSession>();
@@ -84,6 +86,7 @@ impl Peer {
             role: None,
             alive: None,
             link,
+            compression,
             last_words: String::new(),
             refused: None,
         }
@@ -130,7 +133,11 @@ impl VolumeTask {
         let peer = |place: usize| self.peers.get(place).and_then(Option::as_ref);
         // A peer whose connection was never started counts as being connected to.
         let link = |&place: &usize| peer(place).map_or(LinkStatus::Connecting, Peer::describe);
+        let compression = |&place: &usize| {
+            peer(place).map_or_else(Default::default, |peer| *peer.compression.borrow())
+        };
         Report {
+            compression: places.iter().map(compression).collect(),
             links: places.iter().map(link).collect(),
             roles: places.iter().map(|&place| peer(place)?.role).collect(),
             proof: self.proof_report.clone(),

@@ -129,6 +129,8 @@ pub(crate) struct Plan {
     pub(crate) net_us: u64,
     /// The transport's sessions run between the nodes.
     pub(crate) real_sessions: bool,
+    /// They compress.
+    pub(crate) scxq2: bool,
     /// Frames of sessions that are damaged on their way.
     pub(crate) frame_damage: u64,
     /// Milliseconds between disasters on average.
@@ -285,6 +287,7 @@ impl Plan {
             disk_spike: 0,
             net_us: rng.log_between(10, 5000),
             real_sessions: false,
+            scxq2: false,
             frame_damage: 0,
             fault_ms: 0,
             most_faults: 0,

@@ -17,6 +17,8 @@ pub struct Stats {
     pub disconnects: u64,
     /// Sessions that were the transport's own.
     pub real_sessions: u64,
+    /// Dictionaries that such a session was given.
+    pub dictionaries: u64,
     /// Nodes that were promoted.
     pub promotions: u64,
     /// Shadows that were switched in.
@@ -56,6 +58,7 @@ impl Stats {
             epochs,
             disconnects,
             real_sessions,
+            dictionaries,
             promotions,
             shadows,
             usable,
@@ -76,6 +79,7 @@ impl Stats {
         self.epochs += epochs;
         self.disconnects += disconnects;
         self.real_sessions += real_sessions;
+        self.dictionaries += dictionaries;
         self.promotions += promotions;
         self.shadows += shadows;
         self.usable += usable;
@@ -104,6 +108,7 @@ impl fmt::Display for Stats {
             ("sectors compared", self.compared),
             ("sessions ended", self.disconnects),
             ("real sessions opened", self.real_sessions),
+            ("dictionaries trained", self.dictionaries),
             ("promotions", self.promotions),
             ("copies became usable", self.usable),
             ("shadows were switched in", self.shadows),

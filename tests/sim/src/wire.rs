@@ -4,11 +4,14 @@
 //! What the daemon does between shard and session is done by its own `translate`. A frame that was
 //! tampered with must end the session and nothing else.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hn4_engine::core::event::{CopyStatus, PeerEvent};
-use hn4_transport::session::{Config, Event, Input, LocalState, Output, Role, Session};
+use hn4_proof::scxq2::Shipment;
+use hn4_proof::scxq2::train::Renewal;
+use hn4_transport::session::{Config, Event, Input, LocalState, Output, Role, Session, capability};
 use hn4_transport::wire::{SessionKeys, Stream, StreamKeys};
 
 use crate::faults::Fault;
@@ -18,6 +21,13 @@ use crate::proofs::Job;
 use crate::translate;
 use crate::world::{MS, What, World};
 
+/// Runs are short, so dictionaries are made and renewed early.
+const DICTIONARIES: Renewal = Renewal {
+    sample_messages: 8,
+    every_messages: 100,
+    worse_percent: 25,
+    least_messages: 50,
+};
 /// What hello says of the largest epoch: more than any run has.
 const MAX_EPOCH_BYTES: u64 = 64 << 20;
 
@@ -66,6 +76,8 @@ impl World {
             let node = self.links[link].nodes[side];
             let config = Config {
                 chunk_bytes: 16 << 10,
+                capabilities: capability::offered(self.plan.scxq2),
+                dictionaries: DICTIONARIES,
                 ..Config::default()
             };
             let mut wire = Session::new(config, self.local_state(node, status), now);
@@ -114,6 +126,14 @@ impl World {
                 self.session_said(link, side, output);
             } else if let Some(frame) = wire.poll_transmit(Stream::Data) {
                 self.transmit(link, side, Stream::Data, frame.to_bytes());
+            } else if let Some(samples) = wire.take_samples() {
+                // Few samples may be too alike to be trained from.
+                let made = samples.train().and_then(|made| Shipment::new(made, None));
+                if let Ok(shipment) = made {
+                    self.stats.dictionaries += 1;
+                    let event = Event::Dictionary(Arc::new(shipment));
+                    wire.handle(Duration::from_nanos(self.now), event);
+                }
             } else {
                 break;
             }

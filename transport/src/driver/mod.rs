@@ -16,6 +16,7 @@ mod link;
 mod quic;
 mod registry;
 mod session_task;
+mod shelf;
 mod wss;
 
 use std::collections::HashMap;
@@ -30,7 +31,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::backoff::Backoff;
 use self::registry::Registry;
 use crate::pki::PkiError;
-use crate::session::{Config, FromSession, LocalState, PeerRoles, ToSession};
+use crate::session::{CompressionStatus, Config, FromSession, LocalState, PeerRoles, ToSession};
 use crate::tls::{Identity, KeyPin, TlsError};
 
 /// Messages between the daemon and a session's task, each way.
@@ -89,6 +90,8 @@ pub struct PeerConfig {
     pub key_pin: KeyPin,
     /// The volumes that are shared with it, each with what it may be for it; it gets no other.
     pub volumes: Vec<(VolumeId, PeerRoles)>,
+    /// Those of the volumes whose data is compressed with SCXQ2, if the peer wants it too.
+    pub compressed: Vec<VolumeId>,
     /// How to reach it; both sides must say the same.
     pub transport: TransportKind,
 }
@@ -204,6 +207,8 @@ pub struct PeerHandle {
     pub from: mpsc::Receiver<FromSession>,
     /// What the connection below is doing.
     pub link: watch::Receiver<LinkStatus>,
+    /// What compression has done in the session that runs now, or ran last.
+    pub compression: watch::Receiver<CompressionStatus>,
 }
 
 /// Whether the node of this name dials the other one: the smaller name does.

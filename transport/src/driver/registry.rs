@@ -13,11 +13,12 @@ use tokio::task::{AbortHandle, JoinHandle};
 use super::backoff::{Backoff, SplitMix64};
 use super::link::Link;
 use super::session_task::SessionTask;
+use super::shelf::Shelf;
 use super::{
     Environment, HANDLE_QUEUE, LinkStatus, PeerConfig, PeerHandle, StartError, Timings,
     TransportConfig, TransportKind,
 };
-use crate::session::{Config, LocalState};
+use crate::session::{CompressionStatus, Config, LocalState, capability};
 use crate::tls::{Identity, PinnedKeys};
 
 /// Where a connection delivers the links of one peer.
@@ -54,6 +55,7 @@ struct Peer {
 struct State {
     peers: HashMap<String, Peer>,
     volumes: HashMap<VolumeId, watch::Receiver<LocalState>>,
+    shelves: HashMap<VolumeId, Shelf>,
     tasks: Vec<AbortHandle>,
     random: Option<SplitMix64>,
     /// How often a peer was added.
@@ -130,10 +132,13 @@ impl Registry {
             };
             let session = Config {
                 peer_roles: *roles,
+                capabilities: capability::offered(config.compressed.contains(volume)),
                 ..self.session.clone()
             };
+            let shelf = state.shelves.entry(*volume).or_default().clone();
             let named = (config.name.as_str(), *volume, last_id);
-            let (links_in, handle, task) = self.session(named, session, states, &status, &stop);
+            let (links_in, handle, task) =
+                self.session(named, session, states, shelf, &status, &stop);
             sessions.push(tokio::spawn(task.run()));
             links.insert(*volume, links_in);
             handles.push(handle);
@@ -173,12 +178,14 @@ impl Registry {
         (peer, volume, last_id): (&str, VolumeId, u64),
         config: Config,
         states: watch::Receiver<LocalState>,
+        shelf: Shelf,
         status: &watch::Sender<LinkStatus>,
         stop: &watch::Sender<bool>,
     ) -> (mpsc::Sender<Link>, PeerHandle, SessionTask) {
         let (links_in, links) = mpsc::channel(1);
         let (to, to_end) = mpsc::channel(HANDLE_QUEUE);
         let (from_end, from) = mpsc::channel(HANDLE_QUEUE);
+        let (compression, compression_end) = watch::channel(CompressionStatus::default());
         let task = SessionTask {
             config,
             clock: self.environment.clock.clone(),
@@ -187,6 +194,8 @@ impl Registry {
             to: to_end,
             from: from_end,
             stop: stop.subscribe(),
+            shelf,
+            compression,
             last_id,
         };
         let link = status.subscribe();
@@ -196,6 +205,7 @@ impl Registry {
             to,
             from,
             link,
+            compression: compression_end,
         };
         (links_in, handle, task)
     }

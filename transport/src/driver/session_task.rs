@@ -1,7 +1,7 @@
 //! One task for each volume and peer: runs session after session over the links it is given.
 //!
 //! The control stream is always read and always served first; the data stream is read while the
-//! daemon keeps up. The daemon must take outputs without waiting for anything that depends on this
+//! daemon keeps up. A dictionary that is due is trained on another thread. The daemon must take outputs without waiting for anything that depends on this
 //! task; how much data may come to it is what it granted credit for.
 
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::link::{Link, LinkEnd, Reads, SessionEnd};
+use super::shelf::Shelf;
 use super::{Clock, stopped};
 use crate::session::{
-    CloseReason, Config, Event, FromSession, Input, LocalState, Output, Session, SessionId,
-    ToSession,
+    CloseReason, CompressionStatus, Config, Event, FromSession, Input, LocalState, Output, Session,
+    SessionId, ToSession,
 };
 use crate::wire::Stream;
 
@@ -27,6 +28,8 @@ pub(crate) struct SessionTask {
     pub(crate) to: mpsc::Receiver<ToSession>,
     pub(crate) from: mpsc::Sender<FromSession>,
     pub(crate) stop: watch::Receiver<bool>,
+    pub(crate) shelf: Shelf,
+    pub(crate) compression: watch::Sender<CompressionStatus>,
     pub(crate) last_id: u64,
 }
 
@@ -91,6 +94,9 @@ impl SessionTask {
                 keys: link.keys.clone(),
             },
         );
+        if let Some(shipment) = self.shelf.newest() {
+            session.handle(now, Event::Dictionary(shipment));
+        }
         let mut running = Running {
             session,
             id: SessionId(self.last_id),
@@ -111,6 +117,10 @@ impl SessionTask {
         while !running.is_over() {
             if !self.step(&mut running).await {
                 break;
+            }
+            self.compression.send_replace(running.session.compression());
+            if let Some(samples) = running.session.take_samples() {
+                self.shelf.train(samples);
             }
         }
         let Running {
@@ -201,6 +211,9 @@ impl SessionTask {
                 }
                 let state = self.states.borrow_and_update().clone();
                 session.handle(clock(), Event::Daemon(Input::LocalState(state)));
+            }
+            shipment = self.shelf.changed(), if is_open => {
+                session.handle(clock(), Event::Dictionary(shipment));
             }
             newer = self.links.recv(), if replacement.is_none() => {
                 let Some(newer) = newer else { return false };

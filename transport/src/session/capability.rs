@@ -40,12 +40,18 @@ impl CapabilityList {
     }
 }
 
-/// What this code offers.
+/// The list that says how bulk messages may be compressed.
+pub const COMPRESSION: &str = "compression";
+/// Its value for SCXQ2.
+pub const SCXQ2: &str = "scxq2";
+
+/// What this code offers; SCXQ2 only if it is switched on.
 #[must_use]
-pub fn offered() -> Vec<CapabilityList> {
+pub fn offered(scxq2: bool) -> Vec<CapabilityList> {
+    let compression: &[&str] = if scxq2 { &[SCXQ2, "none"] } else { &["none"] };
     vec![
         CapabilityList::needed("stream", &["epoch-frames"]),
-        CapabilityList::needed("compression", &["none"]),
+        CapabilityList::needed(COMPRESSION, compression),
         CapabilityList::optional("copy", &["linear-seed"]),
     ]
 }

@@ -3,10 +3,13 @@
 //! What the peer sends is taken in by `receive`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hn4::types::Epoch;
+use hn4_proof::scxq2::train::Samples;
+use hn4_proof::scxq2::{MAX_DELTA_BYTES, Shipment};
 
 use super::Config;
 use super::api::{
@@ -14,13 +17,14 @@ use super::api::{
     Refusal, Role,
 };
 use super::asking::{Ask, Asked};
+use super::compression::{Compression, CompressionStatus};
 use super::control_lane::ControlLane;
 use super::data_lane::DataLane;
 use super::hello::Agreed;
 use super::inbound::Inbound;
 use crate::wire::control::{ControlMessage, ErrorMessage, Hello, MAX_CONTROL_BYTES};
 use crate::wire::data::{DATA_HEADER_BYTES, DataMessage};
-use crate::wire::{FrameOpener, FrameSealer, SessionKeys, Stream, WireFrame};
+use crate::wire::{FrameKind, FrameOpener, FrameSealer, SessionKeys, Stream, WireFrame};
 
 /// Messages that wait to be sent, at most; the rest of the bound is in bytes.
 const MAX_QUEUED_MESSAGES: usize = 4096;
@@ -49,6 +53,9 @@ pub enum Event {
     },
     /// The other node does not share this volume with us.
     NotShared,
+    /// A dictionary was trained from what went to this peer or to another one that shares the
+    /// volume.
+    Dictionary(Arc<Shipment>),
     /// The daemon wants something.
     Daemon(Input),
 }
@@ -99,6 +106,7 @@ pub struct Session {
     pub(super) control: ControlLane,
     pub(super) data: DataLane,
     pub(super) inbound: Inbound,
+    pub(super) compression: Compression,
     pub(super) asked: Asked,
     pub(super) peer_subscribed: bool,
     pub(super) peer_wants_seed: bool,
@@ -123,10 +131,12 @@ impl Session {
             asked: None,
             round_trip: None,
         };
+        let compression = Compression::new(config.dictionaries);
         Self {
             config,
             local,
             liveness,
+            compression,
             channel: None,
             established: None,
             closed: false,
@@ -154,6 +164,7 @@ impl Session {
             Event::Received { stream, bytes } => self.received(now, stream, &bytes),
             Event::Disconnected { why } => self.close(CloseReason::Disconnected(why), None),
             Event::NotShared => self.not_shared(),
+            Event::Dictionary(shipment) => self.compression.trained(shipment),
             Event::Daemon(input) => self.daemon(input),
         }
     }
@@ -221,12 +232,35 @@ impl Session {
                 self.established.is_some(),
                 self.config.control_window,
             ),
-            Stream::Data => self.data.transmit(
-                &mut channel.data_out,
-                self.config.data_window,
-                self.config.chunk_bytes,
-            ),
+            Stream::Data => {
+                let (sealer, window) = (&mut channel.data_out, self.config.data_window);
+                // A dictionary goes right before the first message that may need it.
+                if self.data.has_transmit(sealer.last_sequence(), window)
+                    && let Some(message) = self.compression.dictionary_to_send()
+                {
+                    let (head, body) = message.encode();
+                    return Some(sealer.seal(FrameKind::Data, true, &head, body));
+                }
+                self.data.transmit(
+                    sealer,
+                    window,
+                    self.config.chunk_bytes,
+                    &mut self.compression,
+                )
+            }
         }
+    }
+
+    /// Samples of what was sent, when a dictionary is due. Whoever takes them trains it away from
+    /// this session and gives it to all sessions of the volume, with [`Event::Dictionary`].
+    pub fn take_samples(&mut self) -> Option<Samples> {
+        self.compression.take_samples()
+    }
+
+    /// What compression has done in this session so far.
+    #[must_use]
+    pub fn compression(&self) -> CompressionStatus {
+        self.compression.status()
     }
 
     /// Whether [`poll_output`](Self::poll_output) would give one.
@@ -280,8 +314,8 @@ impl Session {
     }
 
     fn connected(&mut self, now: Duration, keys: &SessionKeys) {
-        let max_data_bytes =
-            self.config.max_piece_bytes.max(self.config.chunk_bytes) + DATA_HEADER_BYTES;
+        let max_message_bytes = self.config.max_piece_bytes.max(self.config.chunk_bytes);
+        let max_data_bytes = max_message_bytes.max(MAX_DELTA_BYTES) + DATA_HEADER_BYTES;
         let opener = FrameOpener::new;
         self.channel = Some(Channel {
             control_out: FrameSealer::new(Stream::Control, &keys.control.send),

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use hn4::types::{Epoch, ZERO_PIECE_COST_BYTES};
 
+use super::compression::Compression;
 use crate::wire::data::DataMessage;
 use crate::wire::{FrameKind, FrameSealer, WireFrame};
 
@@ -104,6 +105,7 @@ impl DataLane {
         sealer: &mut FrameSealer,
         window: usize,
         chunk_bytes: usize,
+        compression: &mut Compression,
     ) -> Option<WireFrame> {
         if !self.has_transmit(sealer.last_sequence(), window) {
             return None;
@@ -113,7 +115,10 @@ impl DataLane {
         let message = self.next_message(chunk_bytes)?;
         let (head, body) = message.encode();
         self.queued_bytes = self.queued_bytes.saturating_sub(body.len());
-        Some(sealer.seal(FrameKind::Data, true, &head, body))
+        Some(match compression.pack(&body) {
+            Some(segment) => sealer.seal_packed(&head, segment),
+            None => sealer.seal(FrameKind::Data, true, &head, body),
+        })
     }
 
     fn next_message(&mut self, chunk_bytes: usize) -> Option<DataMessage> {

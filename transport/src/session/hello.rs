@@ -18,6 +18,17 @@ pub struct Agreed {
     pub max_epoch_bytes: u64,
 }
 
+impl Agreed {
+    /// Whether both sides take messages that were packed with SCXQ2.
+    #[must_use]
+    pub fn scxq2(&self) -> bool {
+        self.capabilities.iter().any(|list| {
+            list.name == capability::COMPRESSION
+                && list.values.iter().any(|value| value == capability::SCXQ2)
+        })
+    }
+}
+
 /// Compares our hello with the peer's.
 ///
 /// # Errors
@@ -113,7 +124,7 @@ mod tests {
     fn hello(node: u8) -> Hello {
         Hello {
             protocol: (1, 1),
-            capabilities: capability::offered(),
+            capabilities: capability::offered(true),
             state: testing::state(node),
         }
     }

@@ -168,7 +168,10 @@ impl Inbound {
                 }
                 Ok(Some(Output::SeedEnd { usable_after }))
             }
-            DataMessage::EpochChunk { .. } | DataMessage::FeedBegin { .. } => Ok(None),
+            // Handled elsewhere.
+            DataMessage::EpochChunk { .. }
+            | DataMessage::FeedBegin { .. }
+            | DataMessage::Dictionary { .. } => Ok(None),
         }
     }
 

@@ -8,13 +8,16 @@
 //!   that the daemon granted allow.
 //! - No frame of the peer is used before hello was compared, nor after the session was closed.
 //! - The control stream never waits for the data stream.
+//! - A message that was compressed is unpacked to no more than it may have raw, and only where both
+//!   sides have agreed on it. Credit and queues count raw bytes.
 //!
 //! Not here: what an epoch contains, whether it fits the chain, whether an ack completes a write
-//! (the daemon); connections, reconnecting and backoff (the driver).
+//! (the daemon); connections, reconnecting and backoff, training of dictionaries (the driver).
 
 pub mod api;
 mod asking;
 pub mod capability;
+mod compression;
 mod control_lane;
 mod core;
 mod data_lane;
@@ -32,6 +35,8 @@ use std::time::Duration;
 
 pub use api::*;
 use capability::CapabilityList;
+pub use compression::{CompressionStatus, Traffic};
+use hn4_proof::scxq2::train::Renewal;
 
 pub use self::core::{Event, Session};
 pub use self::roles::PeerRoles;
@@ -44,6 +49,8 @@ pub struct Config {
     pub protocol: (u32, u32),
     /// What is offered to the peer.
     pub capabilities: Vec<CapabilityList>,
+    /// When dictionaries of SCXQ2 are made and renewed, if the peer takes them.
+    pub dictionaries: Renewal,
     /// Epoch frames are cut into chunks of this many bytes, so that other volumes' data and, on
     /// WebSocket, control can come in between.
     pub chunk_bytes: usize,
@@ -72,7 +79,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             protocol: (1, 1),
-            capabilities: capability::offered(),
+            capabilities: capability::offered(false),
+            dictionaries: Renewal::default(),
             chunk_bytes: 256 << 10,
             max_piece_bytes: 1 << 20,
             epoch_overhead_bytes: 16 << 20,

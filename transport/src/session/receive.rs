@@ -8,7 +8,7 @@ use super::hello::{compare, compare_identity};
 use super::inbound::Bounds;
 use super::roles::compare_roles;
 use crate::wire::control::{ControlMessage, ErrorMessage, Heartbeat, Hello};
-use crate::wire::data::DataMessage;
+use crate::wire::data::{DATA_HEADER_BYTES, DataMessage};
 use crate::wire::{FrameKind, OpenFrame, Stream, WireError};
 
 /// The peer is told of handled frames in steps of this many, a quarter of the smaller window.
@@ -72,7 +72,7 @@ impl Session {
                 Ok(())
             }
             FrameKind::Data => {
-                let message = DataMessage::decode(frame.payload).map_err(text)?;
+                let message = self.bulk_message(frame).map_err(text)?;
                 self.data_message(message)
             }
             FrameKind::Heartbeat => {
@@ -121,9 +121,26 @@ impl Session {
         self.close(reason, None);
     }
 
+    fn bulk_message(&mut self, frame: OpenFrame) -> Result<DataMessage, WireError> {
+        let packed = frame.payload.len().saturating_sub(DATA_HEADER_BYTES);
+        if !frame.packed {
+            let message = DataMessage::decode(frame.payload)?;
+            let is_dictionary = matches!(message, DataMessage::Dictionary { .. });
+            let raw = if is_dictionary { 0 } else { packed };
+            self.compression.received(raw, packed);
+            return Ok(message);
+        }
+        let most = self.config.max_piece_bytes.max(self.config.chunk_bytes);
+        let compression = &mut self.compression;
+        DataMessage::decode_packed(frame.payload, |segment| compression.unpack(&segment, most))
+    }
+
     fn data_message(&mut self, message: DataMessage) -> Result<(), String> {
         if self.established.is_none() {
             return Err("data before hello".to_owned());
+        }
+        if let DataMessage::Dictionary { bytes } = message {
+            return self.compression.learn(&bytes);
         }
         let bounds = Bounds {
             max_frame_bytes: self.max_frame_bytes(),
@@ -216,6 +233,12 @@ impl Session {
                     self.output(None, Output::HigherTerm { term: theirs });
                 } else if ours.counter > theirs.counter && peer.role == Role::Primary {
                     self.ask_peer(ControlMessage::TermNotice(ours));
+                }
+                if agreed.scxq2()
+                    && let Some(channel) = &mut self.channel
+                {
+                    channel.data_in.take_packed();
+                    self.compression.agree();
                 }
                 self.established = Some(Established { peer, agreed });
                 self.ask_if_due();

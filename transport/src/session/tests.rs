@@ -1,5 +1,6 @@
 //! Two sessions wired together, without sockets: orders, losses and lies.
 
+mod packed;
 mod random;
 mod roles;
 

@@ -18,6 +18,10 @@
 //! | 4 | seed data | offset, bytes | length | CRC-32C | the data |
 //! | 5 | seed zero | offset, bytes | length | 0 | - |
 //! | 6 | seed end | usable after epoch | 0 | 0 | - |
+//! | 7 | dictionary | 0 | 0 | 0 | a dictionary delta of SCXQ2 |
+//!
+//! In a packed frame the header is that of the raw message, and a segment of SCXQ2 stands for the
+//! raw bytes.
 
 use bytes::{Buf, Bytes};
 use hn4::types::{ChainHash, Epoch, LogOffset};
@@ -90,6 +94,11 @@ pub enum DataMessage {
         /// Usable once this epoch has been applied.
         usable_after: Epoch,
     },
+    /// A dictionary that packed messages after this one may need; only where that was negotiated.
+    Dictionary {
+        /// A dictionary delta of SCXQ2; not empty.
+        bytes: Bytes,
+    },
 }
 
 impl DataMessage {
@@ -131,6 +140,7 @@ impl DataMessage {
                 length,
             } => (5, offset_bytes, length, 0, Bytes::new()),
             Self::SeedEnd { usable_after } => (6, usable_after.0, 0, 0, Bytes::new()),
+            Self::Dictionary { bytes } => (7, 0, 0, 0, bytes),
         };
         let header = Header {
             kind,
@@ -150,19 +160,41 @@ impl DataMessage {
     ///
     /// If the payload is not exactly one message whose numbers agree with its bytes.
     pub fn decode(mut payload: Bytes) -> Result<Self, WireError> {
-        let malformed = |what: &str| WireError::Message(what.to_owned());
         let (header, _) = Header::read_from_prefix(&payload)
             .map_err(|_| malformed("a bulk message is shorter than its header"))?;
         payload.advance(DATA_HEADER_BYTES);
+        Self::of(&header, payload)
+    }
+
+    /// Reads a message whose bytes were packed. `unpack` gives the raw bytes of the segment.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode), and what `unpack` says.
+    pub fn decode_packed(
+        mut payload: Bytes,
+        unpack: impl FnOnce(Bytes) -> Result<Bytes, WireError>,
+    ) -> Result<Self, WireError> {
+        let (header, _) = Header::read_from_prefix(&payload)
+            .map_err(|_| malformed("a bulk message is shorter than its header"))?;
+        // Only what is cut into chunks or pieces is packed.
+        if !matches!(header.kind, 1 | 4) {
+            return Err(malformed("a bulk message of a kind that is never packed"));
+        }
+        payload.advance(DATA_HEADER_BYTES);
+        Self::of(&header, unpack(payload)?)
+    }
+
+    fn of(header: &Header, payload: Bytes) -> Result<Self, WireError> {
         let (a, b, c) = (header.a.get(), header.b.get(), header.c.get());
         if header.reserved != [0; 7] {
             return Err(malformed("reserved bytes of a bulk message are not zero"));
         }
         let length = payload.len() as u64;
-        if !matches!(header.kind, 1 | 3 | 4) && length != 0 {
+        if !matches!(header.kind, 1 | 3 | 4 | 7) && length != 0 {
             return Err(malformed("bytes follow a bulk message that has none"));
         }
-        if matches!(header.kind, 1 | 3 | 4) && length == 0 {
+        if matches!(header.kind, 1 | 3 | 4 | 7) && length == 0 {
             return Err(malformed("a bulk message has no bytes"));
         }
         match header.kind {
@@ -206,11 +238,16 @@ impl DataMessage {
             6 => Ok(Self::SeedEnd {
                 usable_after: Epoch(a),
             }),
+            7 if (a, b, c) == (0, 0, 0) => Ok(Self::Dictionary { bytes: payload }),
             kind => Err(WireError::Message(format!(
                 "unknown bulk message kind {kind}"
             ))),
         }
     }
+}
+
+fn malformed(what: &str) -> WireError {
+    WireError::Message(what.to_owned())
 }
 
 #[cfg(test)]
@@ -243,8 +280,9 @@ mod tests {
             DataMessage::SeedData {
                 offset_bytes: 4096,
                 checksum: u32::MAX,
-                bytes,
+                bytes: bytes.clone(),
             },
+            DataMessage::Dictionary { bytes },
             DataMessage::SeedZero {
                 offset_bytes: 0,
                 length: 1 << 40,

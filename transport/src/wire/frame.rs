@@ -3,7 +3,8 @@
 //! ```text
 //!  0  version     u8   1
 //!  1  kind        u8   1 data, 2 control, 3 heartbeat, 4 error
-//!  2  compression u8   0 none (1 lz4, 2 scxq2: refused until negotiated)
+//!  2  compression u8   0 none, 2 scxq2: what follows the head of a bulk message is a segment of
+//!                      SCXQ2; only where it was negotiated (1 lz4: never)
 //!  3  flags       u8   bit 0 ack_required, bit 1 data stream, others 0
 //!  4  length      u32  bytes of payload
 //!  8  sequence    u64  1, 2, 3 ... per stream and direction
@@ -33,6 +34,7 @@ const CRC_BYTES: usize = 4;
 const HMAC_BYTES: usize = 32;
 const VERSION: u8 = 1;
 const COMPRESSION_NONE: u8 = 0;
+const COMPRESSION_SCXQ2: u8 = 2;
 const FLAG_ACK_REQUIRED: u8 = 1;
 const FLAG_DATA_STREAM: u8 = 2;
 
@@ -255,6 +257,27 @@ impl FrameSealer {
         message: &[u8],
         body: Bytes,
     ) -> WireFrame {
+        self.seal_as(COMPRESSION_NONE, kind, ack_required, message, body)
+    }
+
+    /// Makes the next frame of a bulk message whose bytes were packed: `head` is that of the raw
+    /// message, `segment` is what stands for its bytes.
+    ///
+    /// # Panics
+    ///
+    /// As [`seal`](Self::seal).
+    pub fn seal_packed(&mut self, head: &[u8], segment: Bytes) -> WireFrame {
+        self.seal_as(COMPRESSION_SCXQ2, FrameKind::Data, true, head, segment)
+    }
+
+    fn seal_as(
+        &mut self,
+        compression: u8,
+        kind: FrameKind,
+        ack_required: bool,
+        message: &[u8],
+        body: Bytes,
+    ) -> WireFrame {
         let payload = message.len() + body.len();
         assert!(
             payload <= super::MAX_FRAME_BYTES,
@@ -271,7 +294,7 @@ impl FrameSealer {
         let header = Header {
             version: VERSION,
             kind: kind.to_wire(),
-            compression: COMPRESSION_NONE,
+            compression,
             flags: stream_flag | ack_flag,
             payload_bytes: payload_bytes.into(),
             sequence: self.last_sequence.into(),
@@ -307,6 +330,8 @@ pub struct OpenFrame {
     pub ack_required: bool,
     /// Its number.
     pub sequence: u64,
+    /// The bytes of the message are a segment of SCXQ2.
+    pub packed: bool,
     /// The message.
     pub payload: Bytes,
 }
@@ -319,6 +344,7 @@ pub struct FrameOpener {
     max_payload_bytes: usize,
     next_sequence: u64,
     buffer: BytesMut,
+    takes_packed: bool,
     failed: Option<WireError>,
 }
 
@@ -332,8 +358,14 @@ impl FrameOpener {
             max_payload_bytes: max_payload_bytes.min(super::MAX_FRAME_BYTES),
             next_sequence: 1,
             buffer: BytesMut::new(),
+            takes_packed: false,
             failed: None,
         }
+    }
+
+    /// From now on packed messages are taken: both sides have agreed on it.
+    pub fn take_packed(&mut self) {
+        self.takes_packed = true;
     }
 
     /// Takes bytes as they came. Call [`next_frame`](Self::next_frame) until it has no more before
@@ -390,6 +422,7 @@ impl FrameOpener {
             kind,
             ack_required,
             sequence,
+            packed: header.compression == COMPRESSION_SCXQ2,
             payload: frame,
         }))
     }
@@ -408,7 +441,13 @@ impl FrameOpener {
                 found: header.kind,
                 stream: self.stream,
             })?;
-        if header.compression != COMPRESSION_NONE {
+        let may_be_packed = self.takes_packed && kind == FrameKind::Data;
+        let is_known = match header.compression {
+            COMPRESSION_NONE => true,
+            COMPRESSION_SCXQ2 => may_be_packed,
+            _ => false,
+        };
+        if !is_known {
             return Err(WireError::Compression {
                 found: header.compression,
             });

@@ -71,6 +71,7 @@ impl Cluster {
             address: Some(address.to_string()),
             key_pin: self.node(name).pin,
             volumes: vec![(VOLUME, PeerRoles::default())],
+            compressed: vec![VOLUME],
             transport: kind,
         }
     }

@@ -77,7 +77,7 @@ proptest! {
             };
             // Half of the bulk messages get a legal kind and small numbers.
             if kind == FrameKind::Data && is_small && payload.len() >= 32 {
-                payload[0] %= 7;
+                payload[0] %= 8;
                 payload[1..8].fill(0);
                 for number in [8, 16, 24] {
                     payload[number] %= 64;
@@ -100,7 +100,7 @@ proptest! {
         let term = Term { counter: 2, node: NodeId([1; 16]) };
         let state = Box::new(primary());
         let protocol = (1, 1);
-        let hello = Hello { protocol, capabilities: capability::offered(), state: primary() };
+        let hello = Hello { protocol, capabilities: capability::offered(true), state: primary() };
         let messages = [
             ControlMessage::Hello(Box::new(hello)),
             ControlMessage::Subscribe { tip, anchored: tip },
