@@ -248,7 +248,7 @@ fn verify(file: &Path, volume: &str, range: [u64; 2], key: &Path) -> Command {
     command
 }
 
-/// Records that are swapped, missing or renamed are refused.
+/// Records that are swapped, missing, renamed or changed in one byte are refused.
 fn refuses_tampering(file: &Path, volume: &str, range: [u64; 2], key: &Path) {
     let spoiled = file.with_extension("spoiled");
     let good = std::fs::read_to_string(file).expect("the proof");
@@ -267,7 +267,12 @@ fn refuses_tampering(file: &Path, volume: &str, range: [u64; 2], key: &Path) {
         .remove(1);
     let mut renamed = document.clone();
     renamed["timestamp"] = "2020-01-01T00:00:00Z".into();
-    for bad in [changed, missing, renamed] {
+    let mut byte = document.clone();
+    let record = document["records"][1].as_str().expect("base64");
+    let (before, after) = record.split_at(record.len() / 2);
+    let other = if after.starts_with('A') { 'B' } else { 'A' };
+    byte["records"][1] = format!("{before}{other}{}", &after[1..]).into();
+    for bad in [changed, missing, renamed, byte] {
         std::fs::write(&spoiled, bad.to_string()).expect("written");
         refused(&mut verify(&spoiled, volume, range, key));
     }
