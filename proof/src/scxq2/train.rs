@@ -1,8 +1,8 @@
 //! When and from what a dictionary is made.
 //!
-//! A [`Trainer`] sees messages go by. It samples the first hundred or so; then a dictionary is due, and
-//! is trained by a worker, not by whoever sends. After that it is renewed on schedule, or when the
-//! ratio has become worse than it was right after the last training.
+//! A [`Trainer`] sees messages go by. It samples the first hundred or so; then a dictionary is due,
+//! and is trained by a worker, not by whoever sends. After that it is renewed on schedule, or when
+//! the ratio has become worse than it was right after the last training.
 
 use super::{Dictionary, Meter, Scxq2Error};
 

@@ -1,8 +1,9 @@
 //! One task for each volume and peer: runs session after session over the links it is given.
 //!
 //! The control stream is always read and always served first; the data stream is read while the
-//! daemon keeps up. A dictionary that is due is trained on another thread. The daemon must take outputs without waiting for anything that depends on this
-//! task; how much data may come to it is what it granted credit for.
+//! daemon keeps up. A dictionary that is due is trained on another thread. The daemon must take
+//! outputs without waiting for anything that depends on this task; how much data may come to it is
+//! what it granted credit for.
 
 use std::sync::Arc;
 use std::time::Duration;
