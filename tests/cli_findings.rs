@@ -41,6 +41,16 @@ fn connected() -> LinkStatus {
     }
 }
 
+fn nothing_replayed(all: Epoch) -> RecoveryReport {
+    RecoveryReport {
+        checkpoint: all,
+        tip: all,
+        replayed: 0,
+        replayed_bytes: 0,
+        torn_tail: false,
+    }
+}
+
 /// A primary with one peer that has everything.
 fn ideal() -> ShardStatus {
     let all = Epoch(100);
@@ -111,13 +121,7 @@ fn ideal() -> ShardStatus {
             },
             lag_state: LagState::Within,
         }],
-        recovery: RecoveryReport {
-            checkpoint: all,
-            tip: all,
-            replayed: 0,
-            replayed_bytes: 0,
-            torn_tail: false,
-        },
+        recovery: nothing_replayed(all),
         log_device: "/dev/two: nvme".to_owned(),
         backing_device: "/dev/one: nvme".to_owned(),
         assumed_strict_flush: false,
