@@ -14,7 +14,6 @@ use hn4::types::{BLOCK_BYTES, LogOffset};
 use super::compare::whole;
 use super::event::{Action, Actions, Disk, Io, IoToken, Seg};
 use super::journal::WRITE_SLOTS;
-use super::mutants::{Mutant, planted};
 use super::overlay::{DirtyBlock, runs};
 use super::seal::frame_changes;
 use super::sweep::split_zeros;
@@ -58,12 +57,7 @@ impl Volume {
 
     pub(super) fn apply_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
         let persisted = *self.superblock.persisted();
-        let copy = if planted(Mutant::ApplyBeforeSwitch) {
-            self.superblock.desired.copy
-        } else {
-            persisted.copy
-        };
-        let CopyState::Applying { shadow_bytes, .. } = copy else {
+        let CopyState::Applying { shadow_bytes, .. } = persisted.copy else {
             return;
         };
         if self.failed.is_some() || self.is_pinned() {
@@ -81,7 +75,7 @@ impl Volume {
             self.superblock.dirty = true;
             return;
         };
-        let both = persisted.generation > apply.since || planted(Mutant::ApplyBeforeSwitch);
+        let both = persisted.generation > apply.since;
         if apply.phase != Phase::Idle || !both {
             return;
         }

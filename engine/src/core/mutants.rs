@@ -69,13 +69,11 @@ pub enum Mutant {
     ForgetUnproven,
     /// The shadow is switched in without having been flushed.
     ShadowNotFlushed,
-    /// The shadow is written over the backing before the superblock says so.
-    ApplyBeforeSwitch,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 31] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -107,7 +105,6 @@ impl Mutant {
         Self::DestageUnproven,
         Self::ForgetUnproven,
         Self::ShadowNotFlushed,
-        Self::ApplyBeforeSwitch,
     ];
 }
 

@@ -17,7 +17,7 @@ const USAGE: &str = "Usage: hn4-sim [--seeds N] [--seed FIRST] [--jobs N] [--tra
 /// Events in words that are shown of each node when a seed fails.
 const LAST_EVENTS: usize = 12;
 /// Failing seeds that are named for each kind of failure.
-const NAMED: usize = 8;
+const NAMED: usize = 64;
 
 #[derive(Default)]
 struct Arguments {
