@@ -59,7 +59,7 @@ impl Volume {
     pub(super) fn destage_deadline(&self) -> Option<Time> {
         let persisted = self.superblock.persisted();
         // One that waits for the superblock starts when that is written.
-        let waits = persisted.durable <= persisted.checkpoint && self.superblock.is_busy();
+        let waits = persisted.swept <= persisted.checkpoint && self.superblock.is_busy();
         let idle = self.sweep.is_none() && self.destageable() > persisted.checkpoint && !waits;
         let idle = idle && !self.is_pinned();
         let since = self.dirty_since.filter(|_| idle)?;
@@ -98,24 +98,26 @@ impl Volume {
         self.finish_drains(out);
     }
 
-    /// A sweep writes only what the superblock already knows to be durable. Otherwise the last
+    /// A sweep writes only what the superblock already knows to be on its way. Otherwise the last
     /// frame could rot after a part of it had reached the backing, and recovery would take it for
-    /// a torn tail and drop it.
+    /// a torn tail and drop it; or a log that another history replaces would be cut back to before
+    /// what the backing holds a part of.
     fn start_sweep(&mut self, now: Now, mem: &mut dyn SlotMemory) {
         let newest = self.destageable();
         let persisted = self.superblock.persisted();
-        let (checkpoint, durable) = (persisted.checkpoint, persisted.durable);
+        let (checkpoint, swept) = (persisted.checkpoint, persisted.swept);
         let wanted = newest > checkpoint && self.wants_sweep(now, mem);
         if self.sweep.is_some() || self.is_pinned() || !wanted {
             return;
         }
-        let known = newest.min(durable);
+        let known = newest.min(swept);
         if known > checkpoint {
             self.sweep = Some(self.plan_sweep(known));
             if planted(Mutant::FreeSlotsEarly) {
                 self.release_swept(known, mem);
             }
         } else if !self.superblock.is_busy() {
+            self.superblock.desired.swept = newest;
             self.superblock.dirty = true;
         }
     }

@@ -12,6 +12,7 @@ use hn4::types::Epoch;
 
 use super::config::AckMode;
 use super::event::{Action, Actions, PeerId, PeerMessage, RequestId, Tip};
+use super::recovery::swept_tip;
 use super::replica::Obstacle;
 use super::volume::Volume;
 use crate::arena::SlotMemory;
@@ -48,14 +49,6 @@ impl Volume {
     /// The end of the log is this node's own from when it was primary.
     pub(super) fn has_own_tail(&self) -> bool {
         self.superblock.persisted().own_tail
-    }
-
-    pub(super) fn checkpoint_tip(&self) -> Tip {
-        let persisted = self.superblock.persisted();
-        Tip {
-            epoch: persisted.checkpoint,
-            chain: persisted.checkpoint_chain,
-        }
     }
 
     /// A fenced node becomes a replica when there is a primary that it can follow, or when it is
@@ -98,7 +91,7 @@ impl Volume {
             return;
         }
         self.returning = Return::No;
-        self.anchored = self.checkpoint_tip();
+        self.anchored = swept_tip(self.superblock.persisted(), &self.journal);
         if let Some(id) = id {
             out.push(Action::ControlDone { id, result: Ok(()) });
         }

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use hn4::log::Role;
+use hn4::log::{CopyState, Role};
 use hn4::types::Epoch;
 
 use super::event::{Action, Actions, ProofEvent, Tip};
@@ -43,6 +43,8 @@ pub(super) struct Prover {
     heads: VecDeque<(Epoch, Vec<SlotId>)>,
     /// So many of them were handed over in the last step.
     handed: usize,
+    /// It refused a log that a shadow is about to replace, and follows nobody any more.
+    pub(super) parted: bool,
 }
 
 impl Prover {
@@ -157,8 +159,16 @@ impl Volume {
         let Some(source) = self.replica.source else {
             return;
         };
+        if let (Some(_), _) | (_, CopyState::Shadowing { .. }) =
+            (&self.replica.shadow, self.superblock.desired.copy)
+        {
+            // Were the session ended, the copy that heals it would never come to its end.
+            self.prover.parted = true;
+            return;
+        }
         // Without the gate it may be in the backing already.
-        if proven.epoch >= self.superblock.desired.checkpoint
+        let desired = &self.superblock.desired;
+        if proven.epoch >= desired.checkpoint.max(desired.swept)
             && self.journal.chain(proven.epoch) == Some(proven.chain)
             && self.replica.is_settled()
         {

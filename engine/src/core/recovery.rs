@@ -247,6 +247,7 @@ pub fn create(medium: &mut dyn Medium, new: &NewLog) -> Result<LogHeader, Recove
         retained_chain: ChainHash::default(),
         retained_rank: Rank::default(),
         durable: Epoch(0),
+        swept: Epoch(0),
         session: 1,
         term: if primary {
             Term {
@@ -349,13 +350,12 @@ pub fn open(
     };
     let buffer = mem.alloc().ok_or(too_small)?;
     let writer = SuperblockWriter::new(header.identity, next, 1 - slot, buffer);
-    // A primary, also one that was fenced, may have acknowledged all of it.
+    // A primary, also one that was fenced, may have acknowledged all of it. What a sweep may have
+    // begun to write cannot be dropped, whoever knows of it.
+    let swept = swept_tip(&next, &journal);
     let anchored = match next.role {
         Role::Primary | Role::Fenced => tip,
-        Role::Replica if next.own_tail => Tip {
-            epoch: next.checkpoint,
-            chain: next.checkpoint_chain,
-        },
+        Role::Replica if next.own_tail || swept.epoch > anchored.epoch => swept,
         Role::Replica => anchored,
     };
     let mut journal = journal;
@@ -370,6 +370,16 @@ pub fn open(
         torn_tail,
     };
     Ok((volume, report))
+}
+
+/// The end of what the backing may hold a part of.
+pub(super) fn swept_tip(superblock: &Superblock, journal: &Journal) -> Tip {
+    let chain = journal.chain(superblock.swept);
+    let begun = chain.filter(|_| superblock.swept > superblock.checkpoint);
+    Tip {
+        epoch: begun.map_or(superblock.checkpoint, |_| superblock.swept),
+        chain: begun.unwrap_or(superblock.checkpoint_chain),
+    }
 }
 
 struct Scan<'a> {

@@ -417,6 +417,8 @@ impl Volume {
         self.overlay
             .rebuild_zeros(rest.map(|s| (s.header.epoch, s.zeros.as_slice())));
         self.waiters.cut_back(to.epoch);
+        // Who wrote here while this node was primary must not be told that it is safe.
+        self.discarded |= self.wrote > to.epoch;
         self.cut_prover(to, mem, out);
         // Frames of the dropped tail must prove nothing after a crash.
         self.superblock.dirty = true;

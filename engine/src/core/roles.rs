@@ -4,7 +4,7 @@
 //! stops the moment it hears of a higher one.
 
 use hn4::log::Role;
-use hn4::types::{Incarnation, Term};
+use hn4::types::{Epoch, Incarnation, Term};
 
 use super::config::AckMode;
 use super::election::Election;
@@ -200,7 +200,7 @@ impl Volume {
             self.anchored = self.tip();
             self.mark_term = true;
             self.forget_progress();
-            self.discarded = false;
+            (self.discarded, self.wrote) = (false, Epoch(0));
         }
         out.push(Action::ControlDone {
             id: transition.id,

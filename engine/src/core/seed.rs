@@ -173,7 +173,7 @@ impl Volume {
         self.prover.proven = tip;
         self.restart_prover(tip, out);
         let next = &mut self.superblock.desired;
-        next.checkpoint = tip.epoch;
+        (next.checkpoint, next.swept) = (tip.epoch, tip.epoch);
         next.checkpoint_chain = tip.chain;
         next.checkpoint_offset = offset;
         next.retained = tip.epoch;

@@ -453,6 +453,10 @@ impl Volume {
         };
         self.replica.pause = Pause::default();
         self.rebase_log(base, copy, mem, out);
+        if std::mem::take(&mut self.prover.parted) {
+            // With the next session it follows the primary again.
+            self.close_sessions(out);
+        }
     }
 
     /// How long this copy waits until it tries to take another one.

@@ -79,6 +79,8 @@ pub struct Volume {
     pub(super) seal_blocked: bool,
     /// Writes that had completed were dropped when this node was superseded.
     pub(super) discarded: bool,
+    /// The newest epoch that took a client's write since this node was started or promoted.
+    pub(super) wrote: Epoch,
     /// When the oldest durable epoch that is not destaged yet was sealed.
     pub(super) dirty_since: Option<Time>,
     /// Epochs up to this one are durable on the primary: on a primary, here.
@@ -125,6 +127,7 @@ impl Volume {
             open_since: None,
             seal_blocked: false,
             discarded: false,
+            wrote: Epoch(0),
             dirty_since: None,
             anchored,
             drains: VecDeque::new(),
@@ -301,7 +304,9 @@ impl Volume {
             (_, Role::Replica | Role::Fenced) => {
                 let open = !self.overlay.open_is_empty();
                 let fenced = self.role() == Role::Fenced && self.tip() != self.anchored;
-                let lost = self.discarded || open || fenced;
+                // Perhaps the new primary lacks it.
+                let own = self.has_own_tail() && self.wrote > self.anchored.epoch;
+                let lost = self.discarded || open || fenced || own;
                 let result = if lost { Err(Failure::Io) } else { Ok(()) };
                 out.complete(id, result);
             }
@@ -376,6 +381,7 @@ impl Volume {
     fn written(&mut self, now: Now, id: RequestId, fua: bool, out: &mut Actions) {
         self.open_since.get_or_insert(now.time);
         let epoch = self.open_epoch();
+        self.wrote = epoch;
         if fua {
             self.waiters.flush(now.time, epoch, id);
         } else if self.writes_wait() {

@@ -103,6 +103,9 @@ pub struct Superblock {
     /// Epochs up to this one were durable in this log when the superblock was written. Recovery
     /// that ends before it has found corruption, not a torn tail.
     pub durable: Epoch,
+    /// A sweep up to this epoch may have begun: the backing may hold a part of what lies between
+    /// the checkpoint and it, which can therefore not be dropped any more.
+    pub swept: Epoch,
     /// Raised with each opening and each truncation of the log; frames stamped with an earlier
     /// session prove nothing about what was durable.
     pub session: u64,
@@ -153,7 +156,8 @@ struct Wire {
     reserved: [u8; 3],
     shadow_bytes: U64,
     seed_from_chain: [u8; 32],
-    reserved_end: [u8; 220],
+    swept: U64,
+    reserved_end: [u8; 212],
     crc32c: U32,
 }
 
@@ -238,7 +242,8 @@ impl Superblock {
             reserved: [0; 3],
             shadow_bytes: copy.shadow.into(),
             seed_from_chain: copy.from_chain.0,
-            reserved_end: [0; 220],
+            swept: self.swept.0.into(),
+            reserved_end: [0; 212],
             crc32c: U32::ZERO,
         };
         wire.crc32c = crc32c::crc32c(&wire.as_bytes()[..WIRE_BYTES - 4]).into();
@@ -284,6 +289,7 @@ impl Superblock {
                 incarnation: Incarnation(wire.retained_incarnation.get()),
             },
             durable: Epoch(wire.durable.get()),
+            swept: Epoch(wire.swept.get()),
             session: wire.session.get(),
             term: Term {
                 counter: wire.term_counter.get(),
@@ -317,6 +323,9 @@ impl Superblock {
         }
         if self.durable < self.checkpoint {
             return impossible("durable", self.durable.0);
+        }
+        if self.swept > self.durable {
+            return impossible("swept", self.swept.0);
         }
         if let CopyState::Seeding { cursor_bytes, .. } | CopyState::Shadowing { cursor_bytes, .. } =
             self.copy
@@ -465,6 +474,7 @@ mod tests {
                 incarnation: Incarnation(1),
             },
             durable: Epoch(12),
+            swept: Epoch(11),
             session: 3,
             term: Term {
                 counter: 2,

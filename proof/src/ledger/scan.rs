@@ -136,7 +136,7 @@ impl<'a, R: ReadAt> Records<'a, R> {
         Ok(Some(found))
     }
 
-    /// Passes over a record that was whole when it was written; nothing but its length is looked at.
+    /// Passes over a record that was whole when it was written: only its length is looked at.
     /// Returns whether there was one.
     pub(crate) fn skip_record(&mut self) -> Result<bool, ScanError> {
         let mut head = [0; RECORD_HEAD_BYTES];

@@ -169,6 +169,11 @@ impl<M: LedgerMedium> Prover<M> {
         if records.is_empty() && first <= self.ledger.records() {
             return Ok(());
         }
+        if same && first > self.ledger.records() {
+            // It answers what was asked before this ledger was set aside. What was asked since will
+            // be answered, too.
+            return Ok(());
+        }
         if let Err(why) = self.make_way(header, first, source)? {
             self.suspect(peer, why);
             return Ok(());

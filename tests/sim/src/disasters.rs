@@ -65,30 +65,9 @@ impl World {
             Disaster::Reset | Disaster::Partition | Disaster::OneWay | Disaster::SlowLink => {
                 self.strike_link(disaster);
             }
-            Disaster::FailOver => {
-                if self.candidates().is_empty() || self.operator.promotes() {
-                    self.operator.not_yet();
-                } else if self.fault(Fault::FailOver, None) {
-                    if self.rng.one_in(2)
-                        && let Some(primary) = self.primary()
-                    {
-                        self.crash(primary);
-                    }
-                    self.start_fail_over();
-                }
-            }
+            Disaster::FailOver => self.replace_primary(),
             Disaster::Isolate => self.isolate(),
-            Disaster::CutOff => {
-                let until = self.now + self.rng.log_between(1, 300) * MS;
-                match self.primary() {
-                    None => self.operator.not_yet(),
-                    Some(primary) if self.fault(Fault::CutOff, Some(primary)) => {
-                        self.crash(primary);
-                        self.cut_links(primary, until);
-                    }
-                    Some(_) => {}
-                }
-            }
+            Disaster::CutOff => self.cut_off(),
             Disaster::Demote => {
                 if let Some(primary) = self.primary()
                     && self.fault(Fault::Demote, Some(primary))
@@ -140,6 +119,20 @@ impl World {
         }
     }
 
+    /// The primary is replaced, and half of the times it is lost first.
+    fn replace_primary(&mut self) {
+        if self.candidates().is_empty() || self.operator.promotes() {
+            self.operator.not_yet();
+        } else if self.fault(Fault::FailOver, None) {
+            if self.rng.one_in(2)
+                && let Some(primary) = self.primary()
+            {
+                self.crash(primary);
+            }
+            self.start_fail_over();
+        }
+    }
+
     /// Nobody reaches a copy for a while, and an operator who does not know promotes it.
     fn isolate(&mut self) {
         let candidates = self.candidates();
@@ -153,6 +146,19 @@ impl World {
         }
         self.cut_links(node, until);
         self.promote(Some(node));
+    }
+
+    /// The primary loses power, and nobody reaches it for a while.
+    fn cut_off(&mut self) {
+        let until = self.now + self.rng.log_between(1, 300) * MS;
+        match self.primary() {
+            None => self.operator.not_yet(),
+            Some(primary) if self.fault(Fault::CutOff, Some(primary)) => {
+                self.crash(primary);
+                self.cut_links(primary, until);
+            }
+            Some(_) => {}
+        }
     }
 
     /// Nobody reaches a node until then.
@@ -257,7 +263,8 @@ impl World {
             };
             let clean = live.volume.is_clean() && live.volume.failed().is_none();
             if clean && self.nodes[node].in_flight() == 0 {
-                // All that was accepted is in the backing. A copy that is not usable promises nothing.
+                // All that was accepted is in the backing. A copy that is not usable promises
+                // nothing.
                 let kept = Some(live.tip).filter(|_| live.usable);
                 self.nodes[node].promise = kept.unwrap_or_default();
                 self.nodes[node].stopped_clean = true;
