@@ -133,10 +133,7 @@ fn side_by_side(lanes: &[Target], before: &str, job: &str) -> Result<Run> {
     })?;
     let ios: u64 = results.iter().map(Stats::ios).sum();
     ensure!(ios > 0, "nothing was measured");
-    let cpu: f64 = results
-        .iter()
-        .map(|it| it.client.total().as_secs_f64())
-        .sum();
+    let cpu: f64 = results.iter().map(|it| it.client.total.as_secs_f64()).sum();
     Ok(Run {
         iops: results.iter().map(Stats::iops).sum(),
         cpu_us: cpu * 1e6 / ios as f64,

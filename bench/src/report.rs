@@ -1,7 +1,7 @@
 //! Shows what was measured: a table for people, and JSON in fio's layout for fio's tools.
 //!
-//! The layout is that of `fio --output-format=json`: `jobs[].read.iops`, `bw_bytes`,
-//! `clat_ns.percentile` and so on. What fio has no name for stands below `hn4`.
+//! The layout is that of `fio --output-format=json+`: `jobs[].read.iops`, `bw_bytes`,
+//! `clat_ns.percentile`, `clat_ns.bins` and so on. What fio has no name for stands below `hn4`.
 //!
 //! **Not here:** submission latency (`slat_ns`): the targets do not tell when the kernel took a
 //! request, so that completion latency runs from submission on.
@@ -64,12 +64,14 @@ fn job(outcome: &Outcome, stats: &Stats, group: usize) -> Value {
         "job options": options,
         "read": side(&stats.read, stats.elapsed, list),
         "write": side(&stats.write, stats.elapsed, list),
+        // fio's tools expect it of every job.
+        "trim": nothing(),
         "sync": {
             "total_ios": stats.sync.count(),
             "lat_ns": latency(&stats.sync.latency, list),
         },
         "job_runtime": millis(stats.elapsed),
-        "usr_cpu": percent(stats.client.user),
+        "usr_cpu": percent(stats.client.user()),
         "sys_cpu": percent(stats.client.system),
         "hn4": {
             "iops_per_second": stats.per_second().collect::<Vec<_>>(),
@@ -108,9 +110,28 @@ fn side(side: &Side, elapsed: Duration, percentiles: &[f64]) -> Value {
     })
 }
 
+/// Requests of a kind that no job has.
+fn nothing() -> Value {
+    json!({
+        "io_bytes": 0,
+        "io_kbytes": 0,
+        "bw_bytes": 0,
+        "bw": 0,
+        "iops": 0.0,
+        "runtime": 0,
+        "total_ios": 0,
+        "clat_ns": no_latency(),
+        "lat_ns": no_latency(),
+    })
+}
+
+fn no_latency() -> Value {
+    json!({ "min": 0, "max": 0, "mean": 0.0, "stddev": 0.0, "N": 0 })
+}
+
 fn latency(histogram: &Histogram<u64>, percentiles: &[f64]) -> Value {
     if histogram.is_empty() {
-        return json!({ "min": 0, "max": 0, "mean": 0.0, "stddev": 0.0, "N": 0 });
+        return no_latency();
     }
     let list: Map<String, Value> = percentiles
         .iter()
@@ -123,7 +144,19 @@ fn latency(histogram: &Histogram<u64>, percentiles: &[f64]) -> Value {
         "stddev": histogram.stdev(),
         "N": histogram.len(),
         "percentile": list,
+        "bins": bins(histogram),
     })
+}
+
+/// How many requests took so many nanoseconds, as near as the histogram tells them apart.
+fn bins(histogram: &Histogram<u64>) -> Map<String, Value> {
+    let recorded = histogram.iter_recorded();
+    recorded
+        .map(|bin| {
+            let nanos = bin.value_iterated_to().to_string();
+            (nanos, bin.count_at_value().into())
+        })
+        .collect()
 }
 
 /// The table of a run.
@@ -218,7 +251,7 @@ mod tests {
         }
         stats.write.record(Duration::from_micros(7), 4096);
         stats.elapsed = Duration::from_secs(2);
-        stats.client.user = Duration::from_secs(1);
+        stats.client.total = Duration::from_secs(1);
         Outcome {
             job,
             stats: vec![stats],
@@ -246,6 +279,11 @@ mod tests {
         let p50 = percentiles["50.000000"].as_f64().expect("a number");
         assert!((p50 / 500_000.0 - 1.0).abs() < 0.002, "{p50}");
         assert!(percentiles.contains_key("99.900000"));
+        let bins = job["read"]["clat_ns"]["bins"].as_object().expect("bins");
+        let counts: u64 = bins.values().filter_map(Value::as_u64).sum();
+        assert_eq!(counts, 1000);
+        assert!(bins.keys().all(|nanos| nanos.parse::<u64>().is_ok()));
+        assert!(job["trim"]["clat_ns"]["bins"].is_null());
         assert_eq!(job["sync"]["total_ios"], 0);
     }
 

@@ -154,7 +154,7 @@ impl Stats {
 
     fn us_per_io(&self, cpu: Option<Cpu>) -> Option<f64> {
         let ios = self.ios();
-        let micros = cpu?.total().as_secs_f64() * 1e6;
+        let micros = cpu?.total.as_secs_f64() * 1e6;
         (ios > 0).then(|| micros / ios as f64)
     }
 

@@ -1,6 +1,6 @@
 //! Short runs on a real file and a real server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use hn4_bench::compare::servers::find_program;
 use hn4_bench::drive::{self, Outcome};
 use hn4_bench::job::JobFile;
 use hn4_bench::nbd::connect_within;
+use hn4_bench::report;
 use hn4_bench::target::{NbdUri, Target, TargetSpec};
 
 const SIZE: u64 = 8 << 20;
@@ -96,6 +97,72 @@ fn a_target_that_is_too_small_is_refused() {
     assert!(format!("{error:#}").contains("more than"), "{error:#}");
 }
 
+/// A program, or a word that it is missing.
+fn tool(name: &str) -> Option<PathBuf> {
+    let found = find_program(name);
+    if found.is_none() {
+        missing(name);
+    }
+    found
+}
+
+/// Tells that something is missing; fails where everything must be there.
+fn missing(what: &str) {
+    let required = std::env::var_os("HN4_REQUIRE_TOOLS").is_some_and(|value| value == "1");
+    assert!(!required, "{what} is missing, and HN4_REQUIRE_TOOLS=1");
+    eprintln!("SKIPPED: {what} is missing");
+}
+
+/// Reads and writes of a line of fio's table, which has a count, a sum and a rank for each kind of
+/// latency.
+fn counts(table: &str, column: &str) -> Vec<u64> {
+    let mut lines = table.lines();
+    let head = lines.next().expect("a head");
+    let names: Vec<&str> = head.split(',').map(str::trim).collect();
+    let at = names.iter().position(|name| *name == column);
+    let at = at.unwrap_or_else(|| panic!("no column {column} in {head}"));
+    let cell = |line: &str| line.split(',').nth(at)?.trim().parse().ok();
+    lines.filter_map(cell).collect()
+}
+
+#[test]
+fn fios_own_program_reads_the_latencies_of_our_report() {
+    let Some(program) = tool("fio_jsonplus_clat2csv") else {
+        return;
+    };
+    let folder = folder();
+    let text = "[mixed]\nrw=randrw\nbs=4k\nsize=4m\niodepth=4\nrandseed=3\n\
+                [reader]\nrw=read\nbs=64k\nsize=1m\n";
+    let outcomes = run(text, &raw(folder.path()), None);
+    let (json, csv) = (
+        folder.path().join("run.json"),
+        folder.path().join("run.csv"),
+    );
+    let report = report::json(&outcomes, "raw:file").to_string();
+    std::fs::write(&json, report).expect("room");
+    for more in [&[][..], &["--validate"]] {
+        let mut command = Command::new(&program);
+        command.arg(&json).arg(&csv).args(more);
+        let output = command.output().expect("it starts");
+        let words = String::from_utf8_lossy(&output.stderr);
+        if words.contains("No module named 'six'") {
+            // fio's package does not ask for it.
+            missing("python3-six, which fio_jsonplus_clat2csv needs,");
+            return;
+        }
+        assert!(output.status.success(), "{command:?}: {words}");
+    }
+    for (number, outcome) in outcomes.iter().enumerate() {
+        let file = folder.path().join(format!("run_job{number}.csv"));
+        let table = std::fs::read_to_string(file).expect("a table of each job");
+        let stats = &outcome.stats[0];
+        let of = |column: &str| counts(&table, column).iter().sum::<u64>();
+        assert_eq!(of("read_clat_ns_count"), stats.read.count());
+        assert_eq!(of("write_lat_ns_count"), stats.write.count());
+        assert_eq!(of("trim_clat_ns_count"), 0);
+    }
+}
+
 struct Nbdkit(Child);
 
 impl Drop for Nbdkit {
@@ -108,10 +175,7 @@ impl Drop for Nbdkit {
 
 #[test]
 fn an_nbd_server_is_kept_busy_at_the_depth_of_the_job() {
-    let Some(program) = find_program("nbdkit") else {
-        let required = std::env::var_os("HN4_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-        assert!(!required, "nbdkit is missing, and HN4_REQUIRE_TOOLS=1");
-        eprintln!("SKIPPED: nbdkit is missing");
+    let Some(program) = tool("nbdkit") else {
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");

@@ -78,7 +78,7 @@ mod tests {
             stats.write.record(Duration::from_micros(50), 4096);
         }
         stats.elapsed = Duration::from_secs(1);
-        stats.client.user = Duration::from_millis(10);
+        stats.client.total = Duration::from_millis(10);
         let outcomes = [Outcome {
             job,
             stats: vec![stats],
