@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use hn4::log::{FrameError, FrameHead, FrameHeader, LogIdentity, RecordKind};
-use hn4::types::{BLOCK_BYTES, ChainHash, Epoch, SECTOR_BYTES};
+use hn4::types::{BLOCK_BYTES, ChainHash, Epoch, Incarnation, SECTOR_BYTES};
 use thiserror::Error;
 
 /// Bytes that are compared at a time.
@@ -72,6 +72,22 @@ pub struct Found {
     pub at: u64,
 }
 
+impl Found {
+    /// Whether it holds what lay in a backing before a full copy was written over it, and not an
+    /// epoch: no primary seals one before its first opening.
+    #[must_use]
+    pub fn is_of_backing(&self) -> bool {
+        self.head.header.incarnation == Incarnation(0)
+    }
+
+    /// Whether the frame after it in a fork file is what lay in the backing too, or the first epoch
+    /// after that.
+    fn lies_under(&self, next: &FrameHeader) -> bool {
+        let ours = &self.head.header;
+        self.is_of_backing() && (ours.epoch, ours.previous) == (next.epoch, next.previous)
+    }
+}
+
 /// Where frames are looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
@@ -109,6 +125,7 @@ pub fn read_run(
         };
         if let Some((before, chain)) = after
             && (header.epoch != before.next() || header.previous != chain)
+            && !found.last().is_some_and(|last| last.lies_under(&header))
         {
             let found = header.epoch;
             return Err(DivergenceError::Broken { found, before });
@@ -190,7 +207,10 @@ impl Changes {
             for record in &found.head.records {
                 let at = (record.kind == RecordKind::Data)
                     .then(|| found.at + found.head.payload_range(record).start as u64);
-                let epoch = found.head.header.epoch;
+                let epoch = match found.head.header.epoch {
+                    epoch if found.is_of_backing() => Epoch(epoch.0.saturating_sub(1)),
+                    epoch => epoch,
+                };
                 let end = record.end().0;
                 changes.lay(record.lba.0, Piece { end, epoch, at });
             }

@@ -77,6 +77,12 @@ struct Report {
     /// Both have everything up to this epoch. A fork file may hold more that both have: it was
     /// saved from there on.
     common_epoch: u64,
+    /// Up to this epoch the fork's backing held more or other than the volume: the fork file has
+    /// what a full copy replaced. Then no epoch is known that both have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backing_epoch: Option<u64>,
+    /// Bytes of the backing that the fork file has.
+    backing_bytes: u64,
     first_epochs: Vec<EpochRow>,
     second_epochs: Vec<EpochRow>,
     ranges: Vec<RangeRow>,
@@ -113,6 +119,8 @@ impl Report {
             first,
             second,
             common_epoch: common.0,
+            backing_epoch: None,
+            backing_bytes: 0,
             first_epochs: Vec::new(),
             second_epochs: Vec::new(),
             bytes: ranges
@@ -124,9 +132,16 @@ impl Report {
     }
 
     fn text(&self) -> String {
+        let common = match self.backing_epoch {
+            None => format!("at least up to epoch {}", self.common_epoch),
+            Some(epoch) => format!(
+                "unknown; the first has {} bytes of its backing as it was at epoch {epoch}",
+                self.backing_bytes
+            ),
+        };
         let mut text = format!(
-            "volume  {}\nfirst   {}\nsecond  {}\ncommon  at least up to epoch {}\n",
-            self.volume_id, self.first, self.second, self.common_epoch
+            "volume  {}\nfirst   {}\nsecond  {}\ncommon  {common}\n",
+            self.volume_id, self.first, self.second
         );
         for (name, epochs) in [
             ("first", &self.first_epochs),
@@ -187,7 +202,7 @@ fn range_row(range: &Range) -> RangeRow {
     }
 }
 
-fn epoch_rows(frames: &[Found]) -> Vec<EpochRow> {
+fn epoch_rows<'a>(frames: impl IntoIterator<Item = &'a Found>) -> Vec<EpochRow> {
     let row = |found: &Found| {
         let header = &found.head.header;
         EpochRow {
@@ -199,7 +214,7 @@ fn epoch_rows(frames: &[Found]) -> Vec<EpochRow> {
             payload_bytes: header.payload_bytes(),
         }
     };
-    frames.iter().map(row).collect()
+    frames.into_iter().map(row).collect()
 }
 
 fn compare_fork(cli: &Cli, name: &str, args: &DiffArgs) -> Result<Report, AnyError> {
@@ -225,7 +240,10 @@ fn compare_fork(cli: &Cli, name: &str, args: &DiffArgs) -> Result<Report, AnyErr
     };
     let frames = read_run(&mut fork, &identity, run).map_err(|error| shown(&error))?;
     let first = frames.first().ok_or_else(|| shown(&"it holds no frame"))?;
-    let common = Epoch(first.head.header.epoch.0.saturating_sub(1));
+    let before = Epoch(first.head.header.epoch.0.saturating_sub(1));
+    let (backing, epochs): (Vec<_>, Vec<_>) =
+        frames.iter().partition(|found| found.is_of_backing());
+    let common = if backing.is_empty() { before } else { Epoch(0) };
     let changes = Changes::of(&frames);
     let (second, ranges) = match &args.image {
         Some(image) => {
@@ -241,7 +259,13 @@ fn compare_fork(cli: &Cli, name: &str, args: &DiffArgs) -> Result<Report, AnyErr
     };
     let names = [format!("fork {}", path.display()), second];
     Ok(Report {
-        first_epochs: epoch_rows(&frames),
+        first_epochs: epoch_rows(epochs),
+        backing_epoch: (!backing.is_empty()).then_some(before.0),
+        backing_bytes: backing
+            .iter()
+            .flat_map(|found| &found.head.records)
+            .map(|record| u64::from(record.sectors) * SECTOR_BYTES)
+            .sum(),
         ..Report::new(&identity, names, common, &ranges)
     })
 }

@@ -5,10 +5,11 @@
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -161,14 +162,30 @@ fn configuration(plan: &Plan, index: usize, pins: &[KeyPin], ports: &[u16]) -> S
 
 /// A port that is free for TCP and UDP in this moment.
 fn free_port() -> Result<u16> {
-    for _ in 0..64 {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("finding a port")?;
-        let address: SocketAddr = listener.local_addr()?;
-        if UdpSocket::bind(address).is_ok() {
-            return Ok(address.port());
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 10_000;
+    let end = first_outgoing_port().max(FIRST + 1000);
+    // Several processes look at the same time.
+    let start = std::process::id().wrapping_mul(64);
+    for _ in FIRST..end {
+        let taken = TAKEN.fetch_add(1, Ordering::Relaxed);
+        let port = FIRST + start.wrapping_add(taken) % (end - FIRST);
+        let address = (Ipv4Addr::LOCALHOST, u16::try_from(port)?);
+        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+            return Ok(address.1);
         }
     }
-    bail!("no port on loopback is free for both TCP and UDP")
+    bail!("no port on loopback below {end} is free for both TCP and UDP")
+}
+
+/// Below it the kernel gives no port to a connection by itself: while a node does not run, nobody
+/// takes its port by chance.
+fn first_outgoing_port() -> u32 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let first = range
+        .ok()
+        .and_then(|text| text.split_whitespace().next()?.parse().ok());
+    first.unwrap_or(32_768)
 }
 
 impl Node {

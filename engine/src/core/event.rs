@@ -425,16 +425,9 @@ pub enum Action {
         /// Its outcome; the text says why not.
         result: Result<(), String>,
     },
-    /// Save frames of the log in a file of their own and flush it, then tell
+    /// Save what this copy alone may have in a file of its own and flush it, then tell
     /// [`Event::ForkSaved`].
-    SaveFork {
-        /// The last epoch that both histories have.
-        after: Epoch,
-        /// Where the first frame starts in the log.
-        offset: LogOffset,
-        /// Bytes of all frames.
-        bytes: u64,
-    },
+    SaveFork(Fork),
     /// Nothing in the shadow is needed any more: its space may be given back.
     DropShadow,
     /// Answer to [`Event::Pin`].
@@ -448,6 +441,22 @@ pub enum Action {
     PinsBroken,
     /// Role, term, tip, progress or copy state changed: sessions must be told.
     StateChanged,
+}
+
+/// What a copy alone may have: the end of its log, and of its backing what is to be replaced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fork {
+    /// The epoch before the first frame; the backing is what it was there.
+    pub after: Tip,
+    /// The term in which this copy is to follow another history.
+    pub term: Term,
+    /// Where the first frame starts in the log.
+    pub offset: LogOffset,
+    /// Bytes of all frames.
+    pub bytes: u64,
+    /// What lies in the backing where the shadow, up to so many bytes, is to be written over it is
+    /// saved too. `None`: the log is to be cut, and the backing stays as it is.
+    pub shadow_bytes: Option<u64>,
 }
 
 /// What happened.

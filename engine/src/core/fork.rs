@@ -4,18 +4,35 @@
 //! and none is in its backing as long as acknowledgements wait for peers, since it destages only
 //! what enough peers have made durable. So it becomes a replica by itself, its tail counts as not
 //! anchored, and when the new primary says where the histories part, the tail is saved in a file
-//! before it is cut off (P7). If it had destaged part of it, it stays diverged and nothing is
-//! touched.
+//! before it is cut off (P7).
+//!
+//! If it had destaged part of it, or the new primary's log does not reach back to where they part,
+//! a full copy goes into the shadow (`shadow`). Before that is switched in, the file takes the tail
+//! and what the backing holds where the copy differs. So does a replica's that has missed both the
+//! log and a promotion: what it has may have been left behind too. A replica that was never primary
+//! and whose anchored history is another stays diverged and nothing is touched: someone has to say
+//! which one counts.
 
 use hn4::log::Role;
 use hn4::types::Epoch;
 
 use super::config::AckMode;
-use super::event::{Action, Actions, PeerId, PeerMessage, RequestId, Tip};
+use super::event::{Action, Actions, Fork, PeerId, PeerMessage, RequestId, Tip};
+use super::mutants::{Mutant, planted};
 use super::recovery::swept_tip;
 use super::replica::Obstacle;
 use super::volume::Volume;
 use crate::arena::SlotMemory;
+
+/// Whether what the switch of a shadow would replace is in a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Saved {
+    #[default]
+    No,
+    /// The answer is on its way.
+    Asked,
+    Yes,
+}
 
 /// The way of a fenced node back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -77,7 +94,8 @@ impl Volume {
             self.returning = Return::Written(id);
             let next = &mut self.superblock.desired;
             next.role = Role::Replica;
-            next.own_tail = next.checkpoint < self.journal.tip().epoch;
+            // Of what was destaged, too, nobody has said yet that it is part of the new history.
+            next.own_tail = true;
             self.superblock.dirty = true;
             self.close_sessions(out);
         }
@@ -99,36 +117,82 @@ impl Volume {
 
     /// The primary's history ends here for us: what we have beyond is saved first.
     pub(super) fn save_fork(&mut self, peer: PeerId, to: Tip, out: &mut Actions) {
-        let Some(first) = self.journal.info(to.epoch.next()) else {
+        if self.journal.info(to.epoch.next()).is_none() {
             self.replica.truncate_to = Some(to);
             return;
-        };
+        }
         self.replica.fork = Some((peer, to));
-        out.push(Action::SaveFork {
-            after: to.epoch,
-            offset: first.offset,
-            bytes: self.journal.tail().0 - first.offset.0,
-        });
+        out.push(Action::SaveFork(self.fork_after(to, None)));
+    }
+
+    /// The log after this epoch, and what so much of the shadow replaces.
+    fn fork_after(&self, after: Tip, shadow_bytes: Option<u64>) -> Fork {
+        let tail = self.journal.tail();
+        let first = self.journal.info(after.epoch.next());
+        let offset = first.map_or(tail, |info| info.offset);
+        Fork {
+            after,
+            term: self.superblock.persisted().term,
+            offset,
+            bytes: tail.0 - offset.0,
+            shadow_bytes,
+        }
+    }
+
+    /// Whether this copy may have what the primary's history lacks. What the primary of this term
+    /// has made durable is part of it; of an earlier term's epochs nobody can tell any more.
+    fn may_be_a_fork(&self) -> bool {
+        self.has_own_tail()
+            || self.journal.tip_rank().term != self.superblock.persisted().term.counter
+    }
+
+    /// Whether the shadow may be switched in. If this copy may have what nobody else has, that is
+    /// saved first.
+    pub(super) fn fork_is_safe(&mut self, out: &mut Actions) -> bool {
+        let may_be_a_fork = self.may_be_a_fork() && !planted(Mutant::SwitchForgetsFork);
+        let Some(shadow) = &mut self.replica.shadow else {
+            return false;
+        };
+        if may_be_a_fork && shadow.saved == Saved::No {
+            shadow.saved = Saved::Asked;
+            let shadow_bytes = Some(shadow.done.shadow);
+            let persisted = self.superblock.persisted();
+            let base = Tip {
+                epoch: persisted.checkpoint,
+                chain: persisted.checkpoint_chain,
+            };
+            out.push(Action::SaveFork(self.fork_after(base, shadow_bytes)));
+            return false;
+        }
+        !may_be_a_fork || shadow.saved == Saved::Yes
     }
 
     pub(super) fn fork_saved(&mut self, result: Result<(), String>, out: &mut Actions) {
-        let Some((peer, to)) = self.replica.fork.take() else {
-            return;
-        };
-        match result {
-            Ok(()) => self.replica.truncate_to = Some(to),
-            Err(why) => {
-                self.replica.obstacle = Some(Obstacle::NeedsSpace { why });
-                // The next session tries again.
-                out.peer(peer, PeerMessage::Close);
+        if let Some((peer, to)) = self.replica.fork.take() {
+            match result {
+                Ok(()) => self.replica.truncate_to = Some(to),
+                Err(why) => {
+                    self.replica.obstacle = Some(Obstacle::NeedsSpace { why });
+                    // The next session tries again.
+                    out.peer(peer, PeerMessage::Close);
+                }
+            }
+        } else if let Some(shadow) = &mut self.replica.shadow
+            && shadow.saved == Saved::Asked
+        {
+            match result {
+                Ok(()) => shadow.saved = Saved::Yes,
+                Err(why) => self.pause_shadow(why, out),
             }
         }
     }
 
     /// A primary of a higher term has confirmed the end of our log.
     pub(super) fn tail_confirmed(&mut self) {
-        if self.has_own_tail() && self.replica.fork.is_none() && self.replica.truncate_to.is_none()
-        {
+        // A full copy is on its way because it was not confirmed.
+        let copies = self.superblock.desired.copy.is_shadowed() || self.replica.wants_shadow;
+        let cuts = self.replica.fork.is_some() || self.replica.truncate_to.is_some();
+        if self.has_own_tail() && !cuts && !copies {
             self.superblock.desired.own_tail = false;
             if matches!(self.replica.obstacle, Some(Obstacle::NeedsSpace { .. })) {
                 self.replica.obstacle = None;

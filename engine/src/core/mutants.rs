@@ -69,11 +69,13 @@ pub enum Mutant {
     ForgetUnproven,
     /// The shadow is switched in without having been flushed.
     ShadowNotFlushed,
+    /// A shadow is switched in although what it replaces was not saved.
+    SwitchForgetsFork,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -105,6 +107,7 @@ impl Mutant {
         Self::DestageUnproven,
         Self::ForgetUnproven,
         Self::ShadowNotFlushed,
+        Self::SwitchForgetsFork,
     ];
 }
 

@@ -201,12 +201,10 @@ impl Volume {
                         self.replica.truncate_to = Some(tip);
                     }
                 } else {
-                    self.replica.obstacle = Some(Obstacle::Diverged { epoch: tip.epoch });
+                    self.diverged(tip.epoch);
                 }
             }
-            PeerEvent::Diverged(epoch) => {
-                self.replica.obstacle = Some(Obstacle::Diverged { epoch });
-            }
+            PeerEvent::Diverged(epoch) => self.diverged(epoch),
             PeerEvent::TooOld { oldest } => self.too_old(oldest, out),
             PeerEvent::SeedStart(origin) => self.seed_start(id, origin, out),
             PeerEvent::SeedPiece(piece) => self.seed_piece(id, piece, out),
@@ -230,6 +228,17 @@ impl Volume {
         self.replica.obstacle = Some(Obstacle::Rejected { why });
         self.replica.pending.clear();
         out.peer(id, PeerMessage::Close);
+    }
+
+    /// Our anchored history is not the primary's. A primary that was replaced saves its own and
+    /// takes the other one; of other copies someone has to say which history counts.
+    fn diverged(&mut self, epoch: Epoch) {
+        let usable = self.superblock.persisted().copy == CopyState::Usable;
+        if usable && self.has_own_tail() && self.config.shadow_space_bytes > 0 {
+            self.wants_shadow(epoch);
+        } else {
+            self.replica.obstacle = Some(Obstacle::Diverged { epoch });
+        }
     }
 
     /// A copy that is not usable yet loses nothing by starting again; a usable one keeps what it

@@ -178,8 +178,9 @@ impl Volume {
         if transition.to == Role::Primary {
             next.term = transition.term;
             next.incarnation = Incarnation(1);
-            next.own_tail = false;
         }
+        // Whoever is promoted next may lack what this one had alone.
+        next.own_tail = transition.to == Role::Replica;
         self.superblock.dirty = true;
         // Sessions speak for a role; they start again with the new one.
         self.close_sessions(out);

@@ -23,6 +23,7 @@ use hn4::log::{CopyState, FrameHead, Role};
 use hn4::types::{BlockIndex, Epoch, LogOffset, Rank};
 
 use super::event::{Actions, Now, PeerId, PeerMessage, SeedOrigin, SeedPiece, Time, Tip};
+use super::fork::Saved;
 use super::overlay::Mask;
 use super::replica::Obstacle;
 use super::seal::{Zeros, frame_blocks};
@@ -101,6 +102,8 @@ pub(super) struct Shadow {
     pub(super) until: Option<Tip>,
     /// The session that brought it has ended.
     pub(super) detached: bool,
+    /// What it replaces.
+    pub(super) saved: Saved,
 }
 
 impl Shadow {
@@ -120,6 +123,7 @@ impl Shadow {
             rank: None,
             until: None,
             detached: false,
+            saved: Saved::No,
         }
     }
 
@@ -156,10 +160,7 @@ impl Volume {
         if self.replica.pause.asked || self.replica.pause.until.is_some() {
             return;
         }
-        // What the primary of this term has made durable is part of its history. Of an earlier
-        // term's epochs nobody can tell any more.
-        let known = self.journal.tip_rank().term == self.superblock.persisted().term.counter;
-        if self.config.shadow_space_bytes > 0 && known && !self.has_own_tail() {
+        if self.config.shadow_space_bytes > 0 {
             self.replica.wants_shadow = true;
         } else {
             self.replica.obstacle = Some(Obstacle::NeedsCopy { oldest });
@@ -441,10 +442,15 @@ impl Volume {
         if self.journal.is_writing() || self.superblock.is_busy() || self.sweep.is_some() {
             return;
         }
+        if !self.fork_is_safe(out) {
+            return;
+        }
         let rank = self.rank_of_source();
         let Some(shadow) = self.replica.shadow.take() else {
             return;
         };
+        // Who wrote here while this node was primary must not be told that it is safe.
+        self.discarded |= self.has_own_tail() && self.wrote > Epoch(0);
         let base = (shadow.taken, shadow.offset, shadow.rank.unwrap_or(rank));
         let copy = CopyState::Applying {
             shadow_bytes: shadow.done.shadow,

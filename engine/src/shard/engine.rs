@@ -283,14 +283,7 @@ impl Engine {
             Action::ControlDone { id, result } => {
                 self.outbox.push(FromShard::ControlDone { id, result });
             }
-            Action::SaveFork {
-                after,
-                offset,
-                bytes,
-            } => {
-                let saved = self.fork_place.save(after, offset, bytes);
-                self.saved_fork = Some(saved);
-            }
+            Action::SaveFork(fork) => self.saved_fork = Some(self.fork_place.save(&fork)),
             Action::DropShadow => {
                 // If that fails the space is given back at the next start.
                 let _ = self.shadow.as_ref().map(ShadowFile::clear);

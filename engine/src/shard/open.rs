@@ -85,8 +85,15 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         folder: setup.fork_folder,
         space_bytes: setup.fork_space_bytes,
         name: setup.name,
+        identity: header.identity,
         log: medium,
         ring_bytes: header.ring_bytes,
+        backing: DeviceMedium::new(&backing).map_err(os("opening the backing"))?,
+        holes: backing.extents().map_err(os("opening the backing"))?,
+        shadow: shadow_device
+            .map(DeviceMedium::new)
+            .transpose()
+            .map_err(os("opening the shadow file"))?,
     };
     let engine = Engine::new(ring, volume, disks, (fork_place, shadow), outbox);
     Ok(Opened { engine, facts })

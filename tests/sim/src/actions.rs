@@ -3,7 +3,7 @@
 use hn4::log::{RING_START, Stamp};
 use hn4::types::Epoch;
 use hn4_engine::core::event::{
-    Disk, Io, IoToken, PeerEvent, PeerId, PeerMessage, SeedPiece, SeedSent, Tip,
+    Disk, Fork, Io, IoToken, PeerEvent, PeerId, PeerMessage, SeedPiece, SeedSent, Tip,
 };
 use hn4_engine::core::{Action, Actions, Event};
 use hn4_transport::session::Input;
@@ -79,7 +79,7 @@ impl World {
             Action::Pinned { .. } | Action::PinsBroken | Action::PeerRetired { .. } => {}
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
             Action::ControlDone { id, result } => return self.control_done(node, *id, result),
-            Action::SaveFork { after, .. } => self.save_fork(node, *after),
+            Action::SaveFork(fork) => self.save_fork(node, fork),
             Action::StateChanged => self.state_changed(node),
         }
         Ok(())
@@ -220,13 +220,17 @@ impl World {
 
     /// What a former primary has and nobody else is saved, mostly; from then on it need not be in
     /// its log.
-    fn save_fork(&mut self, node: usize, after: Epoch) {
+    fn save_fork(&mut self, node: usize, fork: &Fork) {
         self.stats.forks += 1;
         let fails = !self.quiet && self.rng.one_in(8) && self.fault(Fault::UnsavedFork, Some(node));
         let result = if fails {
             Err("no room".to_owned())
         } else {
-            if self.nodes[node].promise.epoch > after {
+            let all = fork.shadow_bytes.is_some();
+            if let Some(live) = &mut self.nodes[node].live {
+                live.saved |= all;
+            }
+            if all || self.nodes[node].promise.epoch > fork.after.epoch {
                 self.nodes[node].promise = Tip::default();
             }
             Ok(())

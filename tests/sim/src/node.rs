@@ -82,6 +82,8 @@ pub(crate) struct Live {
     pub(crate) view: Vec<Tag>,
     /// The copy was usable after the last step.
     pub(crate) usable: bool,
+    /// What it has is saved in a file, and may be replaced.
+    pub(crate) saved: bool,
     /// The newest epoch that holds a completed write.
     pub(crate) completed: Epoch,
     /// Requests that have to wait for room.
@@ -247,6 +249,7 @@ impl Node {
             anchored: Tip::default(),
             view: Vec::new(),
             usable: false,
+            saved: false,
             completed: Epoch(0),
             held: VecDeque::new(),
             timer_at: None,

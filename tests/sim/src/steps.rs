@@ -234,8 +234,12 @@ impl World {
         let within = 3 * self.disk_time(node, Disk::Log);
         let rate = self.plan.truncation_crash;
         self.power_may_fail(node, rate, within, Fault::CrashInTruncation);
-        let kept = self.nodes[node].live.as_ref();
-        let kept = kept.filter(|live| live.usable).map(|live| live.anchored);
+        let live = self.nodes[node].live.as_mut();
+        // Unless a file has it.
+        let kept = live.and_then(|live| {
+            let saved = std::mem::take(&mut live.saved);
+            (live.usable && !saved).then_some(live.anchored)
+        });
         if let Some(kept) = kept
             && !self.oracle.holds(tip, kept)
         {
