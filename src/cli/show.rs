@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::config::attach::AttachRecord;
 use crate::control::api::{
     BehindReport, CompressionReport, CopyReport, Finding, Health, NodeStatus, PeerProgress,
-    PeerReport, Policy, ProofReport, Stage, VolumeReport, VolumeState,
+    PeerReport, Policy, ProofReport, Stage, TreeReport, VolumeReport, VolumeState,
 };
 
 /// Bytes with a unit that keeps the number short.
@@ -168,6 +168,9 @@ fn show_state(text: &mut String, state: &VolumeState) {
     if let Some(proof) = &state.proof {
         line(text, "ledger", ledger(proof));
     }
+    if let Some(tree) = &state.tree {
+        line(text, "tree", self::tree(tree, state.size_bytes));
+    }
     line(
         text,
         "overlay",
@@ -208,6 +211,21 @@ fn behind(behind: &BehindReport) -> Option<String> {
         "{} epochs, {} of them have not arrived; {known}. Waits for {waits_for}",
         behind.unapplied_epochs, behind.missing_epochs
     ))
+}
+
+fn tree(tree: &TreeReport, size_bytes: u64) -> String {
+    let epoch = tree.epoch.unwrap_or_default();
+    match (&tree.failed, &tree.root, tree.built_bytes) {
+        (Some(why), ..) => format!("none: {why}"),
+        (None, Some(root), _) => {
+            let start = root.get(..16).unwrap_or(root);
+            format!("root {start} at epoch {epoch}; {} leaves", tree.leaves)
+        }
+        (None, None, Some(built)) => {
+            format!("being built: {} of {}", bytes(built), bytes(size_bytes))
+        }
+        (None, None, None) => "none yet".to_owned(),
+    }
 }
 
 fn ledger(proof: &ProofReport) -> String {

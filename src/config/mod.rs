@@ -145,6 +145,11 @@ pub struct VolumeSection {
     pub assume_strict_flush: bool,
     /// Epochs are hashed, signed and kept in a ledger.
     pub proof: bool,
+    /// A state tree is kept: a hash of every block, by which copies are compared and the medium is
+    /// checked.
+    pub tree: bool,
+    /// MiB of the backing that are read in a second at most, to build or check the tree.
+    pub scan_mib_per_s: u64,
     /// What a replica destages.
     pub apply: Apply,
     /// What the backing is; `None` means that it is detected.
@@ -352,6 +357,7 @@ impl VolumeSection {
         config.start_alone_after_ms = self.start_alone_after_s.map(|seconds| seconds * 1000);
         config.shadow_space_bytes = self.shadow_space_mib << 20;
         config.prove = self.proof;
+        config.tree = self.tree;
         config.apply_proven = self.proof && self.apply == Apply::Proven;
     }
 

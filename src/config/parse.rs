@@ -28,6 +28,7 @@ const STOP_DRAIN_S: RangeInclusive<u64> = 0..=86_400;
 const FORK_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024;
 const SHADOW_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024 * 1024;
 const START_ALONE_S: RangeInclusive<u64> = 0..=86_400;
+const SCAN_MIB_PER_S: RangeInclusive<u64> = 1..=65_536;
 const CPU: RangeInclusive<u64> = 0..=1023;
 const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
 const MAX_LAG_SECONDS: RangeInclusive<u64> = 1..=86_400;
@@ -66,7 +67,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
     ("file", Some(DeviceKind::File)),
 ];
 
-const VOLUME_KEYS: [&str; 24] = [
+const VOLUME_KEYS: [&str; 26] = [
     "name",
     "backing",
     "log",
@@ -87,6 +88,8 @@ const VOLUME_KEYS: [&str; 24] = [
     "stop_drain_s",
     "assume_strict_flush",
     "proof",
+    "tree",
+    "scan_mib_per_s",
     "apply",
     "device_kind",
     "cpu",
@@ -258,6 +261,7 @@ impl<'t> Parser<'t> {
         let log_age_ms = number("log_age_ms", LOG_AGE_MS, 100);
         let destage_delay_ms = number("destage_delay_ms", DESTAGE_DELAY_MS, 1000);
         let stop_drain_s = number("stop_drain_s", STOP_DRAIN_S, 10);
+        let scan_mib_per_s = number("scan_mib_per_s", SCAN_MIB_PER_S, 64);
         let cpu = reader.number(table, "cpu", &CPU);
         let start_alone_after_s = reader.number(table, "start_alone_after_s", &START_ALONE_S);
         let write_acks = [
@@ -295,6 +299,8 @@ impl<'t> Parser<'t> {
             stop_drain_s,
             assume_strict_flush: reader.flag(table, "assume_strict_flush"),
             proof: reader.choice(table, "proof", &SWITCH).unwrap_or(true),
+            tree: reader.choice(table, "tree", &SWITCH).unwrap_or(true),
+            scan_mib_per_s,
             apply: choice(reader, table, "apply", &apply),
             device_kind: choice(reader, table, "device_kind", &DEVICE_KINDS),
             cpu: cpu.map(small),

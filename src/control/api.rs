@@ -220,6 +220,9 @@ pub struct VolumeState {
     pub behind: Option<BehindReport>,
     /// The prover beside the volume; missing with `proof = "off"`.
     pub proof: Option<ProofReport>,
+    /// The state tree beside the volume; missing with `tree = "off"`.
+    #[serde(default)]
+    pub tree: Option<TreeReport>,
     /// Requests that wait for the log or for peers.
     pub waiting_requests: u64,
     /// It goes on without peers that its policy asks for.
@@ -288,6 +291,25 @@ pub struct ProofReport {
     /// Why nothing is proven at the moment.
     pub failed: Option<String>,
     /// The last thing that was set aside or refused.
+    pub notice: Option<String>,
+}
+
+/// The hashes of what the backing holds.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TreeReport {
+    /// The epoch that the backing held when the tree was last brought up to it.
+    pub epoch: Option<u64>,
+    /// Root over all blocks at that epoch, 64 hexadecimal digits. Equal on copies with equal
+    /// contents; `tests/state_root.py` computes it from the raw device. Null while the tree is
+    /// being built.
+    pub root: Option<String>,
+    /// Bytes of the device that are hashed already; null when the tree is complete.
+    pub built_bytes: Option<u64>,
+    /// Entries for single blocks in its files.
+    pub leaves: u64,
+    /// Why there is none at the moment.
+    pub failed: Option<String>,
+    /// Why it was built anew.
     pub notice: Option<String>,
 }
 

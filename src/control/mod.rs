@@ -9,6 +9,7 @@ pub mod findings;
 pub mod proofs;
 pub mod report;
 pub mod server;
+pub mod trees;
 
 pub use api::{Request, Response};
 pub use client::{ClientError, ControlClient};

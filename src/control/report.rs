@@ -112,6 +112,7 @@ fn state(status: &ShardStatus) -> VolumeState {
         durable_epoch: copy.progress.durable.0,
         proven_epoch: copy.progress.proven.0,
         proof: None,
+        tree: None,
         behind: behind(status),
         applied_epoch: copy.progress.applied.0,
         waiting_requests: status.waiting as u64,

@@ -10,6 +10,7 @@ pub mod proof;
 mod requests;
 mod seats;
 mod translate;
+mod tree;
 mod volume;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use tokio::task::JoinSet;
 use self::mesh::{Member, Mesh, Reload};
 use self::proof::{ProofHandle, ProofSetup};
 use self::requests::Node;
+use self::tree::{TreeHandle, TreeSetup};
 use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
 use crate::config::attach;
 use crate::config::keys;
@@ -234,13 +236,18 @@ async fn open_volume(
     let (config, log_bytes) = told
         .recv()
         .context("the shard opened without its configuration")?;
-    let (status, identity) = OpenVolume::first_state(&mut shard, &wake).await?;
+    let (status, identity, early) = OpenVolume::first_state(&mut shard, &wake).await?;
     let max_epoch_bytes = config.max_epoch_blocks as u64 * hn4::types::BLOCK_BYTES;
     let proof = section
         .proof
         .then(|| start_prover(section, state, log_bytes, &identity));
     let proof = proof.transpose()?;
     let proves = proof.is_some();
+    let tree = section.tree.then(|| start_tree(section, state, &identity));
+    let tree = tree.transpose()?;
+    if let Some(tree) = &tree {
+        early.into_iter().for_each(|feed| tree.send(feed));
+    }
     let local = translate::local_state(&identity, node, max_epoch_bytes, proves, &status);
     let (sender, receiver) = watch::channel(local);
     tracing::info!(
@@ -257,8 +264,25 @@ async fn open_volume(
         status,
         state: sender,
         proof,
+        tree,
     };
     Ok((volume, receiver))
+}
+
+fn start_tree(
+    section: &VolumeSection,
+    state: &NodeState,
+    identity: &LogIdentity,
+) -> Result<TreeHandle> {
+    let setup = TreeSetup {
+        name: section.name.clone(),
+        state_dir: state.directory().to_owned(),
+        backing: section.backing.clone(),
+        identity: *identity,
+        rate: section.scan_mib_per_s << 20,
+    };
+    let name = &section.name;
+    tree::start(setup).with_context(|| format!("volume {name}: the state tree's thread"))
 }
 
 fn start_prover(

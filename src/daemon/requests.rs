@@ -13,8 +13,8 @@ use super::mesh::Reload;
 use super::volume::{Ask, Report};
 use crate::config::{Config, VolumeSection};
 use crate::control::api::{NodeStatus, Request, Response, VolumeReport};
-use crate::control::proofs;
 use crate::control::report::{compression_report, report};
+use crate::control::{proofs, trees};
 
 /// A volume has this long to answer; it takes microseconds unless its thread is stuck.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -164,6 +164,9 @@ async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>
         let proof = state.as_ref().and_then(Report::proof);
         if let Some(proof) = proof {
             proofs::add(&mut report, proof);
+        }
+        if let Some(tree) = state.as_ref().and_then(Report::tree) {
+            trees::add(&mut report, tree);
         }
         reports.push(report);
     }

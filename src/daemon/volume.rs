@@ -10,7 +10,7 @@ use anyhow::Result;
 use hn4::log::LogIdentity;
 use hn4::types::{NodeId, Term};
 use hn4_engine::core::event::{Control, CopyStatus, PeerEvent, PeerId, RequestId};
-use hn4_engine::shard::{FromShard, ShardHandle, ShardStatus, ToShard};
+use hn4_engine::shard::{FromShard, ShardHandle, ShardStatus, ToShard, TreeFeed};
 use hn4_proof::prover::PeerState;
 use hn4_transport::driver::{LinkStatus, PeerHandle};
 use hn4_transport::session::{
@@ -22,8 +22,9 @@ use self::peers::{Change, FromPeer, Peer};
 use super::proof::{FromProver, ProofHandle, ProverReport, ToProver};
 use super::seats::Seats;
 use super::translate;
+use super::tree::{FromTree, TreeHandle, TreeState};
 use crate::config::VolumeSection;
-use crate::control::api::ProofReport;
+use crate::control::api::{ProofReport, TreeReport};
 
 /// Peers have this long to answer a promotion, and to send what this node lacks.
 const PROMOTION_MS: u64 = 20_000;
@@ -73,6 +74,8 @@ pub(super) struct Report {
     pub(super) compression: Vec<CompressionStatus>,
     /// What the prover looks like, if there is one.
     pub(super) proof: Option<ProverReport>,
+    /// What the state tree looks like, if there is one.
+    pub(super) tree: Option<TreeState>,
 }
 
 impl Report {
@@ -87,6 +90,19 @@ impl Report {
     pub(super) fn role_of(&self, name: &str) -> Option<Role> {
         let mut peers = self.section.peers.iter().zip(&self.roles);
         peers.find(|(peer, _)| peer.name == name)?.1.to_owned()
+    }
+
+    /// What is told about the state tree.
+    pub(super) fn tree(&self) -> Option<TreeReport> {
+        let tree = self.tree.clone()?;
+        Some(TreeReport {
+            epoch: tree.checkpoint.map(|epoch| epoch.0),
+            root: tree.root.map(|root| root.to_string()),
+            built_bytes: tree.built_bytes,
+            leaves: tree.leaves,
+            failed: tree.failed,
+            notice: tree.notice,
+        })
     }
 
     /// What is told about proofs.
@@ -144,6 +160,8 @@ pub(super) struct VolumeTask {
     statuses: HashMap<u64, oneshot::Sender<Report>>,
     proof: Option<ProofHandle>,
     proof_report: Option<ProverReport>,
+    tree: Option<TreeHandle>,
+    tree_state: Option<TreeState>,
 }
 
 /// A volume that is open, before its peers are known.
@@ -157,19 +175,25 @@ pub(super) struct OpenVolume {
     pub(super) status: CopyStatus,
     pub(super) state: watch::Sender<LocalState>,
     pub(super) proof: Option<ProofHandle>,
+    pub(super) tree: Option<TreeHandle>,
 }
 
 impl OpenVolume {
-    /// Waits for the first word of the shard, which says what state the copy is in.
+    /// Waits for the first word of the shard, which says what state the copy is in; and what came
+    /// for the state tree before it.
     pub(super) async fn first_state(
         shard: &mut ShardHandle,
         wake: &Notify,
-    ) -> Result<(CopyStatus, LogIdentity)> {
+    ) -> Result<(CopyStatus, LogIdentity, Vec<TreeFeed>)> {
         shard.send(ToShard::Status(RequestId(0)));
+        let mut early = Vec::new();
         loop {
             while let Some(message) = shard.receive() {
                 match message {
-                    FromShard::Status { status, .. } => return Ok((status.copy, status.identity)),
+                    FromShard::Status { status, .. } => {
+                        return Ok((status.copy, status.identity, early));
+                    }
+                    FromShard::Tree(feed) => early.push(feed),
                     FromShard::Ended(result) => {
                         let _clean = result.map_err(anyhow::Error::msg)?;
                         anyhow::bail!("the shard ended before it served");
@@ -200,6 +224,7 @@ impl VolumeTask {
             status,
             state,
             proof,
+            tree,
         } = open;
         let task = Self {
             name,
@@ -223,6 +248,8 @@ impl VolumeTask {
             statuses: HashMap::new(),
             proof,
             proof_report: None,
+            tree_state: tree.is_some().then(TreeState::default),
+            tree,
         };
         task.tell_standing();
         task
@@ -258,6 +285,10 @@ impl VolumeTask {
             tokio::select! {
                 () = self.wake.notified() => {}
                 Some(said) = heard(&mut self.proof) => self.prover_said(said),
+                Some(said) = heard_of(&mut self.tree) => match said {
+                    FromTree::Core(event) => self.shard.send(ToShard::Tree(event)),
+                    FromTree::Report(state) => self.tree_state = Some(state),
+                },
                 Some((peer, generation, message)) = self.from_sessions.recv() => {
                     let known = self.peers.get(peer).and_then(Option::as_ref);
                     if known.is_some_and(|peer| peer.generation == generation) {
@@ -327,6 +358,11 @@ impl VolumeTask {
                 }
             }
             FromShard::Proof(feed) => self.tell_prover(ToProver::Feed(feed)),
+            FromShard::Tree(feed) => {
+                if let Some(tree) = &self.tree {
+                    tree.send(feed);
+                }
+            }
             FromShard::Ended(_) => {}
         }
     }
@@ -523,6 +559,14 @@ impl VolumeTask {
 fn tell(prover: &Option<ProofHandle>, message: ToProver) {
     if let Some(prover) = prover {
         prover.send(message);
+    }
+}
+
+/// What the tree says next; waits for ever if there is none.
+async fn heard_of(tree: &mut Option<TreeHandle>) -> Option<FromTree> {
+    match tree {
+        Some(tree) => tree.from.recv().await,
+        None => std::future::pending().await,
     }
 }
 

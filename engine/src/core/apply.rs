@@ -60,7 +60,7 @@ impl Volume {
         let CopyState::Applying { shadow_bytes, .. } = persisted.copy else {
             return;
         };
-        if self.failed.is_some() || self.is_pinned() {
+        if self.failed.is_some() || self.is_pinned() || !self.tree_lets_go(out) {
             return;
         }
         let Some(apply) = &mut self.replica.apply else {

@@ -72,8 +72,10 @@ impl Volume {
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
+        self.tree_progress(out);
         self.start_sweep(now, mem);
         if let Some(sweep) = &mut self.sweep
+            && self.tree.admits(sweep, out)
             && sweep.advance(out) == SweepStep::WriteSuperblock
         {
             let cut = sweep.cut;
@@ -206,6 +208,11 @@ impl Volume {
             .is_some_and(|sweep| sweep.cut <= persisted.checkpoint)
         {
             self.sweep = None;
+            let at = Tip {
+                epoch: persisted.checkpoint,
+                chain: persisted.checkpoint_chain,
+            };
+            self.tree.recorded(at, out);
             self.release_swept(persisted.checkpoint, mem);
             let rest = !self.journal.sealed.is_empty();
             self.dirty_since = rest.then_some(now.time);

@@ -95,6 +95,8 @@ pub struct VolumeConfig {
     /// A replica destages only what is proven, until the prover says that its primary proves
     /// nothing.
     pub apply_proven: bool,
+    /// A state tree follows the sweeps: each waits until its leaves are durable there.
+    pub tree: bool,
     /// How many of them a primary must hear after a restart before it serves; 0: none.
     pub open_answers: usize,
     /// It opens without them after this time; `None`: never.
@@ -145,6 +147,7 @@ impl VolumeConfig {
             lag: [LagPolicy::default(); MAX_PEERS],
             prove: false,
             apply_proven: false,
+            tree: false,
             open_answers: 0,
             start_alone_after_ms: None,
             replica_window_bytes: (slots as u64 * BLOCK_BYTES / 4).clamp(1 << 20, 32 << 20),

@@ -11,6 +11,7 @@ use hn4::types::{
 
 pub use super::io::{Disk, Io, IoToken, Seg};
 use super::peers::PeerSet;
+pub use super::tree::{TreeEvent, TreeWork};
 use crate::arena::SlotId;
 
 /// A reading of a monotonic clock, in nanoseconds since an arbitrary start.
@@ -384,6 +385,8 @@ pub enum Action {
     },
     /// Tell the prover that the next frame it gets follows this place.
     ProofCut(Tip),
+    /// Tell the state tree something.
+    Tree(TreeWork),
     /// Read frames from the log and send them to a peer, then tell
     /// [`PeerEvent::FeedReadDone`].
     FeedRead {
@@ -487,6 +490,8 @@ pub enum Event {
     },
     /// The prover has something.
     Proof(ProofEvent),
+    /// The state tree has something.
+    Tree(TreeEvent),
     /// What [`Action::SaveFork`] asked for is done; the text says why not.
     ForkSaved(Result<(), String>),
     /// A reader of a replica wants to see one epoch; answered by [`Action::Pinned`].

@@ -36,6 +36,7 @@ mod seed;
 mod shadow;
 mod superblock;
 mod sweep;
+mod tree;
 mod view;
 mod volume;
 mod waiters;

@@ -135,6 +135,9 @@ impl Volume {
         if self.journal.is_writing() || self.superblock.is_busy() || self.sweep.is_some() {
             return;
         }
+        if !self.tree_lets_go(out) {
+            return;
+        }
         self.replica.rebase = None;
         let copy = CopyState::Seeding {
             cursor_bytes: 0,

@@ -95,6 +95,16 @@ impl Sweep {
         }
     }
 
+    /// Byte offset, length and whether it is a trim, of what is zeroed first.
+    pub(super) fn zeros(&self) -> &[(u64, u64, bool)] {
+        &self.zeros
+    }
+
+    /// Byte offset and contents of what is written, ascending.
+    pub(super) fn parts(&self) -> &[(u64, Seg)] {
+        &self.parts
+    }
+
     /// Starts as many operations as the depth allows, and moves on to the next phase when all are
     /// done.
     pub(super) fn advance(&mut self, out: &mut Actions) -> SweepStep {

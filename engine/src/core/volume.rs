@@ -41,6 +41,7 @@ use super::roles::Transition;
 use super::seal::{build_records, encode_to_slots};
 use super::superblock::SuperblockWriter;
 use super::sweep::Sweep;
+use super::tree::Tree;
 use super::waiters::Waiters;
 use crate::arena::{SlotId, SlotMemory};
 
@@ -63,6 +64,7 @@ pub struct Volume {
     pub(super) journal: Journal,
     pub(super) superblock: SuperblockWriter,
     pub(super) sweep: Option<Sweep>,
+    pub(super) tree: Tree,
     pub(super) waiters: Waiters,
     pub(super) reads: Reads,
     pub(super) peers: Vec<Peer>,
@@ -116,6 +118,7 @@ impl Volume {
             overlay,
             journal,
             sweep: None,
+            tree: Tree::default(),
             waiters: Waiters::default(),
             reads: Reads::default(),
             peers: (0..config.peers).map(|_| Peer::default()).collect(),
@@ -187,6 +190,7 @@ impl Volume {
             Event::Unpin { generation } => self.unpin(generation),
             Event::Peer { peer, event } => self.peer_event(peer, event, out),
             Event::Proof(event) => self.proof_event(event, out),
+            Event::Tree(event) => self.tree.event(event, self.sweep.as_ref().map(|s| s.cut)),
             Event::Control { id, control } => self.control(now, id, control, out),
         }
         self.progress(now, mem, out);

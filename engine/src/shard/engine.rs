@@ -7,14 +7,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::client::{Asked, Traffic};
 use super::disks::{Disks, Done, FeedRead, Reader};
 use super::fork::ForkPlace;
-use super::link::{FromShard, Outbox, ProofFeed};
+use super::link::{FromShard, Outbox, ProofFeed, TreeFeed};
 use super::readers::Verdicts;
 use super::seeding::Seeding;
 use super::shadow::ShadowFile;
 use crate::arena::{SlotId, SlotMemory};
 use crate::core::event::{
     Action, Actions, CopyStatus, Event, Failure, Now, PeerEvent, PeerId, ProofEvent, Request,
-    RequestId, Time,
+    RequestId, Time, TreeWork,
 };
 use crate::core::{Volume, VolumeConfig};
 use crate::ring::{Completion, Ring, Seg};
@@ -267,6 +267,7 @@ impl Engine {
             Action::ProofCut(tip) => {
                 self.outbox.push(FromShard::Proof(ProofFeed::Cut(tip)));
             }
+            Action::Tree(work) => self.feed_tree(work),
             Action::SeedRead {
                 peer,
                 offset,
@@ -294,6 +295,29 @@ impl Engine {
                 self.untold_since.get_or_insert(self.now.time);
             }
         }
+    }
+
+    fn feed_tree(&mut self, work: TreeWork) {
+        let feed = match work {
+            TreeWork::Blocks {
+                offsets,
+                segs,
+                last,
+            } => {
+                let segs = &self.actions.segs[segs];
+                let mut bytes = Vec::with_capacity(segs.len() * 4096);
+                for seg in segs {
+                    let from = usize::from(seg.offset);
+                    let to = from + usize::from(seg.bytes);
+                    bytes.extend_from_slice(&self.ring.arena().bytes(seg.slot)[from..to]);
+                }
+                let lengths = segs.iter().map(|seg| seg.bytes);
+                let parts = offsets.into_iter().zip(lengths).collect();
+                TreeFeed::Blocks { parts, bytes, last }
+            }
+            work => TreeFeed::Work(work),
+        };
+        self.outbox.push(FromShard::Tree(feed));
     }
 
     fn complete(&mut self, id: RequestId, result: Result<(), Failure>) {

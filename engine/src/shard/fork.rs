@@ -1,8 +1,8 @@
 //! Saving what only this node has in a file of its own, before it is dropped.
 //!
 //! A fork file is the frames as they lie in the log, one after the other; each names its volume,
-//! term, epoch and place. Where a full copy is to be written over the backing, frames with what lies
-//! there now come first (docs/LOG_FORMAT.md). The file is whole or not there: written beside,
+//! term, epoch and place. Where a full copy is to be written over the backing, frames with what
+//! lies there now come first (docs/LOG_FORMAT.md). The file is whole or not there: written beside,
 //! flushed, renamed. The shard waits for it: a node that returns serves nobody.
 
 use std::collections::HashSet;

@@ -13,7 +13,7 @@ use hn4::types::Epoch;
 use super::status::ShardStatus;
 use crate::core::event::{
     Control, CopyStatus, PeerEvent, PeerId, PeerMessage, ProofEvent, RequestId, SeedPiece, Time,
-    Tip,
+    Tip, TreeEvent, TreeWork,
 };
 use crate::ring::Waker;
 
@@ -43,6 +43,8 @@ pub enum ToShard {
     },
     /// The prover has something.
     Proof(ProofEvent),
+    /// The state tree has something.
+    Tree(TreeEvent),
     /// Answered by [`FromShard::Status`].
     Status(RequestId),
     /// Accept nothing new, flush the log, drain for at most so many milliseconds, and end.
@@ -86,6 +88,8 @@ pub enum FromShard {
     },
     /// For the prover.
     Proof(ProofFeed),
+    /// For the state tree.
+    Tree(TreeFeed),
     /// A control request is done.
     ControlDone {
         /// Which.
@@ -121,6 +125,22 @@ pub enum ProofFeed {
     Cut(Tip),
     /// The log could not be read: nothing more comes until the prover starts anew.
     Failed,
+}
+
+/// What a shard hands to the state tree; bounded by its answers.
+#[derive(Debug)]
+pub enum TreeFeed {
+    /// What the core says, if it is not a part of a sweep.
+    Work(TreeWork),
+    /// A part of what a sweep writes: see [`TreeWork::Blocks`].
+    Blocks {
+        /// Byte offset on the volume and length of each part.
+        parts: Vec<(u64, u16)>,
+        /// Their contents, one after the other.
+        bytes: Vec<u8>,
+        /// There is no more.
+        last: bool,
+    },
 }
 
 /// A bounded queue whose producer keeps what does not fit.

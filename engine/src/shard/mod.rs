@@ -34,7 +34,7 @@ use hn4::types::BLOCK_BYTES;
 use thiserror::Error;
 
 pub use self::embedded::{Answer, Busy, Embedded};
-pub use self::link::{FromShard, ProofFeed, ShardHandle, ToShard};
+pub use self::link::{FromShard, ProofFeed, ShardHandle, ToShard, TreeFeed};
 pub use self::listen::Listen;
 pub use self::medium::DeviceMedium;
 pub use self::status::{PeerLags, PeerStatus, ShardStatus};
@@ -312,6 +312,7 @@ impl Shard {
                 self.engine.peer_event(peer, session, event);
             }
             ToShard::Proof(event) => self.engine.step(Event::Proof(event)),
+            ToShard::Tree(event) => self.engine.step(Event::Tree(event)),
             ToShard::Control { id, control } => self.engine.step(Event::Control { id, control }),
             ToShard::Status(id) => {
                 let status = Box::new(self.status());

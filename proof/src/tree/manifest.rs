@@ -136,6 +136,31 @@ impl Manifest {
         }
     }
 
+    /// The volume.
+    #[must_use]
+    pub fn volume(&self) -> VolumeId {
+        self.volume
+    }
+
+    /// Size and shape of the volume.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Whether a sweep was begun and has not ended.
+    #[must_use]
+    pub fn is_sweeping(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Whether a run of this id is a part of the tree, or pending.
+    #[must_use]
+    pub fn names(&self, id: u64) -> bool {
+        let members = self.members.iter().map(|member| &member.run);
+        members.chain(&self.pending).any(|run| run.meta.id == id)
+    }
+
     /// Checkpoint that the tree describes.
     #[must_use]
     pub fn checkpoint(&self) -> Epoch {

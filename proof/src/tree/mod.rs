@@ -13,6 +13,7 @@
 //! | [`run`] | a sorted, immutable file of (node index, hash) |
 //! | [`merge`] | several runs as one, the newest winning |
 //! | [`manifest`] | which runs are the tree; sweeps, merges, recovery |
+//! | [`keeper`] | owns all of this: sweeps, the first build, the root, verifying a device |
 //! | [`view`] | any node of the tree, from the runs |
 //! | [`path`] | proof that one block has one content |
 //! | [`compare`] | which 64 KiB groups of two trees differ |
@@ -30,6 +31,7 @@ use crate::hash::{self, Digest};
 
 pub mod build;
 pub mod compare;
+pub mod keeper;
 pub mod manifest;
 pub mod merge;
 pub mod path;

@@ -141,6 +141,7 @@ impl VolumeTask {
             links: places.iter().map(link).collect(),
             roles: places.iter().map(|&place| peer(place)?.role).collect(),
             proof: self.proof_report.clone(),
+            tree: self.tree_state.clone(),
             section,
             shard,
         }

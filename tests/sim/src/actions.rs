@@ -75,6 +75,8 @@ impl World {
             Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {
                 self.carry_out_proof(node, action);
             }
+            // No volume of the simulator has one yet.
+            Action::Tree(_) => {}
             Action::DropShadow => self.nodes[node].drop_shadow(),
             Action::Pinned { .. } | Action::PinsBroken | Action::PeerRetired { .. } => {}
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),

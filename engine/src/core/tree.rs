@@ -1,0 +1,234 @@
+//! What the core has to do with the state tree: a sweep begins when the tree has its leaves.
+//!
+//! The tree lives elsewhere, off the path of clients. Before a sweep touches the backing, its
+//! contents are handed over in portions, and the sweep waits until they are in the tree's files.
+//! When the superblock names the new checkpoint, the tree takes it over. Whatever else writes the
+//! backing - a full copy, a shadow that is switched in - does so only when the tree was discarded;
+//! afterwards it is built anew.
+//!
+//! **Invariant:** every write to the backing is either in a tree that is durable, or there is no
+//! tree.
+//!
+//! Not here: hashing, files (`hn4_proof::tree`); who tells whom about roots.
+
+use std::ops::Range;
+
+use hn4::log::CopyState;
+use hn4::types::{BLOCK_BYTES, Epoch};
+
+use super::event::{Action, Actions, Tip};
+use super::sweep::Sweep;
+use super::volume::Volume;
+
+/// Parts of a sweep that are handed over at once: 1 MiB if they are whole blocks.
+const PORTION_PARTS: usize = 256;
+/// Portions on their way, so that one is copied while another one is hashed.
+const PORTIONS: usize = 2;
+
+/// What the core tells the tree. In this order: a start, then sweeps, then perhaps a discard and
+/// a new start. A sweep is a begin, its blocks, and, when it is recorded, a done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TreeWork {
+    /// The backing is an exact state: open the tree, or build one.
+    Start {
+        /// The checkpoint.
+        at: Tip,
+        /// A sweep that a crash has torn may have begun to write epochs up to this one. Until the
+        /// checkpoint is there, blocks may differ from what they are to be.
+        settled: Epoch,
+        /// Whatever there is of a tree is of another state.
+        anew: bool,
+    },
+    /// A sweep is planned.
+    Begin {
+        /// The epoch that it leads to.
+        cut: Epoch,
+        /// Byte offset and length of what it zeroes before it writes, ascending.
+        zeros: Vec<(u64, u64)>,
+    },
+    /// A part of what it writes, ascending; answered by [`TreeEvent::Took`], and the last one by
+    /// [`TreeEvent::Ready`] when the tree is durable. Parts of one block come together.
+    Blocks {
+        /// Byte offset on the volume of each part.
+        offsets: Vec<u64>,
+        /// Their contents, a range of [`Actions::segs`].
+        segs: Range<usize>,
+        /// There is no more.
+        last: bool,
+    },
+    /// The superblock says that the sweep is done.
+    Done {
+        /// The new checkpoint.
+        at: Tip,
+    },
+    /// Leave nothing of the tree; answered by [`TreeEvent::Discarded`].
+    Discard,
+}
+
+/// What the tree tells the core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TreeEvent {
+    /// A portion of a sweep was taken.
+    Took,
+    /// The sweep to this epoch may begin.
+    Ready(Epoch),
+    /// There is no tree.
+    Discarded,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Standing {
+    /// There may be files of one.
+    #[default]
+    Unknown,
+    /// It follows the sweeps.
+    On,
+    /// It was told to leave nothing.
+    Discarding,
+    /// There is none.
+    Gone,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Hand {
+    #[default]
+    Idle,
+    /// Parts from `next` on are to be handed over; so many portions are on their way.
+    Over {
+        next: usize,
+        portions: usize,
+    },
+    /// All parts are, and an answer is to come.
+    Waiting,
+    Ready,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    standing: Standing,
+    hand: Hand,
+}
+
+impl Tree {
+    /// Hands over what there is room for. Whether the sweep may go on.
+    pub(super) fn admits(&mut self, sweep: &Sweep, out: &mut Actions) -> bool {
+        if self.hand == Hand::Idle {
+            if self.standing != Standing::On {
+                return true;
+            }
+            self.hand = Hand::Over {
+                next: 0,
+                portions: 0,
+            };
+            let zeros = sweep.zeros().iter().map(|&(at, bytes, _)| (at, bytes));
+            out.push(Action::Tree(TreeWork::Begin {
+                cut: sweep.cut,
+                zeros: zeros.collect(),
+            }));
+        }
+        while let Hand::Over { next, portions } = self.hand
+            && portions < PORTIONS
+        {
+            self.hand_over(sweep, (next, portions), out);
+        }
+        self.hand == Hand::Ready
+    }
+
+    fn hand_over(&mut self, sweep: &Sweep, (next, portions): (usize, usize), out: &mut Actions) {
+        let parts = &sweep.parts()[next..];
+        let block = |index: usize| parts.get(index).map(|(offset, _)| offset / BLOCK_BYTES);
+        let mut count = parts.len().min(PORTION_PARTS);
+        while count > 0 && count < parts.len() && block(count) == block(count - 1) {
+            count += 1;
+        }
+        let first = out.segs.len();
+        out.segs.extend(parts[..count].iter().map(|&(_, seg)| seg));
+        let last = count == parts.len();
+        out.push(Action::Tree(TreeWork::Blocks {
+            offsets: parts[..count].iter().map(|&(offset, _)| offset).collect(),
+            segs: first..out.segs.len(),
+            last,
+        }));
+        self.hand = if last {
+            Hand::Waiting
+        } else {
+            Hand::Over {
+                next: next + count,
+                portions: portions + 1,
+            }
+        };
+    }
+
+    pub(super) fn event(&mut self, event: TreeEvent, cut: Option<Epoch>) {
+        match event {
+            TreeEvent::Took => {
+                if let Hand::Over { portions, .. } = &mut self.hand {
+                    *portions = portions.saturating_sub(1);
+                }
+            }
+            TreeEvent::Ready(of) if self.hand == Hand::Waiting && cut == Some(of) => {
+                self.hand = Hand::Ready;
+            }
+            TreeEvent::Discarded if self.standing == Standing::Discarding => {
+                self.standing = Standing::Gone;
+            }
+            // Of a sweep or a tree that is no more.
+            TreeEvent::Ready(_) | TreeEvent::Discarded => {}
+        }
+    }
+
+    /// The sweep was recorded.
+    pub(super) fn recorded(&mut self, at: Tip, out: &mut Actions) {
+        if std::mem::take(&mut self.hand) == Hand::Ready {
+            out.push(Action::Tree(TreeWork::Done { at }));
+        }
+    }
+}
+
+impl Volume {
+    /// Starts the tree when the backing is an exact state that only sweeps change.
+    pub(super) fn tree_progress(&mut self, out: &mut Actions) {
+        if !self.config.tree {
+            return;
+        }
+        let persisted = self.superblock.persisted();
+        let exact = persisted.copy == CopyState::Usable
+            && self.superblock.desired.copy == CopyState::Usable;
+        let quiet = self.sweep.is_none() && self.replica.rebase.is_none();
+        if !(exact && quiet) {
+            return;
+        }
+        let anew = match self.tree.standing {
+            Standing::Unknown => false,
+            Standing::Gone => true,
+            Standing::On | Standing::Discarding => return,
+        };
+        self.tree.standing = Standing::On;
+        let at = Tip {
+            epoch: persisted.checkpoint,
+            chain: persisted.checkpoint_chain,
+        };
+        out.push(Action::Tree(TreeWork::Start {
+            at,
+            settled: persisted.swept,
+            anew,
+        }));
+    }
+
+    /// The backing is to be written by other means than a sweep. Whether the tree is gone.
+    pub(super) fn tree_lets_go(&mut self, out: &mut Actions) -> bool {
+        if !self.config.tree {
+            return true;
+        }
+        match self.tree.standing {
+            Standing::Gone => return true,
+            Standing::Discarding => {}
+            Standing::Unknown | Standing::On => {
+                self.tree.standing = Standing::Discarding;
+                out.push(Action::Tree(TreeWork::Discard));
+            }
+        }
+        false
+    }
+}

@@ -1,0 +1,322 @@
+//! A sweep waits for the state tree, and whatever else writes the backing waits until it is gone.
+//!
+//! The core alone, on a log in memory whose operations complete at once; the test is the tree.
+
+use hn4::log::{LogIdentity, RING_START, Role};
+use hn4::types::{Epoch, Incarnation, Lba, LogOffset, NodeId, Rank, Term, VolumeId};
+use hn4_engine::arena::{SlotMemory, VecArena};
+use hn4_engine::core::event::{
+    Control, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerState, Request, RequestId, SeedOrigin,
+    SeedPiece, Time, Tip, TreeEvent, TreeWork,
+};
+use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog};
+use hn4_engine::core::{Action, Actions, Event, Lanes, Volume, VolumeConfig};
+
+const RING_BYTES: usize = 8 << 20;
+const SLOTS: u32 = 4096;
+
+struct Memory(Vec<u8>);
+
+fn small(offset: u64) -> usize {
+    usize::try_from(offset).expect("a small log")
+}
+
+impl Medium for Memory {
+    fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> std::io::Result<()> {
+        for (at, block) in (small(offset)..).step_by(4096).zip(blocks) {
+            block.0.copy_from_slice(&self.0[at..at + 4096]);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> std::io::Result<()> {
+        for (at, block) in (small(offset)..).step_by(4096).zip(blocks) {
+            self.0[at..at + 4096].copy_from_slice(&block.0);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+}
+
+/// A volume with a tree that answers only when it is told to.
+struct Bench {
+    volume: Volume,
+    mem: VecArena,
+    requests: u64,
+    /// What the tree was told, and where the backing was written, in order.
+    seen: Vec<Seen>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Seen {
+    Tree(TreeWork),
+    /// Byte offset and length.
+    Backing(u64, u64),
+    Drained,
+}
+
+impl Bench {
+    fn new(role: Role) -> Self {
+        let node = NodeId([1; 16]);
+        let identity = LogIdentity {
+            volume: VolumeId([7; 16]),
+            birth_nonce: [9; 16],
+            size_bytes: 16 << 20,
+            sector_bytes: 512,
+        };
+        let mut log = Memory(vec![0; small(RING_START) + RING_BYTES]);
+        let lanes = Lanes {
+            count: 1,
+            stripe_blocks: 256,
+        };
+        let new = NewLog {
+            identity,
+            node,
+            lanes,
+            role,
+            created_ms: 0,
+        };
+        recovery::create(&mut log, &new).expect("a log");
+        let mut mem = VecArena::new(SLOTS);
+        let opened = recovery::open(&mut log, &mut mem, |header| VolumeConfig {
+            tree: true,
+            peers: 1,
+            ..VolumeConfig::new(identity, node, header.ring_bytes, SLOTS as usize)
+        });
+        let mut bench = Self {
+            volume: opened.expect("a volume").0,
+            mem,
+            requests: 0,
+            seen: Vec::new(),
+        };
+        bench.step(Event::Timer);
+        bench
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut events = std::collections::VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let mut actions = Actions::default();
+            let now = Now {
+                time: Time(0),
+                wall_ms: 0,
+            };
+            self.volume.step(now, event, &mut self.mem, &mut actions);
+            for action in std::mem::take(&mut actions.list) {
+                match action {
+                    Action::Io { token, io } => {
+                        self.note(token, &io, &actions);
+                        let result = Ok(());
+                        events.push_back(Event::IoDone { token, result });
+                    }
+                    Action::Tree(work) => self.seen.push(Seen::Tree(work)),
+                    Action::ControlDone { result, .. } => {
+                        result.expect("drained");
+                        self.seen.push(Seen::Drained);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, token: IoToken, io: &Io, actions: &Actions) {
+        match io {
+            Io::Write {
+                disk: Disk::Backing,
+                offset,
+                segs,
+                ..
+            } => {
+                let bytes = actions.segs[segs.clone()]
+                    .iter()
+                    .map(|seg| u64::from(seg.bytes));
+                self.seen.push(Seen::Backing(*offset, bytes.sum()));
+            }
+            Io::Zero { offset, bytes, .. } => {
+                assert!(matches!(token, IoToken::SweepZero | IoToken::SeedWrite));
+                self.seen.push(Seen::Backing(*offset, *bytes));
+            }
+            Io::Read { .. } | Io::Fsync { .. } | Io::Write { .. } => {}
+        }
+    }
+
+    fn ask(&mut self, request: Request) {
+        self.requests += 1;
+        let id = RequestId(self.requests);
+        self.step(Event::Request { id, request });
+    }
+
+    fn write(&mut self, lba: u64, sectors: u32) {
+        let slots = vec![self.mem.alloc().expect("a slot")];
+        self.ask(Request::Write {
+            lba: Lba(lba),
+            sectors,
+            fua: false,
+            slots,
+        });
+    }
+
+    fn drain(&mut self) {
+        let id = RequestId(u64::MAX);
+        let control = Control::Drain;
+        self.step(Event::Control { id, control });
+    }
+
+    fn tree(&mut self, event: TreeEvent) {
+        self.step(Event::Tree(event));
+    }
+
+    fn take(&mut self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen)
+    }
+}
+
+#[test]
+fn a_sweep_begins_when_the_tree_has_its_leaves_and_the_tree_hears_of_its_end() {
+    let mut bench = Bench::new(Role::Primary);
+    let started = bench.take();
+    assert!(matches!(
+        started[..],
+        [Seen::Tree(TreeWork::Start { anew: false, .. })]
+    ));
+    bench.write(800, 8);
+    bench.write(19, 2);
+    bench.write(16, 1);
+    bench.ask(Request::Zero {
+        lba: Lba(4096),
+        sectors: 1024,
+        fua: false,
+        trim: true,
+        edges: Vec::new(),
+    });
+    bench.drain();
+    let [
+        Seen::Tree(TreeWork::Begin { cut, zeros }),
+        Seen::Tree(blocks),
+    ] = &bench.take()[..]
+    else {
+        panic!("the tree is told first, and nothing else is done");
+    };
+    let (cut, zeros) = (*cut, zeros.clone());
+    assert_eq!(zeros, [(4096 * 512, 1024 * 512)]);
+    let TreeWork::Blocks { offsets, last, .. } = blocks else {
+        panic!("{blocks:?}");
+    };
+    assert_eq!(
+        (&offsets[..], *last),
+        (&[16 * 512, 19 * 512, 800 * 512][..], true)
+    );
+    // An answer about something else changes nothing.
+    bench.tree(TreeEvent::Took);
+    bench.tree(TreeEvent::Ready(Epoch(cut.0 + 1)));
+    assert_eq!(bench.take(), []);
+    bench.tree(TreeEvent::Ready(cut));
+    let seen = bench.take();
+    let [
+        written @ ..,
+        Seen::Tree(TreeWork::Done { at }),
+        Seen::Drained,
+    ] = &seen[..]
+    else {
+        panic!("{seen:?}");
+    };
+    assert_eq!(at.epoch, cut);
+    assert_eq!(written.len(), 4, "zeroes and three runs: {written:?}");
+}
+
+#[test]
+fn a_large_sweep_is_handed_over_in_portions_and_no_block_is_torn_between_them() {
+    let mut bench = Bench::new(Role::Primary);
+    // Two parts of each block.
+    for block in 0..300 {
+        bench.write(block * 8, 1);
+        bench.write(block * 8 + 4, 2);
+    }
+    bench.drain();
+    let (mut parts, mut most, mut last_block) = (0, 0, None);
+    let mut cut = Epoch(0);
+    loop {
+        let told = bench.take();
+        assert!(!told.is_empty(), "it waits for an answer that was given");
+        let mut answers = Vec::new();
+        for seen in told {
+            match seen {
+                Seen::Tree(TreeWork::Begin { cut: to, .. }) => {
+                    cut = to;
+                    last_block = None;
+                }
+                Seen::Tree(TreeWork::Blocks { offsets, last, .. }) => {
+                    assert_ne!(last_block, Some(offsets[0] / 4096), "torn between portions");
+                    last_block = offsets.last().map(|offset| offset / 4096);
+                    parts += offsets.len();
+                    answers.push(match last {
+                        true => TreeEvent::Ready(cut),
+                        false => TreeEvent::Took,
+                    });
+                }
+                Seen::Backing(..) => assert!(answers.is_empty(), "a sweep began too early"),
+                Seen::Tree(_) => {}
+                Seen::Drained => {
+                    assert_eq!(parts, 600);
+                    assert_eq!(most, 2, "portions on their way");
+                    return;
+                }
+            }
+        }
+        most = most.max(answers.len());
+        answers.into_iter().for_each(|answer| bench.tree(answer));
+    }
+}
+
+#[test]
+fn a_full_copy_is_written_only_when_no_tree_is_left() {
+    let mut bench = Bench::new(Role::Replica);
+    let peer = PeerId(0);
+    let from = Tip {
+        epoch: Epoch(5),
+        chain: hn4::types::ChainHash([3; 32]),
+    };
+    let term = Term {
+        counter: 1,
+        node: NodeId([2; 16]),
+    };
+    let origin = SeedOrigin {
+        from,
+        log_offset: LogOffset(0),
+        cursor_bytes: 0,
+    };
+    let piece = SeedPiece {
+        offset: 0,
+        bytes: 4096,
+        data: Some(vec![1; 4096]),
+    };
+    let state = PeerState {
+        role: Role::Primary,
+        term,
+        incarnation: Incarnation(1),
+        tip: from,
+        tip_rank: Rank::default(),
+        usable: true,
+    };
+    for event in [
+        PeerEvent::Connected,
+        PeerEvent::State(state),
+        PeerEvent::SeedStart(origin),
+        PeerEvent::SeedPiece(piece),
+    ] {
+        bench.step(Event::Peer { peer, event });
+    }
+    assert_eq!(bench.take(), [Seen::Tree(TreeWork::Discard)]);
+    bench.step(Event::Timer);
+    assert_eq!(bench.take(), []);
+    bench.tree(TreeEvent::Discarded);
+    assert_eq!(bench.take(), [Seen::Backing(0, 4096)]);
+}

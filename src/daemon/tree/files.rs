@@ -1,0 +1,192 @@
+//! Where a volume's state tree lies, and how its backing is read.
+//!
+//! ```text
+//! <state_dir>/tree/<volume>/manifest       which runs are the tree
+//! <state_dir>/tree/<volume>/manifest.new   the next one, until it is whole
+//! <state_dir>/tree/<volume>/run-<id>       see docs/PROOF_FORMAT.md, section 3
+//! ```
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use hn4::types::{BLOCK_BYTES, VolumeId};
+use hn4_proof::tree::ReadAt;
+use hn4_proof::tree::keeper::{Device, TreeMedium};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::statfs::{
+    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+};
+use nix::unistd::{Whence, lseek};
+
+/// Alignment of memory for direct I/O that suits every device.
+const ALIGN: usize = 4096;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Files {
+    folder: PathBuf,
+}
+
+/// A run that is open.
+#[derive(Debug)]
+pub(super) struct RunFile(File);
+
+impl ReadAt for RunFile {
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+}
+
+impl Files {
+    /// The folder of a volume's tree; it is made if it is not there.
+    pub(super) fn open(state_dir: &Path, volume: VolumeId) -> io::Result<Self> {
+        let folder = state_dir.join(format!("tree/{volume}"));
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)?;
+        for parent in folder.ancestors().skip(1).take(2) {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(Self { folder })
+    }
+
+    fn run(&self, id: u64) -> PathBuf {
+        self.folder.join(format!("run-{id}"))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.folder)?.sync_all()
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+impl TreeMedium for Files {
+    type Run = RunFile;
+    type Sink = BufWriter<File>;
+
+    fn manifest(&self) -> io::Result<Option<Vec<u8>>> {
+        match std::fs::read(self.folder.join("manifest")) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn replace_manifest(&mut self, bytes: Option<&[u8]>) -> io::Result<()> {
+        let path = self.folder.join("manifest");
+        let Some(bytes) = bytes else {
+            return match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => self.sync(),
+            };
+        };
+        let new = self.folder.join("manifest.new");
+        let mut file = create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        std::fs::rename(new, path)?;
+        self.sync()
+    }
+
+    fn create(&mut self, id: u64) -> io::Result<BufWriter<File>> {
+        Ok(BufWriter::with_capacity(1 << 17, create(&self.run(id))?))
+    }
+
+    fn seal(&mut self, sink: BufWriter<File>) -> io::Result<()> {
+        sink.into_inner()?.sync_data()
+    }
+
+    fn open(&self, id: u64) -> io::Result<RunFile> {
+        Ok(RunFile(File::open(self.run(id))?))
+    }
+
+    fn remove(&mut self, id: u64) -> io::Result<()> {
+        std::fs::remove_file(self.run(id))
+    }
+
+    fn ids(&self) -> io::Result<Vec<u64>> {
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let name = entry?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_prefix("run-"));
+            ids.extend(id.and_then(|id| id.parse::<u64>().ok()));
+        }
+        Ok(ids)
+    }
+}
+
+/// The backing of a volume, read past the page cache, without a lock: the shard has that.
+#[derive(Debug)]
+pub(super) struct Backing {
+    file: File,
+    size_bytes: u64,
+    tells_holes: bool,
+    scratch: Vec<u8>,
+}
+
+impl Backing {
+    /// Opens a device or file of which `size_bytes` are the volume.
+    pub(super) fn open(path: &Path, size_bytes: u64) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC)
+            .open(path)?;
+        // Block devices have no holes, and other file systems may not tell the truth about theirs.
+        let known = [
+            EXT4_SUPER_MAGIC,
+            XFS_SUPER_MAGIC,
+            BTRFS_SUPER_MAGIC,
+            F2FS_SUPER_MAGIC,
+        ];
+        let tells_holes =
+            file.metadata()?.is_file() && known.contains(&fstatfs(&file)?.filesystem_type());
+        Ok(Self {
+            file,
+            size_bytes,
+            tells_holes,
+            scratch: Vec::new(),
+        })
+    }
+}
+
+impl Device for Backing {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.scratch.resize(buffer.len() + ALIGN, 0);
+        let start = self.scratch.as_ptr().align_offset(ALIGN);
+        let aligned = &mut self.scratch[start..start + buffer.len()];
+        self.file.read_exact_at(aligned, offset)?;
+        buffer.copy_from_slice(aligned);
+        Ok(())
+    }
+
+    fn next_data(&mut self, offset: u64) -> io::Result<u64> {
+        if !self.tells_holes {
+            return Ok(offset);
+        }
+        let from = i64::try_from(offset).map_err(io::Error::other)?;
+        match lseek(&self.file, from, Whence::SeekData) {
+            Ok(found) => {
+                let found = u64::try_from(found).unwrap_or(offset).min(self.size_bytes);
+                Ok(found / BLOCK_BYTES * BLOCK_BYTES)
+            }
+            Err(Errno::ENXIO) => Ok(self.size_bytes),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
