@@ -100,6 +100,7 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
             cursor_bytes,
             from: tip(from),
         },
+        Output::FeedOpened { from } => PeerEvent::FeedOpened(from),
         Output::EpochReceived { frame, .. } => PeerEvent::Epoch(frame.into()),
         Output::Anchored { epoch, chain } => PeerEvent::Anchored(Tip { epoch, chain }),
         Output::PeerAck(ack) => PeerEvent::Ack(Progress {
@@ -125,8 +126,7 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
         Output::SeedEnd { usable_after } => PeerEvent::SeedEnd { usable_after },
         Output::HigherTerm { term } => PeerEvent::HigherTerm(term),
         Output::PeerState(state) => PeerEvent::State(peer_state(&state)),
-        Output::FeedOpened { .. }
-        | Output::SeedAck { .. }
+        Output::SeedAck { .. }
         | Output::StepDown
         | Output::Alive
         | Output::Proof(_)

@@ -207,7 +207,7 @@ impl Volume {
             && !busy
         {
             election.source = Some(peer);
-            self.replica.source = Some(peer);
+            self.replica.follow(peer);
             out.peer(peer, PeerMessage::Pull { tip, anchored });
         }
     }

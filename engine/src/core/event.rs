@@ -227,6 +227,9 @@ pub enum PeerEvent {
     Credit(u64),
     /// Replica to primary: how far it is.
     Ack(Progress),
+    /// Primary to replica: the log is sent from this epoch on, since what comes before it is the
+    /// same in both logs.
+    FeedOpened(Epoch),
     /// Primary to replica: a frame as it lies in the peer's log.
     Epoch(Vec<u8>),
     /// Primary to replica: all up to here is anchored.

@@ -301,15 +301,15 @@ impl Volume {
     }
 
     /// A copy that was begun goes on, also if this node has been restarted since: if the place
-    /// where it began is in our history, the log still reaches back to it, and (which the session
-    /// sees to) it was begun in this term. Another primary's backing may hold what our history
-    /// lacks.
+    /// where it began is in our history and in our backing, the log still reaches back to it, and
+    /// (which the replica sees to) it was begun in this term. Another primary's backing may hold
+    /// what our history lacks.
     fn resumes(&self, cursor_bytes: u64, from: Tip) -> bool {
         let size = self.config.identity.size_bytes;
         (1..=size).contains(&cursor_bytes)
             && cursor_bytes.is_multiple_of(BLOCK_BYTES)
             && (planted(Mutant::ResumeCopyAnywhere)
-                || (from.epoch >= self.feed_floor()
+                || ((self.feed_floor()..=self.superblock.desired.checkpoint).contains(&from.epoch)
                     && self.journal.chain(from.epoch) == Some(from.chain)))
     }
 

@@ -11,7 +11,9 @@ use hn4::log::{CopyState, FrameHead, Role};
 use hn4::types::{BLOCK_BYTES, Epoch, LogOffset};
 
 use super::apply::Apply;
-use super::event::{Actions, Now, PeerEvent, PeerId, PeerMessage, Progress, SeedOrigin, Tip};
+use super::event::{
+    Actions, Now, PeerEvent, PeerId, PeerMessage, PeerState, Progress, SeedOrigin, Tip,
+};
 use super::journal::Sealed;
 use super::mutants::{Mutant, planted};
 use super::seal::{bytes_to_slots, frame_changes};
@@ -52,6 +54,10 @@ pub(super) struct ReplicaState {
     pub(super) pending: VecDeque<Vec<u8>>,
     /// The newest anchor heard of; may be ahead of our tip.
     pub(super) hint: Option<Tip>,
+    /// The hint is of the session with the source.
+    hinted: bool,
+    /// The source has said in this session that our log is the beginning of its own.
+    pub(super) joined: bool,
     pub(super) last_ack: Option<Progress>,
     pub(super) truncate_to: Option<Tip>,
     /// The log is to be cut back to here once the rest is saved.
@@ -88,6 +94,14 @@ impl ReplicaState {
 }
 
 impl ReplicaState {
+    /// This peer sends us its log or a copy. What another one has said of its log says nothing of
+    /// this one's.
+    pub(super) fn follow(&mut self, source: PeerId) {
+        if self.source.replace(source) != Some(source) {
+            (self.hinted, self.joined) = (false, false);
+        }
+    }
+
     pub(super) fn give_up_seed(&mut self) {
         self.seed = None;
         self.rebase = None;
@@ -129,7 +143,10 @@ impl Volume {
                     out.peer(id, PeerMessage::Credit(self.config.replica_window_bytes));
                 }
             }
-            PeerEvent::State(state) => self.peer_state(id, state),
+            PeerEvent::State(state) => {
+                self.peer_state(id, state);
+                self.check_end_of_copy(state, out);
+            }
             PeerEvent::Disconnected => self.peer_gone(id),
             PeerEvent::HigherTerm(term) => self.higher_term(term, out),
             // What is promoted is what was settled; the session is about to end.
@@ -156,6 +173,7 @@ impl Volume {
     fn lose_source(&mut self) {
         let replica = &mut self.replica;
         replica.source = None;
+        (replica.hinted, replica.joined) = (false, false);
         replica.pending.clear();
         replica.last_ack = None;
         match &mut replica.seed {
@@ -169,10 +187,29 @@ impl Volume {
         }
     }
 
+    /// A higher term than the peer's is on its way to the medium: nothing that the peer still sends
+    /// is of the history that we are about to follow. A copy that began now would count as one of
+    /// the new term.
+    fn is_superseded(&self, id: PeerId) -> bool {
+        let state = self
+            .peers
+            .get(usize::from(id.0))
+            .and_then(|peer| peer.state());
+        let ours = self.superblock.desired.term.counter;
+        state.is_some_and(|state| state.term.counter < ours)
+    }
+
     fn replica_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
+        if self.is_superseded(id) {
+            return out.peer(id, PeerMessage::Close);
+        }
         match event {
+            PeerEvent::FeedOpened(from) => {
+                self.replica.follow(id);
+                self.replica.joined = from == self.tip().epoch.next();
+            }
             PeerEvent::Epoch(frame) => {
-                self.replica.source = Some(id);
+                self.replica.follow(id);
                 let pending: u64 = self.replica.pending.iter().map(|f| f.len() as u64).sum();
                 if pending > 2 * self.config.replica_window_bytes + hn4::log::frame::MAX_FRAME_BYTES
                 {
@@ -183,7 +220,8 @@ impl Volume {
             PeerEvent::Anchored(tip) => {
                 // The first thing after a subscription: whoever has nothing to send still learns
                 // how far we are.
-                self.replica.source = Some(id);
+                self.replica.follow(id);
+                self.replica.hinted = true;
                 // The latest counts, not the highest: after a failover the new history may be
                 // shorter than what the old primary announced.
                 self.replica.hint = Some(tip);
@@ -215,7 +253,8 @@ impl Volume {
                 let complete = self.config.identity.size_bytes;
                 match &mut self.replica.seed {
                     Some(seed) if seed.expected == complete && !seed.detached => {
-                        seed.ended = Some(usable_after)
+                        seed.ended = Some(usable_after);
+                        self.replica.joined = true;
                     }
                     _ => self.reject(id, "the end of a copy that is not complete".to_owned(), out),
                 }
@@ -238,6 +277,22 @@ impl Volume {
             self.wants_shadow(epoch);
         } else {
             self.replica.obstacle = Some(Obstacle::Diverged { epoch });
+        }
+    }
+
+    /// A copy waits for an epoch that its primary does not have any more: damage took the end of
+    /// that one's log. Perhaps nobody ever writes it again, so the copy begins anew; it is not
+    /// usable, and nothing is lost.
+    fn check_end_of_copy(&mut self, state: PeerState, out: &mut Actions) {
+        let CopyState::Seeding {
+            until: Some(until), ..
+        } = self.superblock.desired.copy
+        else {
+            return;
+        };
+        let leads = state.role == Role::Primary && state.term == self.superblock.persisted().term;
+        if self.role() == Role::Replica && leads && state.tip.epoch < until {
+            self.start_over(out);
         }
     }
 
@@ -398,12 +453,43 @@ impl Volume {
     }
 
     fn advance_anchor(&mut self) {
-        if let Some(hint) = self.replica.hint
-            && hint.epoch > self.anchored.epoch
-            && self.journal.chain(hint.epoch) == Some(hint.chain)
-        {
-            self.anchored = hint;
+        let tip = self.tip();
+        let Some(hint) = self.replica.hint else {
+            return;
+        };
+        if hint.epoch <= self.anchored.epoch {
+            return;
         }
+        if self.journal.chain(hint.epoch) == Some(hint.chain) {
+            self.anchored = hint;
+        } else if hint.epoch > tip.epoch && self.is_part_of_source() {
+            // Without this a replica that is far behind and has little room would wait for a place
+            // that it cannot reach before it has destaged what it has.
+            self.anchored = tip;
+        }
+    }
+
+    /// Our log is the beginning of that of the primary which sends it, whose last word on what is
+    /// anchored is of this session. A primary's log only grows.
+    fn is_part_of_source(&self) -> bool {
+        let replica = &self.replica;
+        let peer = replica
+            .source
+            .and_then(|id| self.peers.get(usize::from(id.0)));
+        let state = peer.and_then(|peer| peer.state());
+        let leads = state.is_some_and(|state| {
+            state.role == Role::Primary && state.term == self.superblock.persisted().term
+        });
+        let kept = matches!(
+            self.superblock.desired.copy,
+            CopyState::Usable | CopyState::Seeding { until: Some(_), .. }
+        );
+        let changes = replica.truncate_to.is_some()
+            || replica.fork.is_some()
+            || replica.rebase.is_some()
+            || replica.seed.is_some()
+            || replica.shadow.is_some();
+        replica.joined && replica.hinted && leads && kept && !changes
     }
 
     fn truncate_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
@@ -414,6 +500,7 @@ impl Volume {
             return;
         }
         self.replica.truncate_to = None;
+        self.replica.joined = false;
         self.pull_again();
         let session = self.journal.session + 1;
         for sealed in self.journal.truncate(to, session) {

@@ -124,8 +124,12 @@ impl Volume {
             Role::Fenced => Role::Fenced,
             _ => self.superblock.persisted().role,
         };
+        // A promotion that a higher term has overtaken: the medium calls it primary for a moment
+        // longer. A demotion would end after it has begun to follow, and miss what comes till then.
+        let desired = self.superblock.desired.role;
+        let overtaken = role == Role::Primary && desired == Role::Replica;
         let refusal = match role {
-            _ if self.transition.is_some() || self.is_returning() => {
+            _ if self.transition.is_some() || self.is_returning() || overtaken => {
                 "another change of role is under way; try again"
             }
             Role::Replica => "this node is a replica already",

@@ -92,7 +92,8 @@ impl Volume {
             } => from == origin.from.epoch && origin.cursor_bytes <= cursor_bytes,
             _ => false,
         };
-        self.replica.source = Some(id);
+        self.replica.follow(id);
+        self.replica.joined = false;
         self.replica.pending.clear();
         self.replica.give_up_seed();
         let at = origin.cursor_bytes;

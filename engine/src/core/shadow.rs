@@ -217,7 +217,8 @@ impl Volume {
     /// A copy into the shadow follows.
     pub(super) fn shadow_start(&mut self, id: PeerId, origin: SeedOrigin, out: &mut Actions) {
         let persisted = self.superblock.persisted().copy;
-        self.replica.source = Some(id);
+        self.replica.follow(id);
+        self.replica.joined = false;
         self.replica.pending.clear();
         self.replica.give_up_seed();
         let at = match persisted {

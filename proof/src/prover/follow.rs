@@ -282,8 +282,12 @@ impl<M: LedgerMedium> Prover<M> {
 
     /// A batch of which this node cannot hold all epochs unapplied would wait for ever: its epochs
     /// are applied when they are durable, and compared with the anchor afterwards.
+    ///
+    /// What was not anchored before it waits, too: a ledger that was begun anew leaves it out, and
+    /// the anchor that covers it may be far ahead.
     fn hold(&mut self) {
         let front = self.follow.pending.front();
+        let oldest = self.hashed.front().map(|hashed| hashed.start);
         if let Some((
             Record {
                 body: Body::Anchor(signed),
@@ -291,7 +295,8 @@ impl<M: LedgerMedium> Prover<M> {
             },
             _,
         )) = front
-            && signed.anchor.end.0 - signed.anchor.start.0 > self.hold_bytes
+            && let start = oldest.map_or(signed.anchor.start, |at| at.min(signed.anchor.start))
+            && signed.anchor.end.0 - start.0 > self.hold_bytes
         {
             self.set_gate(false);
         }

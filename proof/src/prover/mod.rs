@@ -302,7 +302,14 @@ impl<M: LedgerMedium> Prover<M> {
             return Err(ProverError::Order { expected, found });
         }
         self.out.push_back(Out::Credit(bytes.len() as u64));
-        let hashed = match hash_frame(&self.identity, bytes) {
+        let hashed = match hash_frame(&self.identity, bytes).and_then(|hashed| {
+            // What a lost write left there is whole, and another frame.
+            let found = hashed.root.epoch;
+            (found == epoch).then_some(hashed).ok_or(FrameError::Field {
+                field: "epoch",
+                value: found.0,
+            })
+        }) {
             Ok(hashed) => hashed,
             Err(source) => return self.damaged(now, epoch, bytes, source),
         };
@@ -331,7 +338,8 @@ impl<M: LedgerMedium> Prover<M> {
     ) -> Result<(), ProverError> {
         // Without the header its hash is not known, and nothing here needs it: a ledger that ends
         // at this epoch cannot be continued.
-        let head = FrameHead::decode(&self.identity, bytes);
+        let head = FrameHead::decode(&self.identity, bytes).ok();
+        let head = head.filter(|head| head.header.epoch == epoch);
         let chain = head.map_or(ChainHash::default(), |head| head.chain);
         let text = format!("epoch {epoch} is damaged in the log and cannot be proven: {source}");
         self.out.push_back(Out::Notice(text));

@@ -507,3 +507,43 @@ fn a_batch_that_a_replica_cannot_hold_does_not_stop_it() {
         (Epoch(3), Some(true))
     );
 }
+
+#[test]
+fn epochs_that_a_ledger_begun_anew_leaves_out_count_to_what_a_replica_must_hold() {
+    let mut pair = Pair::new();
+    pair.replica.hold_bytes = 20_000;
+    let log = log_of(&[1, 2, 3, 4]);
+    // The ledger begins after epoch 3: its only anchor is of epoch 4, of 8 KiB.
+    let (_, chain, _) = log.frames[2];
+    pair.primary.cut(now(0), Epoch(3), chain).unwrap();
+    log.feed(&mut pair.primary, 0);
+    pair.primary.tick(now(60)).unwrap();
+    let early = Log {
+        frames: log.frames[..2].to_vec(),
+    };
+    early.feed(&mut pair.replica, 0);
+    pair.settle();
+    assert_eq!(pair.heard[1].gate, Some(false));
+    log.feed(&mut pair.replica, 0);
+    pair.settle();
+    assert_eq!(
+        (pair.heard[1].proven, pair.heard[1].gate),
+        (Epoch(4), Some(true))
+    );
+}
+
+#[test]
+fn a_whole_frame_of_another_epoch_counts_as_damage() {
+    let mut pair = Pair::new();
+    let log = log_of(&[1, 2, 3]);
+    let (_, _, first) = &log.frames[0];
+    pair.primary.frame(now(0), Epoch(1), first).unwrap();
+    // The write of epoch 2 was lost: an older frame is still there.
+    pair.primary.frame(now(0), Epoch(2), first).unwrap();
+    let (_, chain, third) = &log.frames[2];
+    pair.primary.frame(now(0), Epoch(3), third).unwrap();
+    let noticed = |out: &Out| matches!(out, Out::Notice(text) if text.contains("epoch 2"));
+    let out: Vec<Out> = std::iter::from_fn(|| pair.primary.poll()).collect();
+    assert!(out.iter().any(noticed), "{out:?}");
+    assert_eq!(pair.primary.hashed_tip(), (Epoch(3), *chain));
+}

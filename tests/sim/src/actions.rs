@@ -192,9 +192,7 @@ impl World {
         }
         let (lane, event) = match message {
             PeerMessage::SeedAck(_) => return,
-            PeerMessage::FeedOpened(_) => {
-                return self.send_open(link, side, Lane::Data, Message::FeedOpened);
-            }
+            PeerMessage::FeedOpened(from) => (Lane::Data, PeerEvent::FeedOpened(*from)),
             PeerMessage::FeedRefused(refusal) => {
                 return self.send_open(link, side, Lane::Data, Message::Refused(*refusal));
             }

@@ -375,6 +375,14 @@ impl World {
                 .is_some_and(|live| !live.volume.is_degraded())
     }
 
+    /// As many peers have it as the policy asks for, and nobody has accepted that it may be lost:
+    /// the others' histories must hold it, too.
+    fn counts_everywhere(&self, node: usize) -> bool {
+        let live = self.nodes[node].live.as_ref();
+        let term = live.map_or(0, |live| live.volume.superblock().term.counter);
+        self.peers_have_it(node) && term >= self.operator.loss_term
+    }
+
     fn place(&self, node: usize, epoch: Epoch) -> Option<Tip> {
         let tip = self.nodes[node].live.as_ref()?.tip;
         self.oracle.ancestor(tip, epoch)
@@ -413,7 +421,7 @@ impl World {
             let holders = live.filter(|live| self.oracle.holds(live.tip, place));
             holders.count() >= self.plan.ack_peers
         };
-        if self.peers_have_it(node)
+        if self.counts_everywhere(node)
             && let Some(place) = self.place(node, epoch)
             && place.epoch > self.oracle.received.epoch
             && there(place)
@@ -433,7 +441,7 @@ impl World {
             self.nodes[node].promise = place;
         }
         if self.plan.ack_mode == AckMode::Durable
-            && self.peers_have_it(node)
+            && self.counts_everywhere(node)
             && place.epoch > self.oracle.promised.epoch
         {
             self.oracle.promised = place;

@@ -30,8 +30,6 @@ pub(crate) enum Message {
     Event(PeerEvent),
     /// A subscription was refused.
     Refused(FeedRefusal),
-    /// A subscription was accepted.
-    FeedOpened,
     /// For the other prover.
     Proof(Vec<u8>),
 }
@@ -61,7 +59,7 @@ impl Message {
             Self::Event(PeerEvent::Epoch(frame)) => frame.len(),
             Self::Event(PeerEvent::SeedPiece(piece)) => piece.data.as_ref().map_or(0, Vec::len),
             Self::Proof(bytes) => bytes.len(),
-            Self::Event(_) | Self::State(_) | Self::Refused(_) | Self::FeedOpened => 0,
+            Self::Event(_) | Self::State(_) | Self::Refused(_) => 0,
         };
         body as u64 + 100
     }

@@ -175,12 +175,11 @@ impl World {
         }
         match message {
             Message::Event(event) => {
-                if matches!(event, PeerEvent::SeedStart(_)) {
+                if matches!(event, PeerEvent::SeedStart(_) | PeerEvent::FeedOpened(_)) {
                     self.prover_fed(link, side);
                 }
                 self.post_peer(link, side, event);
             }
-            Message::FeedOpened => self.prover_fed(link, side),
             Message::Proof(bytes) => {
                 self.prover_hears(link, side, |peer| Job::Message(peer, bytes));
             }

@@ -31,6 +31,10 @@ pub(crate) struct Operator {
     current_term: u64,
     /// The attempt in this term had enough answers.
     safe_term: u64,
+    /// The highest term whose primary was promoted although something might be lost. A primary of
+    /// an earlier term may go on beside it, with peers that have not heard of it yet; whoever
+    /// accepted the loss accepted that this one's history leaves out what that one acknowledges.
+    pub(crate) loss_term: u64,
     /// A node that is to crash after so many more steps.
     doomed: Option<(usize, u64, Fault)>,
     /// A restarted primary served without having heard of its peers.
@@ -223,6 +227,9 @@ impl World {
             return Ok(());
         }
         self.stats.promotions += 1;
+        if self.operator.safe_term != term {
+            self.operator.loss_term = term;
+        }
         let tip = live.tip;
         for (what, place) in [
             ("acknowledged", self.oracle.promised),

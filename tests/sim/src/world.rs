@@ -29,7 +29,8 @@ use crate::trace::Trace;
 pub(crate) const MS: u64 = 1_000_000;
 /// A run that is not over by then is stuck.
 const LIMIT_MS: u64 = 4_000_000;
-const LIMIT_EVENTS: u64 = 400_000;
+/// A slow disk alone needs many: 600 s of the operator's visits are 200,000.
+const LIMIT_EVENTS: u64 = 1_000_000;
 
 /// A promise that was broken.
 #[derive(Clone, Debug)]

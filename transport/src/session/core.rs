@@ -22,6 +22,7 @@ use super::control_lane::ControlLane;
 use super::data_lane::DataLane;
 use super::hello::Agreed;
 use super::inbound::Inbound;
+use super::unfinished::Unfinished;
 use crate::wire::control::{ControlMessage, ErrorMessage, Hello, MAX_CONTROL_BYTES};
 use crate::wire::data::{DATA_HEADER_BYTES, DataMessage};
 use crate::wire::{FrameKind, FrameOpener, FrameSealer, SessionKeys, Stream, WireFrame};
@@ -115,6 +116,9 @@ pub struct Session {
     pub(super) liveness: Liveness,
     pub(super) control_progress: Progress,
     pub(super) data_progress: Progress,
+    pub(super) unfinished: Unfinished,
+    /// The daemon took nothing for a while, and reading of the data stream paused.
+    paused: bool,
     outputs: VecDeque<(Option<Stream>, Output)>,
 }
 
@@ -150,6 +154,8 @@ impl Session {
             feeding: false,
             control_progress: Progress::default(),
             data_progress: Progress::default(),
+            unfinished: Unfinished::default(),
+            paused: false,
             outputs: VecDeque::new(),
         }
     }
@@ -175,17 +181,27 @@ impl Session {
         if self.closed {
             return None;
         }
+        let unfinished = self.unfinished.deadline(self.config.frame_timeout);
+        let alive = self.liveness_deadline();
+        Some(unfinished.map_or(alive, |at| at.min(alive)))
+    }
+
+    fn liveness_deadline(&self) -> Duration {
         let liveness = &self.liveness;
-        Some(match (&self.established, liveness.ping_sent) {
+        match (&self.established, liveness.ping_sent) {
             (None, _) => liveness.started + self.config.hello_timeout,
             (Some(_), Some(sent)) => sent + self.config.heartbeat_timeout,
             (Some(_), None) => liveness.last_heard + self.config.heartbeat_interval,
-        })
+        }
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Duration) {
         if self.next_timeout().is_none_or(|at| now < at) {
+            return;
+        }
+        self.check_unfinished(now);
+        if self.closed || now < self.liveness_deadline() {
             return;
         }
         if self.established.is_none() {
@@ -202,6 +218,23 @@ impl Session {
                 self.liveness.ping_sent = Some(now);
                 self.control.ping(self.liveness.pings);
             }
+        }
+    }
+
+    /// A frame that does not come to its end was damaged.
+    fn check_unfinished(&mut self, now: Duration) {
+        let timeout = self.config.frame_timeout;
+        while let Some((stream, sequence, bytes)) = self.unfinished.stalled(now, timeout) {
+            if stream == Stream::Data && self.paused {
+                self.paused = !self.accepts_data();
+                self.unfinished.excuse(now, stream);
+                continue;
+            }
+            let seconds = timeout.as_secs();
+            return self.broke_protocol(format!(
+                "frame {sequence} on the {stream:?} stream does not come to its end: {bytes} bytes \
+                 of it were there {seconds} s ago, and hardly any since"
+            ));
         }
     }
 
@@ -543,7 +576,10 @@ impl Session {
     pub(super) fn output(&mut self, stream: Option<Stream>, output: Output) {
         match stream {
             Some(Stream::Control) => self.control_progress.pending += 1,
-            Some(Stream::Data) => self.data_progress.pending += 1,
+            Some(Stream::Data) => {
+                self.data_progress.pending += 1;
+                self.paused |= !self.accepts_data();
+            }
             None => {}
         }
         self.outputs.push_back((stream, output));

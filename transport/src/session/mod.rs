@@ -25,6 +25,7 @@ pub mod hello;
 mod inbound;
 mod receive;
 pub mod roles;
+mod unfinished;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -71,6 +72,9 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// Time for a sign of life after a heartbeat was sent.
     pub heartbeat_timeout: Duration,
+    /// A frame that has begun ends within this time, or at least 16 KiB of it come; else it counts
+    /// as damaged.
+    pub frame_timeout: Duration,
     /// What the peer may be for the volume.
     pub peer_roles: PeerRoles,
 }
@@ -90,6 +94,7 @@ impl Default for Config {
             hello_timeout: Duration::from_secs(5),
             heartbeat_interval: Duration::from_secs(2),
             heartbeat_timeout: Duration::from_secs(5),
+            frame_timeout: Duration::from_secs(10),
             peer_roles: PeerRoles::default(),
         }
     }

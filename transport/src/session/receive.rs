@@ -33,6 +33,13 @@ impl Session {
                 return;
             }
         }
+        if let Some(channel) = &self.channel {
+            let opener = match stream {
+                Stream::Control => &channel.control_in,
+                Stream::Data => &channel.data_in,
+            };
+            self.unfinished.look(now, stream, opener.unfinished());
+        }
         self.tell_progress();
     }
 
@@ -51,7 +58,7 @@ impl Session {
         }
     }
 
-    fn broke_protocol(&mut self, what: String) {
+    pub(super) fn broke_protocol(&mut self, what: String) {
         let error = ErrorMessage::Protocol(what.clone());
         self.close(CloseReason::Protocol(what), Some(error));
     }

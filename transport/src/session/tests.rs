@@ -3,6 +3,7 @@
 mod packed;
 mod random;
 mod roles;
+mod unfinished;
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -393,6 +393,13 @@ impl FrameOpener {
         result
     }
 
+    /// The frame that has begun and is not whole: its sequence, and how many bytes of it are there.
+    #[must_use]
+    pub fn unfinished(&self) -> Option<(u64, usize)> {
+        let bytes = self.buffer.len();
+        (bytes > 0).then_some((self.next_sequence, bytes))
+    }
+
     fn open(&mut self) -> Result<Option<OpenFrame>, WireError> {
         let Ok((header, _)) = Header::read_from_prefix(&self.buffer) else {
             return Ok(None);
