@@ -129,7 +129,7 @@ struct Share<'a> {
 fn shares<'a>(job: &'a Job, target: &Target) -> Vec<Share<'a>> {
     let streams = match target {
         Target::Engine(_) => job.numjobs,
-        Target::Raw(_) | Target::Nbd(_) | Target::Baseline(_) => 1,
+        Target::Raw(_) | Target::Nbd(_) | Target::Replicated(_) | Target::Baseline(_) => 1,
     };
     let first = (0..job.numjobs).step_by(streams.max(1) as usize);
     first

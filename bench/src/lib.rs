@@ -3,7 +3,7 @@
 //!
 //! 1. [`job`] reads job files, [`pattern`] turns a job into requests.
 //! 2. [`target`] carries requests out: [`raw`] through the engine's ring, [`nbd`] over a socket,
-//!    [`engine`] in a volume of its own in this process.
+//!    [`engine`] in a volume of its own in this process, [`replicated`] in two daemons.
 //! 3. [`drive`] keeps a job's queue full and measures, [`stats`] keeps what was measured.
 //! 4. [`report`] shows it: a table, and JSON in fio's layout.
 //! 5. [`compare`] starts the servers, lets the same load run against each, and judges.
@@ -12,6 +12,8 @@
 //!    the ring run one job in turns.
 //! 8. [`lanes`] runs volumes side by side in this process, [`drain`] goes on beyond the room of an
 //!    overlay.
+//! 9. [`replication`] starts two daemons and measures what acknowledgements, lag, catch-up and a
+//!    first copy cost.
 //!
 //! **Architecture invariant:** every NBD server is measured by the same client, so that what the
 //! client costs is the same in each figure.
@@ -34,6 +36,8 @@ pub mod parity;
 pub mod pattern;
 pub mod progress;
 pub mod raw;
+pub mod replicated;
+pub mod replication;
 pub mod report;
 pub mod stats;
 pub mod stream;

@@ -14,6 +14,7 @@ use hn4_bench::job::JobFile;
 use hn4_bench::lanes;
 use hn4_bench::parity;
 use hn4_bench::progress::Progress;
+use hn4_bench::replication;
 use hn4_bench::report;
 use hn4_bench::target::{Target, TargetSpec};
 
@@ -37,6 +38,8 @@ enum Command {
     Lanes(lanes::Options),
     /// Write at random until the overlay is full and beyond, and judge what clients notice.
     Drain(drain::Options),
+    /// Start two daemons on loopback and measure what replication costs.
+    Replication(replication::Options),
     /// Count the instructions of a request in the engine's core, with valgrind.
     Instructions(instructions::Options),
     /// The work that `instructions` counts.
@@ -49,7 +52,8 @@ struct RunArgs {
     /// A job file as fio reads it
     jobfile: PathBuf,
     /// raw:PATH for a file or device, nbd:URI for a server, engine:FOLDER for the engine in
-    /// process, tokio-uring:PATH or glommio:PATH for other runtimes
+    /// process, replicated:FOLDER for a volume in two daemons, tokio-uring:PATH or glommio:PATH for
+    /// other runtimes
     #[arg(long, value_name = "TARGET")]
     target: TargetSpec,
     /// Also write the report as JSON in fio's layout
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Parity(options) => parity::run(&options),
         Command::Lanes(options) => lanes::run(&options),
         Command::Drain(options) => drain::run(&options),
+        Command::Replication(options) => replication::run(&options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Work(options) => instructions::work(options),
     };
@@ -97,7 +102,8 @@ fn run(args: &RunArgs) -> Result<()> {
     let progress = Progress::default();
     let outcomes = std::thread::scope(|scope| {
         scope.spawn(|| progress.show());
-        let outcomes = drive::run_watched(&file.jobs, &target, args.server_pid, &progress);
+        let server = args.server_pid.or(target.server_pid());
+        let outcomes = drive::run_watched(&file.jobs, &target, server, &progress);
         progress.end();
         outcomes
     })?;

@@ -16,6 +16,7 @@ use crate::engine::{EngineLane, EngineSpec, EngineVolume};
 use crate::job::Job;
 use crate::nbd::NbdLane;
 use crate::raw::{RawLane, open_raw};
+use crate::replicated::{ReplicatedSpec, ReplicatedVolume};
 
 /// A request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -133,6 +134,8 @@ pub enum TargetSpec {
     Nbd(NbdUri),
     /// A new volume in the engine, in this process, without sockets.
     Engine(EngineSpec),
+    /// A new volume with a replica, in two daemons.
+    Replicated(ReplicatedSpec),
     /// A file or device, by way of another runtime.
     Baseline(Baseline),
 }
@@ -155,12 +158,15 @@ impl FromStr for TargetSpec {
         if let Some(text) = text.strip_prefix("engine:") {
             return text.parse().map(Self::Engine);
         }
+        if let Some(text) = text.strip_prefix("replicated:") {
+            return text.parse().map(Self::Replicated);
+        }
         if let Some(baseline) = Baseline::parse(text) {
             return Ok(Self::Baseline(baseline));
         }
         bail!(
-            "a target is raw:PATH, nbd:URI, engine:FOLDER, tokio-uring:PATH or glommio:PATH, \
-             not {text:?}"
+            "a target is raw:PATH, nbd:URI, engine:FOLDER, replicated:FOLDER, tokio-uring:PATH or \
+             glommio:PATH, not {text:?}"
         )
     }
 }
@@ -171,6 +177,7 @@ impl fmt::Display for TargetSpec {
             Self::Raw(path) => write!(f, "raw:{}", path.display()),
             Self::Nbd(uri) => write!(f, "nbd:{:?} export {:?}", uri.address, uri.export),
             Self::Engine(spec) => write!(f, "{spec}"),
+            Self::Replicated(spec) => write!(f, "{spec}"),
             Self::Baseline(it) => write!(f, "{}:{}", it.runtime, it.path.display()),
         }
     }
@@ -185,6 +192,8 @@ pub enum Target {
     Nbd(NbdUri),
     /// A volume for this run, opened by the one thread that drives it.
     Engine(Arc<EngineVolume>),
+    /// A volume for this run in two daemons; each thread has a connection to the primary.
+    Replicated(Arc<ReplicatedVolume>),
     /// A file or device; each thread has a runtime of its own.
     Baseline(Baseline),
 }
@@ -199,6 +208,9 @@ impl Target {
             TargetSpec::Raw(path) => Self::Raw(Arc::new(open_raw(path)?)),
             TargetSpec::Nbd(uri) => Self::Nbd(uri.clone()),
             TargetSpec::Engine(spec) => Self::Engine(Arc::new(EngineVolume::create(spec)?)),
+            TargetSpec::Replicated(spec) => {
+                Self::Replicated(Arc::new(ReplicatedVolume::create(spec)?))
+            }
             TargetSpec::Baseline(baseline) => Self::Baseline(baseline.clone()),
         })
     }
@@ -212,8 +224,18 @@ impl Target {
             Self::Raw(device) => Box::new(RawLane::new(device, job)?),
             Self::Nbd(uri) => Box::new(NbdLane::connect(uri, job)?),
             Self::Engine(volume) => Box::new(EngineLane::open(volume, job, streams)?),
+            Self::Replicated(volume) => Box::new(NbdLane::connect(&volume.uri, job)?),
             Self::Baseline(baseline) => baseline.lane(job)?,
         })
+    }
+
+    /// The process whose CPU time is that of the target, if it has one of its own that is known.
+    #[must_use]
+    pub fn server_pid(&self) -> Option<u32> {
+        match self {
+            Self::Replicated(volume) => volume.pid(),
+            Self::Raw(_) | Self::Nbd(_) | Self::Engine(_) | Self::Baseline(_) => None,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hn4_bench::compare::servers::find_program;
@@ -161,6 +162,47 @@ fn fios_own_program_reads_the_latencies_of_our_report() {
         assert_eq!(of("write_lat_ns_count"), stats.write.count());
         assert_eq!(of("trim_clat_ns_count"), 0);
     }
+}
+
+/// The daemon of the same build, which `cargo test --workspace` makes.
+fn daemon() -> Option<PathBuf> {
+    let own = std::env::current_exe().expect("a program");
+    let folder = own.parent().and_then(Path::parent).expect("a build folder");
+    let daemon = folder.join("hn4-replicad");
+    if !daemon.is_file() {
+        missing("hn4-replicad of the same build");
+        return None;
+    }
+    Some(daemon)
+}
+
+#[test]
+fn a_replicated_volume_takes_a_job_and_its_replica_has_all_of_it() {
+    let Some(daemon) = daemon() else {
+        return;
+    };
+    let folder = folder();
+    let text = format!(
+        "replicated:{}?ack=durable&size_mib=16&overlay_mib=8&log_mib=48&daemon={}",
+        folder.path().display(),
+        daemon.display()
+    );
+    let spec: TargetSpec = text.parse().expect("a target");
+    let job = "[a]\nrw=randwrite\nbs=4k\nsize=1m\niodepth=4\nfdatasync=4\nverify=crc32c\n";
+    let jobs = JobFile::parse(job).expect("a job file").jobs;
+    let target = Target::open(&spec).expect("two daemons");
+    let outcomes = drive::run(&jobs, &target, target.server_pid()).expect("no error");
+    let stats = &outcomes[0].stats[0];
+    assert_eq!(stats.write.count(), 256);
+    assert!(stats.verified_bytes > 512 << 10, "{}", stats.verified_bytes);
+    assert!(stats.server.is_some(), "the primary's CPU time");
+    let Target::Replicated(volume) = target else {
+        panic!("a replicated target");
+    };
+    let mut volume = Arc::into_inner(volume).expect("nobody else has it");
+    let epochs = volume.settle().expect("the replica has everything");
+    // A flush after four writes each, and each seals what came before it.
+    assert!(epochs >= 60, "{epochs} epochs on the replica");
 }
 
 struct Nbdkit(Child);

@@ -5,9 +5,8 @@
 //! order of the peers changes from round to round, and the medians are compared. A server runs
 //! only while it is measured, so that none works in the background of another.
 //!
-//! **Not here:** replication; nbd-server, which serves one connection only unless it detaches from
-//! whoever started it, and then cannot be watched; a device with injected latency, on which margins
-//! below 25 % would have to be judged.
+//! **Not here:** a device with injected latency, on which margins below 25 % would have to be
+//! judged.
 
 pub(crate) mod fio;
 pub mod rows;
@@ -31,11 +30,15 @@ use crate::engine::EngineSpec;
 use crate::files::{forget_cache, make_file};
 use crate::job::{Job, JobFile};
 use crate::nbd::{connect, fill};
+use crate::replication;
 use crate::stats::Stats;
 use crate::target::{Target, TargetSpec};
 
-/// A quick comparison begins no further round after this.
-const QUICK_LIMIT: Duration = Duration::from_secs(70);
+/// No further round begins that would end after this, if the number of rounds was not asked for:
+/// with what follows the rounds, a quick comparison takes less than two minutes, a whole one less
+/// than ten.
+const QUICK_LIMIT: Duration = Duration::from_secs(75);
+const LIMIT: Duration = Duration::from_secs(400);
 
 /// Seconds of the run through drain at the end.
 const DRAIN_SECONDS: u32 = 15;
@@ -49,7 +52,7 @@ pub struct Options {
     /// Rounds [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: Option<u32>,
-    /// Only rows with this in their name; may be given several times
+    /// Only rows with this in their name, or "replication"; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub rows: Vec<String>,
     /// Folder on the disk to be measured [default: the current one]; all files are removed
@@ -67,6 +70,11 @@ impl Options {
             self.rows.is_empty() || self.rows.iter().any(named)
         };
         ROWS.iter().filter(wanted).collect()
+    }
+
+    fn wants_replication(&self) -> bool {
+        let named = |text: &String| "replication".contains(text.as_str());
+        self.rows.is_empty() || self.rows.iter().any(named)
     }
 }
 
@@ -115,10 +123,7 @@ pub fn run(options: &Options) -> Result<()> {
         .prefix("hn4-bench-")
         .tempdir_in(dir)?;
     let sockets = tempfile::tempdir()?;
-    let daemon = match &options.daemon {
-        Some(path) => path.canonicalize().context("--daemon")?,
-        None => std::env::current_exe()?.with_file_name("hn4-replicad"),
-    };
+    let daemon = replication::daemon(options.daemon.as_deref())?;
     let place = Place {
         data: folder.path().to_owned(),
         sockets: sockets.path().to_owned(),
@@ -130,7 +135,7 @@ pub fn run(options: &Options) -> Result<()> {
     let (runtime, ramp) = if options.quick {
         (700, 200)
     } else {
-        (2000, 500)
+        (1500, 300)
     };
     let mut comparison = Comparison {
         table: Table::default(),
@@ -140,26 +145,29 @@ pub fn run(options: &Options) -> Result<()> {
         place: &place,
         engine: None,
     };
-    ensure!(!comparison.rows.is_empty(), "no row has such a name");
+    let replicates = options.wants_replication();
+    ensure!(
+        replicates || !comparison.rows.is_empty(),
+        "no row has such a name"
+    );
     summary::print_machine(&place);
     comparison.prepare()?;
-    let rounds = options.rounds.unwrap_or(3);
-    let mut done = 0;
-    for round in 0..rounds {
-        if round > 0 && options.quick && begun.elapsed() >= QUICK_LIMIT {
-            println!("time is up: {round} of {rounds} rounds were done");
-            break;
-        }
-        comparison.round(round)?;
-        done += 1;
-    }
+    let limit = match (options.rounds, options.quick) {
+        (Some(_), _) => Duration::MAX,
+        (None, true) => QUICK_LIMIT,
+        (None, false) => LIMIT,
+    };
+    let done = comparison.rounds(options.rounds.unwrap_or(3), begun, limit)?;
     println!();
     print!("{}", comparison.table.show(&comparison.rows));
     println!(
-        "{done} rounds of {runtime} ms in {:.0} s; load of the machine {} at the end",
+        "{done} rounds of {runtime} ms in {:.0} s; load of the machine {} at the end\n",
         begun.elapsed().as_secs_f64(),
         summary::load()
     );
+    if replicates {
+        replicate(&place, options.quick).context("replication")?;
+    }
     if options.quick || !options.rows.is_empty() {
         return Ok(());
     }
@@ -170,6 +178,16 @@ pub fn run(options: &Options) -> Result<()> {
         overlay_mib: place.overlay_mib,
         dir: place.data.clone(),
     })
+}
+
+fn replicate(place: &Place, quick: bool) -> Result<()> {
+    match missing(Peer::Ours, place) {
+        Some(why) => {
+            println!("replication: not measured: {why}");
+            Ok(())
+        }
+        None => replication::measure(&place.data, &place.daemon, quick),
+    }
 }
 
 struct Comparison<'a> {
@@ -191,6 +209,7 @@ impl Comparison<'_> {
             Peer::Qemu,
             Peer::NbdkitFile,
             Peer::NbdkitMemory,
+            Peer::NbdServer,
             Peer::Engine,
             Peer::Ring,
             Peer::Fio,
@@ -225,6 +244,24 @@ impl Comparison<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Gives how many were done.
+    fn rounds(&mut self, rounds: u32, begun: Instant, limit: Duration) -> Result<u32> {
+        if self.rows.is_empty() {
+            return Ok(0);
+        }
+        let mut longest = Duration::ZERO;
+        for round in 0..rounds {
+            let start = Instant::now();
+            if round > 0 && begun.elapsed() + longest > limit {
+                println!("time is up: {round} of {rounds} rounds were done");
+                return Ok(round);
+            }
+            self.round(round)?;
+            longest = longest.max(start.elapsed());
+        }
+        Ok(rounds)
     }
 
     fn round(&mut self, round: u32) -> Result<()> {
@@ -265,11 +302,14 @@ impl Comparison<'_> {
                 if peer != Peer::NbdkitMemory {
                     forget_cache(&file)?;
                 }
-                let server = Server::start(peer, self.place)?;
-                if let Some(mib) = row.prewritten_mib {
+                let mut server = Server::start(peer, self.place)?;
+                let all = (peer == Peer::NbdkitMemory).then_some(self.place.size_mib);
+                if let Some(mib) = row.prewritten_mib.or(all) {
                     fill(&mut connect(&server.uri)?, mib << 20)?;
-                } else if peer == Peer::NbdkitMemory {
-                    fill(&mut connect(&server.uri)?, self.place.size_mib << 20)?;
+                    if peer.serves_once() {
+                        server.stop()?;
+                        server = Server::start(peer, self.place)?;
+                    }
                 }
                 let target = Target::Nbd(server.uri.clone());
                 let stats = drive_one(&text, &target, Some(server.pid()))?;

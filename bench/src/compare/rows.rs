@@ -14,6 +14,8 @@ pub enum Peer {
     NbdkitFile,
     /// nbdkit's memory plugin: no disk at all.
     NbdkitMemory,
+    /// nbd-server: through the page cache.
+    NbdServer,
     /// The engine in process: overlay, log and destage, without sockets.
     Engine,
     /// The ring of the engine on a raw file, in process.
@@ -31,10 +33,18 @@ impl Peer {
             Self::Qemu => "qemu-storage-daemon",
             Self::NbdkitFile => "nbdkit file (page cache)",
             Self::NbdkitMemory => "nbdkit memory",
+            Self::NbdServer => "nbd-server (page cache)",
             Self::Engine => "our engine in process",
             Self::Ring => "our ring, raw file",
             Self::Fio => "fio io_uring, raw file",
         }
+    }
+
+    /// It ends with its first connection: nbd-server does, unless it leaves whoever started it, and
+    /// then it can be neither watched nor stopped with certainty.
+    #[must_use]
+    pub fn serves_once(self) -> bool {
+        self == Self::NbdServer
     }
 }
 
@@ -79,7 +89,13 @@ pub struct Row {
     pub prewritten_mib: Option<u64>,
 }
 
-const SERVERS: &[Peer] = &[Peer::Ours, Peer::Qemu, Peer::NbdkitFile, Peer::NbdkitMemory];
+const SERVERS: &[Peer] = &[
+    Peer::Ours,
+    Peer::Qemu,
+    Peer::NbdkitFile,
+    Peer::NbdkitMemory,
+    Peer::NbdServer,
+];
 const RAW: &[Peer] = &[Peer::Engine, Peer::Ring, Peer::Fio];
 
 const fn goal(peer: Peer, ratio: Option<f64>, server_us: Option<f64>) -> Goal {

@@ -67,6 +67,7 @@ pub fn missing(peer: Peer, place: &Place) -> Option<String> {
         }
         Peer::Qemu => "qemu-storage-daemon",
         Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit",
+        Peer::NbdServer => "nbd-server",
         Peer::Fio => "fio",
         Peer::Engine | Peer::Ring => return None,
     };
@@ -87,6 +88,7 @@ impl Place {
             Peer::Ours => "ours/backing",
             Peer::Qemu => "qemu.img",
             Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit.img",
+            Peer::NbdServer => "nbd-server.img",
             Peer::Engine => "engine",
             Peer::Ring | Peer::Fio => "raw.img",
         })
@@ -100,6 +102,7 @@ impl Place {
         self.sockets.join(match peer {
             Peer::Ours => "ours.sock",
             Peer::Qemu => "qemu.sock",
+            Peer::NbdServer => "nbd-server.sock",
             _ => "nbdkit.sock",
         })
     }
@@ -185,7 +188,7 @@ impl Server {
             return Err(error).context("removing an old socket");
         }
         let export = match peer {
-            Peer::Ours | Peer::Qemu => VOLUME,
+            Peer::Ours | Peer::Qemu | Peer::NbdServer => VOLUME,
             _ => "",
         };
         let journal = place.data.join(format!("{peer:?}.log"));
@@ -203,11 +206,27 @@ impl Server {
             peer,
             uri: uri.parse()?,
         };
+        if peer.serves_once() {
+            server.wait_until_it_listens(&socket)?;
+            return Ok(server);
+        }
         let uri = server.uri.clone();
         connect_within(&uri, START_LIMIT, || server.check())
             .with_context(|| peer.label())?
             .disconnect()?;
         Ok(server)
+    }
+
+    /// Without a connection, which would be its only one.
+    fn wait_until_it_listens(&mut self, socket: &Path) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        while !listens(&std::fs::read_to_string("/proc/net/unix")?, socket) {
+            self.check()?;
+            let label = self.peer.label();
+            ensure!(Instant::now() < deadline, "{label}: no server in time");
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
     }
 
     /// Its process id.
@@ -258,6 +277,20 @@ impl Drop for Server {
     }
 }
 
+/// Whether somebody listens on a unix socket, by the kernel's list of them.
+fn listens(list: &str, socket: &Path) -> bool {
+    let is_it = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        // Only sockets that listen have this bit, `__SO_ACCEPTCON`.
+        let flags = fields
+            .nth(3)
+            .and_then(|it| u32::from_str_radix(it, 16).ok());
+        let name = fields.nth(3).map(Path::new);
+        name == Some(socket) && flags.is_some_and(|flags| flags & 0x1_0000 != 0)
+    };
+    list.lines().any(is_it)
+}
+
 fn command(peer: Peer, place: &Place, socket: &Path) -> Result<Command> {
     let program = |name: &str| {
         find_program(name)
@@ -294,6 +327,20 @@ fn command(peer: Peer, place: &Place, socket: &Path) -> Result<Command> {
             }
             command
         }
+        Peer::NbdServer => {
+            let config = place.data.join("nbd-server.conf");
+            let text = format!(
+                "[generic]\nunixsock = {}\n[{VOLUME}]\nexportname = {}\nfilesize = {}\n\
+                 flush = true\nfua = true\n",
+                socket.display(),
+                file.display(),
+                place.size_mib << 20
+            );
+            std::fs::write(&config, text)?;
+            let mut command = program("nbd-server")?;
+            command.args(["-d", "-C"]).arg(config);
+            command
+        }
         Peer::Engine | Peer::Ring | Peer::Fio => bail!("{} is no server", peer.label()),
     })
 }
@@ -309,4 +356,21 @@ fn bound_to_us(command: Command) -> Command {
         .arg(command.get_program());
     bound.args(command.get_args());
     bound
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_was_left_behind_or_is_only_connected_does_not_listen() {
+        let list = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                    0000000096528071: 00000002 00000000 00010000 0001 01 24403 /tmp/a.sock\n\
+                    0000000096528072: 00000003 00000000 00000000 0001 03 24404 /tmp/b.sock\n\
+                    0000000096528073: 00000003 00000000 00000000 0001 03 24405\n";
+        assert!(listens(list, Path::new("/tmp/a.sock")));
+        for other in ["/tmp/b.sock", "/tmp/c.sock", "/tmp/a.soc"] {
+            assert!(!listens(list, Path::new(other)), "{other}");
+        }
+    }
 }
