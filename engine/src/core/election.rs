@@ -36,8 +36,10 @@ pub(super) struct Election {
     /// Copies whose log ends in an earlier term do not count: where writes are acknowledged from
     /// memory, the primary of this term may have been the only one left that had them.
     least_term: u64,
-    /// It goes on without them.
+    /// Somebody accepts that what others have is lost.
     waived: bool,
+    /// It has waited long enough for those that do not answer.
+    late: bool,
     within_ms: Option<u64>,
     until: Option<Time>,
     /// Whose tail is being pulled.
@@ -62,6 +64,7 @@ impl Election {
             needed,
             least_term: 0,
             waived: false,
+            late: false,
             within_ms,
             until: None,
             source: None,
@@ -99,7 +102,7 @@ impl Election {
         }
     }
 
-    /// One's own answer is enough.
+    /// One's own answer is enough, whatever others have.
     pub(super) fn waive(&mut self) {
         self.waived = true;
     }
@@ -178,7 +181,7 @@ impl Volume {
         }
         let late = election.until.is_some_and(|until| now.time >= until);
         if late && matches!(election.purpose, Purpose::Open) {
-            election.waive();
+            election.late = true;
             election.until = None;
         }
         let Some(election) = &self.election else {
@@ -186,11 +189,11 @@ impl Volume {
         };
         let obeyed = self.superblock.persisted().term == self.election_term(election);
         let enough = self.answering().count() >= election.needed;
-        let alone = election.waived;
+        let alone = election.waived || election.late;
         if obeyed && (enough || alone) {
             match self.longer(election) {
-                Some(peer) if !alone => self.pull_from(peer, out),
-                // Time is up, or somebody accepts the loss: what that peer holds is left behind.
+                Some(peer) if !election.waived => self.pull_from(peer, out),
+                // If there is one, somebody accepts that what it holds is left behind.
                 longer => self.elected(alone && (!enough || longer.is_some()), out),
             }
         }

@@ -116,13 +116,6 @@ impl Volume {
         if !self.peers_count() || self.degraded || self.role() != Role::Primary {
             return (everything, everything);
         }
-        let kth = |mut epochs: Vec<Epoch>| {
-            epochs.sort_unstable_by(|a, b| b.cmp(a));
-            epochs
-                .get(self.config.ack_peers - 1)
-                .copied()
-                .unwrap_or_default()
-        };
         // What a peer holds only in memory counts while it is there; what it flushed, always.
         let received = self
             .peers
@@ -134,9 +127,10 @@ impl Volume {
             });
         let counting = self.peers.iter().filter(|peer| peer.counts());
         let durable = counting.map(|peer| peer.progress.durable);
-        let received = kth(received.collect());
+        let k = self.config.ack_peers;
+        let received = kth_newest(received, k);
         match self.config.ack_mode {
-            AckMode::Durable => (received, kth(durable.collect())),
+            AckMode::Durable => (received, kth_newest(durable, k)),
             AckMode::Received | AckMode::Async => (received, received),
         }
     }
@@ -217,5 +211,23 @@ impl Volume {
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.waiters.len()
+    }
+}
+
+/// The newest epoch that at least `k` of these are at or beyond.
+fn kth_newest(epochs: impl Iterator<Item = Epoch> + Clone, k: usize) -> Epoch {
+    let enough = |epoch: &Epoch| epochs.clone().filter(|other| other >= epoch).count() >= k;
+    epochs.clone().filter(enough).max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kth_newest_is_what_k_have() {
+        let epochs = [3, 9, 3, 7].map(Epoch);
+        let kth = |k| kth_newest(epochs.iter().copied(), k).0;
+        assert_eq!([1, 2, 3, 4, 5].map(kth), [9, 7, 3, 3, 0]);
     }
 }
