@@ -10,6 +10,8 @@ use hn4_replicad::control::Request;
 use hn4_replicad::control::api::VolumeReport;
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
 use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, make_nodes, quiesce_and_compare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn plan() -> Plan {
     Plan {
@@ -156,6 +158,34 @@ fn one_copy_of_two_is_not_promoted_without_the_other_unless_loss_is_accepted() {
     assert_eq!(role(&nodes[1].report().expect("a report")), "replica");
     nodes[1].ask(&promote(true)).expect("loss is accepted");
     assert_eq!(role(&nodes[1].report().expect("a report")), "primary");
+}
+
+#[test]
+fn a_promotion_that_found_too_few_in_time_can_be_tried_again_without_loss() {
+    let place = folder();
+    let mut nodes = running_three(place.path(), &acknowledged("received"));
+    let mut client = nodes[0].client().expect("it serves");
+    client.write(0, &[7; 4096], true).expect("flushed");
+    drop(client);
+    // The other one still counts as there when it is asked, but does not answer.
+    let gamma = pid(&nodes[2]);
+    nodes[0].kill().expect("killed");
+    kill(gamma, Signal::SIGSTOP).expect("stopped");
+    let refused = nodes[1].ask(&promote(false)).expect_err("it has no answer");
+    println!("{refused:#}");
+    kill(gamma, Signal::SIGCONT).expect("it goes on");
+    let deadline = Instant::now() + LIMIT;
+    while let Err(error) = nodes[1].ask(&promote(false)) {
+        assert!(Instant::now() < deadline, "{error:#}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let mut client = nodes[1].client().expect("it serves");
+    assert_eq!(client.read(0, 4096).expect("it reads"), [7; 4096]);
+}
+
+fn pid(node: &Node) -> Pid {
+    let pid = node.pid().expect("it runs");
+    Pid::from_raw(i32::try_from(pid).expect("a process"))
 }
 
 #[test]

@@ -272,6 +272,7 @@ impl Volume {
                 waiting.answers, waiting.needed
             ),
         };
+        self.unled = Some((term, election.least_term));
         self.election = None;
         let result = Err(why);
         out.push(Action::ControlDone { id, result });

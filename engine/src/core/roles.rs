@@ -39,7 +39,7 @@ impl Volume {
         // Writes are acknowledged from memory, which is lost with its node: a copy that has not
         // heard the primary of the term that it obeys cannot answer for what only that one had.
         let careful = self.config.ack_mode != AckMode::Async && !accepts_loss;
-        let obeyed = self.superblock.persisted().term.counter;
+        let obeyed = self.last_led_term();
         let least_term = if careful { obeyed } else { 0 };
         let counts = self.journal.tip_rank().term >= least_term;
         let others = answers.saturating_sub(usize::from(counts));
@@ -62,6 +62,16 @@ impl Volume {
                 self.superblock.desired.term = term;
                 self.superblock.dirty = true;
             }
+        }
+    }
+
+    /// The newest term that we obey and that may have had a primary: in a term of our own that we
+    /// asked for in vain there was none.
+    fn last_led_term(&self) -> u64 {
+        let obeyed = self.superblock.persisted().term;
+        match self.unled {
+            Some((term, before)) if term == obeyed => before,
+            _ => obeyed.counter,
         }
     }
 

@@ -18,7 +18,7 @@
 use std::collections::VecDeque;
 
 use hn4::log::Role;
-use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK};
+use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK, Term};
 
 use super::config::VolumeConfig;
 use super::election::Election;
@@ -90,6 +90,9 @@ pub struct Volume {
     pub(super) drains: VecDeque<RequestId>,
     pub(super) transition: Option<Transition>,
     pub(super) election: Option<Election>,
+    /// A term that this node asked for in vain, and the newest one before it that may have had a
+    /// primary.
+    pub(super) unled: Option<(Term, u64)>,
     pub(super) regroup: Option<Regroup>,
     /// An empty epoch is to be sealed, so that the end of the log shows whose it is.
     pub(super) mark_term: bool,
@@ -136,6 +139,7 @@ impl Volume {
             drains: VecDeque::new(),
             transition: None,
             election: None,
+            unled: None,
             regroup: None,
             mark_term: false,
             opened_alone: false,
