@@ -311,8 +311,8 @@ impl Volume {
             // Nothing is written here; but a client may still be connected who wrote before.
             (_, Role::Replica | Role::Fenced) => {
                 let open = !self.overlay.open_is_empty();
-                let fenced = self.role() == Role::Fenced && self.tip() != self.anchored;
                 // Perhaps the new primary lacks it.
+                let fenced = self.role() == Role::Fenced;
                 let own = self.has_own_tail() && self.wrote > self.anchored.epoch;
                 let lost = self.discarded || open || fenced || own;
                 let result = if lost { Err(Failure::Io) } else { Ok(()) };
