@@ -163,7 +163,11 @@ fn one_copy_of_two_is_not_promoted_without_the_other_unless_loss_is_accepted() {
 #[test]
 fn a_promotion_that_found_too_few_in_time_can_be_tried_again_without_loss() {
     let place = folder();
-    let mut nodes = running_three(place.path(), &acknowledged("received"));
+    let plan = Plan {
+        nodes: 3,
+        ..acknowledged("received")
+    };
+    let mut nodes = running_three(place.path(), &plan);
     let mut client = nodes[0].client().expect("it serves");
     client.write(0, &[7; 4096], true).expect("flushed");
     drop(client);
