@@ -14,9 +14,10 @@ use common::{LIMIT, folder, oracle, running_pair, seed, single, succeed, times};
 use hn4_proof::blocks;
 use hn4_proof::tree::Geometry;
 use hn4_proof::tree::build::SubtreeBuilder;
+use hn4_replicad::control::Request;
 use hn4_replicad::control::api::{TreeReport, VolumeReport};
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
-use hn4_replicad::quickstart::rig::{Node, Plan, quiesce_and_compare};
+use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, quiesce_and_compare};
 
 fn plan() -> Plan {
     Plan {
@@ -77,6 +78,17 @@ fn equal_roots(alpha: &mut Node, beta: &mut Node) {
     let root = shown_root(alpha);
     assert_eq!(root, root_of(&alpha.backing()), "alpha's backing");
     assert_eq!(root, shown_root(beta), "both nodes show one root");
+    for node in [alpha, beta] {
+        node.wait_for("call the copies equal", LIMIT, are_equal)
+            .expect("compared");
+    }
+}
+
+/// Whether the peer has the same root at what the backing holds.
+fn are_equal(report: &VolumeReport) -> bool {
+    let applied = report.state.as_ref().map(|state| state.applied_epoch);
+    let compared = report.peers.first().and_then(|peer| peer.compared.as_ref());
+    compared.is_some_and(|compared| compared.equal && Some(compared.epoch) == applied)
 }
 
 /// A load of all sizes that dies with one of the nodes.
@@ -213,4 +225,79 @@ fn a_tree_that_cannot_be_kept_holds_nobody_up_and_is_told() {
         findings.any(|finding| finding.state == "tree-failed")
     })
     .expect("it is told");
+}
+
+/// Changes one bit of a block behind the daemon's back.
+fn flip(path: &Path, block: u64) {
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.expect("a backing");
+    let mut byte = [0];
+    let at = block * 4096 + 17;
+    file.read_exact_at(&mut byte, at).expect("read");
+    file.write_all_at(&[byte[0] ^ 4], at).expect("written");
+    file.sync_all().expect("flushed");
+}
+
+fn verify(node: &mut Node) -> TreeReport {
+    let last = |report: &VolumeReport| tree(report).and_then(|tree| tree.verified_at_ms);
+    let before = last(&node.report().expect("a report"));
+    let volume = VOLUME.to_owned();
+    node.ask(&Request::Verify { volume }).expect("asked");
+    let ended = node.wait_for("have verified", LIMIT, |report| {
+        last(report).is_some_and(|at| Some(at) != before)
+    });
+    ended.expect("verified");
+    tree(&node.report().expect("a report"))
+        .cloned()
+        .expect("a tree")
+}
+
+#[test]
+fn a_deep_verify_names_what_was_changed_and_nothing_else_also_under_load() {
+    let seed = seed("verify");
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let oracle = oracle(seed, &plan);
+    let load = Load::start(&alpha, &oracle, LoadPlan::mixed(seed)).expect("started");
+    load.wait_for_progress(500, LIMIT).expect("it is served");
+    for _ in 0..3 {
+        assert_eq!(verify(&mut alpha).bad_blocks, 0, "no false alarm");
+        assert_eq!(verify(&mut beta).bad_blocks, 0, "no false alarm");
+    }
+    load.stop().expect("no error");
+    equal_roots(&mut alpha, &mut beta);
+    for block in [3, 4, 700] {
+        flip(&beta.backing(), block);
+    }
+    let found = verify(&mut beta);
+    assert_eq!(found.bad_blocks, 3);
+    assert_eq!(found.bad_lbas, ["LBA 24-39", "LBA 5600-5607"]);
+    let is_told = |report: &VolumeReport| {
+        let mut findings = report.findings.iter();
+        findings.any(|found| found.state == "damaged" && found.cause.contains("LBA 24-39"))
+    };
+    beta.wait_for("say so", LIMIT, is_told).expect("it is told");
+    // It is remembered, and what is written again as a whole is good again.
+    beta.kill().expect("killed");
+    beta.start().expect("it recovers");
+    beta.wait_for("say so again", LIMIT, is_told)
+        .expect("it is told");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    let mut client = alpha.client().expect("a client");
+    client.write(3 * 4096, &[9; 8192], false).expect("written");
+    client.write(700 * 4096, &[9; 512], false).expect("written");
+    client.flush().expect("flushed");
+    alpha.drain().expect("drained");
+    beta.wait_for("have only one bad block", LIMIT, |report| {
+        tree(report).is_some_and(|tree| tree.bad_blocks == 1)
+    })
+    .expect("two are good again");
+    // A part of a damaged block does not make it good, and the other copy shows the difference.
+    assert_eq!(verify(&mut beta).bad_lbas, ["LBA 5600-5607"]);
+    alpha
+        .wait_for("see that the copies differ", LIMIT, |report| {
+            let mut findings = report.findings.iter();
+            findings.any(|found| found.state == "copies-differ")
+        })
+        .expect("told");
 }

@@ -222,7 +222,7 @@ fn a_sweep_begins_when_the_tree_has_its_leaves_and_the_tree_hears_of_its_end() {
     let seen = bench.take();
     let [
         written @ ..,
-        Seen::Tree(TreeWork::Done { at }),
+        Seen::Tree(TreeWork::Done { at, marked: true }),
         Seen::Drained,
     ] = &seen[..]
     else {

@@ -43,6 +43,8 @@ pub enum Command {
     Flush(VolumeArg),
     /// Write everything that is durable back to the backing
     Drain(VolumeArg),
+    /// Compare what the backing of a volume holds with what was written there
+    Verify(VerifyArgs),
     /// Make this node the primary of a volume, in a new term
     Promote(PromoteArgs),
     /// Make this node the primary in place of the present one, which hands over in order
@@ -91,6 +93,16 @@ pub struct StatusArgs {
     /// Exit with status 4 if a volume needs attention
     #[arg(long, conflicts_with = "watch")]
     pub check: bool,
+}
+
+/// A volume.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// Read all of it again, in the background
+    #[arg(long, required = true)]
+    pub deep: bool,
+    /// Name of the volume, as in the configuration
+    pub volume: String,
 }
 
 /// A volume.

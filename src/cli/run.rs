@@ -47,6 +47,12 @@ pub fn run(cli: &Cli) -> ExitCode {
                 volume: arg.volume.clone(),
             },
         ),
+        Command::Verify(args) => ask(
+            cli,
+            &Request::Verify {
+                volume: args.volume.clone(),
+            },
+        ),
         Command::Promote(args) => ask(
             cli,
             &Request::Promote {

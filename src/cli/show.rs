@@ -170,6 +170,7 @@ fn show_state(text: &mut String, state: &VolumeState) {
     }
     if let Some(tree) = &state.tree {
         line(text, "tree", self::tree(tree, state.size_bytes));
+        line(text, "verified", verified(tree, state.size_bytes));
     }
     line(
         text,
@@ -226,6 +227,19 @@ fn tree(tree: &TreeReport, size_bytes: u64) -> String {
         }
         (None, None, None) => "none yet".to_owned(),
     }
+}
+
+fn verified(tree: &TreeReport, size_bytes: u64) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_ms = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    let last = match tree.verified_at_ms {
+        Some(at) => format!("{} ago", time(now_ms.saturating_sub(at))),
+        None => "never".to_owned(),
+    };
+    let running = tree.verified_bytes.map_or_else(String::new, |done| {
+        format!("; under way: {} of {}", bytes(done), bytes(size_bytes))
+    });
+    format!("{last}, {} bad blocks{running}", tree.bad_blocks)
 }
 
 fn ledger(proof: &ProofReport) -> String {
@@ -311,6 +325,11 @@ fn peers(text: &mut String, peers: &[PeerReport]) {
             "  {}: {} {address}, {}",
             peer.name, peer.transport, peer.link
         );
+        if let Some(compared) = &peer.compared {
+            let verdict = if compared.equal { "equal" } else { "DIFFERENT" };
+            let (epoch, age) = (compared.epoch, time(compared.age_ms));
+            let _ = writeln!(text, "    contents: {verdict} at epoch {epoch}, {age} ago");
+        }
         if let Some(compression) = &peer.compression {
             let _ = writeln!(text, "    scxq2: {}", packing(compression));
         }

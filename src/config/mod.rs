@@ -150,6 +150,8 @@ pub struct VolumeSection {
     pub tree: bool,
     /// MiB of the backing that are read in a second at most, to build or check the tree.
     pub scan_mib_per_s: u64,
+    /// All of the backing is compared with the tree after so many hours; 0: only when asked.
+    pub verify_interval_h: u64,
     /// What a replica destages.
     pub apply: Apply,
     /// What the backing is; `None` means that it is detected.

@@ -29,6 +29,7 @@ const FORK_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024;
 const SHADOW_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024 * 1024;
 const START_ALONE_S: RangeInclusive<u64> = 0..=86_400;
 const SCAN_MIB_PER_S: RangeInclusive<u64> = 1..=65_536;
+const VERIFY_INTERVAL_H: RangeInclusive<u64> = 0..=8760;
 const CPU: RangeInclusive<u64> = 0..=1023;
 const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
 const MAX_LAG_SECONDS: RangeInclusive<u64> = 1..=86_400;
@@ -67,7 +68,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
     ("file", Some(DeviceKind::File)),
 ];
 
-const VOLUME_KEYS: [&str; 26] = [
+const VOLUME_KEYS: [&str; 27] = [
     "name",
     "backing",
     "log",
@@ -90,6 +91,7 @@ const VOLUME_KEYS: [&str; 26] = [
     "proof",
     "tree",
     "scan_mib_per_s",
+    "verify_interval_h",
     "apply",
     "device_kind",
     "cpu",
@@ -262,6 +264,7 @@ impl<'t> Parser<'t> {
         let destage_delay_ms = number("destage_delay_ms", DESTAGE_DELAY_MS, 1000);
         let stop_drain_s = number("stop_drain_s", STOP_DRAIN_S, 10);
         let scan_mib_per_s = number("scan_mib_per_s", SCAN_MIB_PER_S, 64);
+        let verify_interval_h = number("verify_interval_h", VERIFY_INTERVAL_H, 168);
         let cpu = reader.number(table, "cpu", &CPU);
         let start_alone_after_s = reader.number(table, "start_alone_after_s", &START_ALONE_S);
         let write_acks = [
@@ -301,6 +304,7 @@ impl<'t> Parser<'t> {
             proof: reader.choice(table, "proof", &SWITCH).unwrap_or(true),
             tree: reader.choice(table, "tree", &SWITCH).unwrap_or(true),
             scan_mib_per_s,
+            verify_interval_h,
             apply: choice(reader, table, "apply", &apply),
             device_kind: choice(reader, table, "device_kind", &DEVICE_KINDS),
             cpu: cpu.map(small),

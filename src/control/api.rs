@@ -19,6 +19,12 @@ pub enum Request {
         /// Name of the volume.
         volume: String,
     },
+    /// Read every block of the backing and compare it with the state tree. Answered when it begins;
+    /// the state says how far it is and what was found.
+    Verify {
+        /// Name of the volume.
+        volume: String,
+    },
     /// Become primary.
     Promote {
         /// Name of the volume.
@@ -65,6 +71,7 @@ impl Request {
             Self::Status | Self::Reload { .. } => None,
             Self::Flush { volume }
             | Self::Drain { volume }
+            | Self::Verify { volume }
             | Self::Promote { volume, .. }
             | Self::Demote { volume }
             | Self::Switchover { volume, .. }
@@ -311,6 +318,18 @@ pub struct TreeReport {
     pub failed: Option<String>,
     /// Why it was built anew.
     pub notice: Option<String>,
+    /// Bytes of the device that the deep verify that is under way has read; null without one.
+    #[serde(default)]
+    pub verified_bytes: Option<u64>,
+    /// When the last deep verify ended, in milliseconds since 1970; null before the first.
+    #[serde(default)]
+    pub verified_at_ms: Option<u64>,
+    /// Blocks of 4 KiB that are known not to be what was written there.
+    #[serde(default)]
+    pub bad_blocks: u64,
+    /// Their places, at most 64 ranges of sectors, both ends inclusive, such as `LBA 8-15`.
+    #[serde(default)]
+    pub bad_lbas: Vec<String>,
 }
 
 /// How complete a copy is.
@@ -385,6 +404,25 @@ pub struct PeerReport {
     /// What SCXQ2 does for it; missing if it is off on either side, or before the first session.
     #[serde(default)]
     pub compression: Option<CompressionReport>,
+    /// What comparing the two copies by their state roots has shown last; missing before there was
+    /// an epoch of which both have said it since this node started.
+    #[serde(default)]
+    pub compared: Option<ComparedReport>,
+}
+
+/// Two copies at one epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ComparedReport {
+    /// Whether they have the same contents.
+    pub equal: bool,
+    /// The epoch.
+    pub epoch: u64,
+    /// Milliseconds since they were compared.
+    pub age_ms: u64,
+    /// Root of this copy.
+    pub root: String,
+    /// Root of the peer's.
+    pub peer_root: String,
 }
 
 /// Compression between this node and a peer, in the present session or the last one.

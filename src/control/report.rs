@@ -232,6 +232,7 @@ fn peer_report(
             .map(|(status, seen)| progress(status, seen)),
         lag_control: lag_control(peer, seen),
         compression: None,
+        compared: None,
     }
 }
 

@@ -22,9 +22,9 @@ use hn4::log::LogIdentity;
 use hn4::types::VolumeId;
 use hn4_engine::core::VolumeConfig;
 use hn4_engine::device::DeviceOptions;
-use hn4_engine::shard::{self, ShardSetup};
+use hn4_engine::shard::{self, ShardSetup, TreeFeed};
 use hn4_transport::driver::{Environment, Timings, Transport, TransportConfig};
-use hn4_transport::session;
+use hn4_transport::session::{self, LocalState};
 use hn4_transport::tls::Identity;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, mpsc, watch};
@@ -33,7 +33,7 @@ use tokio::task::JoinSet;
 use self::mesh::{Member, Mesh, Reload};
 use self::proof::{ProofHandle, ProofSetup};
 use self::requests::Node;
-use self::tree::{TreeHandle, TreeSetup};
+use self::tree::{ToTree, TreeHandle, TreeSetup};
 use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
 use crate::config::attach;
 use crate::config::keys;
@@ -195,7 +195,7 @@ async fn stop_volumes(
 async fn open_volume(
     section: &VolumeSection,
     state: &NodeState,
-) -> Result<(OpenVolume, watch::Receiver<session::LocalState>)> {
+) -> Result<(OpenVolume, watch::Receiver<LocalState>)> {
     let node = state.node_id;
     // Before anything is written: is this the log that belongs to this backing?
     let identity = attach::begin(state, section, LOCK_PATIENCE)
@@ -243,12 +243,14 @@ async fn open_volume(
         .then(|| start_prover(section, state, log_bytes, &identity));
     let proof = proof.transpose()?;
     let proves = proof.is_some();
-    let tree = section.tree.then(|| start_tree(section, state, &identity));
+    let tree = section
+        .tree
+        .then(|| start_tree(section, state, &identity, early));
     let tree = tree.transpose()?;
-    if let Some(tree) = &tree {
-        early.into_iter().for_each(|feed| tree.send(feed));
-    }
-    let local = translate::local_state(&identity, node, max_epoch_bytes, proves, &status);
+    let local = LocalState {
+        compares: tree.is_some(),
+        ..translate::local_state(&identity, node, max_epoch_bytes, proves, &status)
+    };
     let (sender, receiver) = watch::channel(local);
     tracing::info!(
         volume = %section.name, id = %identity.volume, role = ?status.role,
@@ -269,10 +271,12 @@ async fn open_volume(
     Ok((volume, receiver))
 }
 
+/// `early` is what the shard has said to it already.
 fn start_tree(
     section: &VolumeSection,
     state: &NodeState,
     identity: &LogIdentity,
+    early: Vec<TreeFeed>,
 ) -> Result<TreeHandle> {
     let setup = TreeSetup {
         name: section.name.clone(),
@@ -280,9 +284,14 @@ fn start_tree(
         backing: section.backing.clone(),
         identity: *identity,
         rate: section.scan_mib_per_s << 20,
+        verify_interval_h: section.verify_interval_h,
     };
     let name = &section.name;
-    tree::start(setup).with_context(|| format!("volume {name}: the state tree's thread"))
+    let tree = tree::start(setup);
+    let tree = tree.with_context(|| format!("volume {name}: the state tree's thread"))?;
+    let early = early.into_iter().map(ToTree::Feed);
+    early.for_each(|message| tree.send(message));
+    Ok(tree)
 }
 
 fn start_prover(
@@ -308,7 +317,7 @@ fn start_prover(
 async fn start_transport(
     config: &Config,
     section: &TransportSection,
-    states: HashMap<VolumeId, watch::Receiver<session::LocalState>>,
+    states: HashMap<VolumeId, watch::Receiver<LocalState>>,
 ) -> Result<Transport> {
     let identity = Identity::from_files(&section.certificate, &section.key, &section.ca)?;
     tracing::info!(listen = %section.listen, pin = %identity.pin(), "transport");

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::mesh::Reload;
 use super::volume::{Ask, Report};
 use crate::config::{Config, VolumeSection};
-use crate::control::api::{NodeStatus, Request, Response, VolumeReport};
+use crate::control::api::{ComparedReport, NodeStatus, Request, Response, VolumeReport};
 use crate::control::report::{compression_report, report};
 use crate::control::{proofs, trees};
 
@@ -161,6 +161,17 @@ async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>
         for (peer, status) in report.peers.iter_mut().zip(compression) {
             peer.compression = compression_report(status);
         }
+        let compared = state.iter().flat_map(|state| &state.compared);
+        for (peer, compared) in report.peers.iter_mut().zip(compared) {
+            peer.compared = compared.map(|compared| ComparedReport {
+                equal: compared.ours == compared.theirs,
+                epoch: compared.at.epoch.0,
+                age_ms: u64::try_from(compared.when.elapsed().as_millis()).unwrap_or(u64::MAX),
+                root: compared.ours.to_string(),
+                peer_root: compared.theirs.to_string(),
+            });
+        }
+        trees::add_differences(&mut report);
         let proof = state.as_ref().and_then(Report::proof);
         if let Some(proof) = proof {
             proofs::add(&mut report, proof);
@@ -204,6 +215,15 @@ impl Volume {
             Request::Drain { .. } => {
                 let done = format!("{name}: the backing holds everything that may be written back");
                 self.control(Control::Drain, format!("drain {name}"), done)
+                    .await
+            }
+            Request::Verify { .. } => {
+                let (reply, answer) = oneshot::channel();
+                let done = format!(
+                    "{name}: a deep verify has begun; `hn4ctl status` shows how far it is and \
+                     what it has found"
+                );
+                self.finish(Ask::Verify(reply), answer, format!("verify {name}"), done)
                     .await
             }
             Request::Demote { .. } => {

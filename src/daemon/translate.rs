@@ -62,6 +62,7 @@ pub(super) fn local_state(
             },
         },
         proves,
+        compares: false,
     }
 }
 
@@ -130,6 +131,7 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
         | Output::StepDown
         | Output::Alive
         | Output::Proof(_)
+        | Output::Root(_)
         | Output::Refused { .. }
         | Output::Closed { .. } => return None,
     })

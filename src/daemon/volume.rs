@@ -1,6 +1,7 @@
 //! One volume's task: carries messages between its shard, its sessions and the control socket.
 
 mod peers;
+mod roots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +23,9 @@ use self::peers::{Change, FromPeer, Peer};
 use super::proof::{FromProver, ProofHandle, ProverReport, ToProver};
 use super::seats::Seats;
 use super::translate;
-use super::tree::{FromTree, TreeHandle, TreeState};
+use super::tree::compare::{Compared, Roots};
+use super::tree::verify;
+use super::tree::{FromTree, ToTree, TreeHandle, TreeState};
 use crate::config::VolumeSection;
 use crate::control::api::{ProofReport, TreeReport};
 
@@ -41,6 +44,8 @@ pub(super) enum Ask {
         answers: usize,
         reply: oneshot::Sender<Result<(), String>>,
     },
+    /// Begin a deep verify.
+    Verify(oneshot::Sender<Result<(), String>>),
     /// Ask this peer, which is primary, to hand over.
     StepDown { peer: String },
     /// Ask this peer for a sign of life. The reply is dropped if there is none.
@@ -76,6 +81,8 @@ pub(super) struct Report {
     pub(super) proof: Option<ProverReport>,
     /// What the state tree looks like, if there is one.
     pub(super) tree: Option<TreeState>,
+    /// What comparing roots with each peer has shown last.
+    pub(super) compared: Vec<Option<Compared>>,
 }
 
 impl Report {
@@ -102,6 +109,12 @@ impl Report {
             leaves: tree.leaves,
             failed: tree.failed,
             notice: tree.notice,
+            verified_bytes: tree.verified_bytes,
+            verified_at_ms: tree.record.as_ref().and_then(|record| record.finished_ms),
+            bad_blocks: tree.record.as_ref().map_or(0, verify::Record::count),
+            bad_lbas: tree
+                .record
+                .map_or_else(Vec::new, |record| verify::ranges(&record.bad, 64)),
         })
     }
 
@@ -162,6 +175,7 @@ pub(super) struct VolumeTask {
     proof_report: Option<ProverReport>,
     tree: Option<TreeHandle>,
     tree_state: Option<TreeState>,
+    roots: Roots,
 }
 
 /// A volume that is open, before its peers are known.
@@ -250,6 +264,7 @@ impl VolumeTask {
             proof_report: None,
             tree_state: tree.is_some().then(TreeState::default),
             tree,
+            roots: Roots::default(),
         };
         task.tell_standing();
         task
@@ -285,10 +300,7 @@ impl VolumeTask {
             tokio::select! {
                 () = self.wake.notified() => {}
                 Some(said) = heard(&mut self.proof) => self.prover_said(said),
-                Some(said) = heard_of(&mut self.tree) => match said {
-                    FromTree::Core(event) => self.shard.send(ToShard::Tree(event)),
-                    FromTree::Report(state) => self.tree_state = Some(state),
-                },
+                Some(said) = heard_of(&mut self.tree) => self.tree_said(said),
                 Some((peer, generation, message)) = self.from_sessions.recv() => {
                     let known = self.peers.get(peer).and_then(Option::as_ref);
                     if known.is_some_and(|peer| peer.generation == generation) {
@@ -343,13 +355,16 @@ impl VolumeTask {
                 if (before.role, before.term) != (status.role, status.term) {
                     self.tell_standing();
                 }
-                let state = translate::local_state(
-                    &self.identity,
-                    self.node,
-                    self.max_epoch_bytes,
-                    self.proof.is_some(),
-                    &status,
-                );
+                let state = LocalState {
+                    compares: self.tree.is_some(),
+                    ..translate::local_state(
+                        &self.identity,
+                        self.node,
+                        self.max_epoch_bytes,
+                        self.proof.is_some(),
+                        &status,
+                    )
+                };
                 self.state.send_replace(state);
             }
             FromShard::Status { id, status } => {
@@ -360,7 +375,7 @@ impl VolumeTask {
             FromShard::Proof(feed) => self.tell_prover(ToProver::Feed(feed)),
             FromShard::Tree(feed) => {
                 if let Some(tree) = &self.tree {
-                    tree.send(feed);
+                    tree.send(ToTree::Feed(feed));
                 }
             }
             FromShard::Ended(_) => {}
@@ -387,6 +402,7 @@ impl VolumeTask {
             Output::PeerState(ref state) if peer.session != Some(session) => {
                 peer.session = Some(session);
                 peer.role = Some(state.role);
+                peer.compares = state.compares;
                 peer.last_words.clear();
                 peer.refused = None;
                 let (volume, role, copy) = (&self.name, state.role, state.copy);
@@ -403,6 +419,7 @@ impl VolumeTask {
                     session: session.0,
                     event: PeerEvent::Connected,
                 });
+                self.greet_with_root(index);
                 match translate::event(output) {
                     Some(event) => event,
                     None => return,
@@ -428,6 +445,7 @@ impl VolumeTask {
                 tell(&self.proof, ToProver::Disconnected(id.0));
                 PeerEvent::Disconnected
             }
+            Output::Root(root) => return self.peer_root(index, &root),
             Output::Proof(message) => {
                 return tell(&self.proof, ToProver::Message(id.0, message));
             }
@@ -531,6 +549,17 @@ impl VolumeTask {
                         within_ms: PROMOTION_MS,
                     },
                 });
+            }
+            Ask::Verify(reply) => {
+                let begun = match &self.tree {
+                    Some(tree) => {
+                        tree.send(ToTree::Verify);
+                        Ok(())
+                    }
+                    None => Err("it has no state tree (tree = \"off\")".to_owned()),
+                };
+                // Who asked may be gone.
+                let _ = reply.send(begun);
             }
             Ask::StepDown { peer } => {
                 if let Some(place) = self.seats.place(&peer) {

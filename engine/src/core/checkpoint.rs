@@ -125,15 +125,17 @@ impl Volume {
     }
 
     fn plan_sweep(&self, newest: Epoch) -> Sweep {
-        let mut blocks = 0;
+        let (mut blocks, mut marked) = (0, false);
         let epochs = self
             .journal
             .sealed
             .iter()
             .take_while(|sealed| sealed.header.epoch <= newest)
             .take_while(|sealed| {
-                let room = blocks < self.config.sweep_blocks;
+                // All copies have a checkpoint at an epoch that is marked.
+                let room = blocks < self.config.sweep_blocks && !marked;
                 blocks += sealed.blocks.len();
+                marked = sealed.header.checkpoint_mark;
                 room
             });
         Sweep::plan(&self.overlay, epochs, self.config.sweep_depth)
@@ -207,12 +209,12 @@ impl Volume {
             .as_ref()
             .is_some_and(|sweep| sweep.cut <= persisted.checkpoint)
         {
-            self.sweep = None;
+            let marked = self.sweep.take().is_some_and(|sweep| sweep.marked);
             let at = Tip {
                 epoch: persisted.checkpoint,
                 chain: persisted.checkpoint_chain,
             };
-            self.tree.recorded(at, out);
+            self.tree.recorded(at, marked, out);
             self.release_swept(persisted.checkpoint, mem);
             let rest = !self.journal.sealed.is_empty();
             self.dirty_since = rest.then_some(now.time);

@@ -97,6 +97,9 @@ pub struct VolumeConfig {
     pub apply_proven: bool,
     /// A state tree follows the sweeps: each waits until its leaves are durable there.
     pub tree: bool,
+    /// With a tree: a primary marks an epoch after so many milliseconds. All copies cut a sweep
+    /// there, so that their roots can be compared.
+    pub mark_ms: u64,
     /// How many of them a primary must hear after a restart before it serves; 0: none.
     pub open_answers: usize,
     /// It opens without them after this time; `None`: never.
@@ -148,6 +151,7 @@ impl VolumeConfig {
             prove: false,
             apply_proven: false,
             tree: false,
+            mark_ms: 5000,
             open_answers: 0,
             start_alone_after_ms: None,
             replica_window_bytes: (slots as u64 * BLOCK_BYTES / 4).clamp(1 << 20, 32 << 20),

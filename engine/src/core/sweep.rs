@@ -33,6 +33,8 @@ enum Phase {
 pub(super) struct Sweep {
     /// The backing will be the state at this epoch.
     pub(super) cut: Epoch,
+    /// The primary has marked that epoch.
+    pub(super) marked: bool,
     phase: Phase,
     zeros: Vec<(u64, u64, bool)>,
     /// Byte offset on the backing and where its contents are, in ascending order.
@@ -59,11 +61,12 @@ impl Sweep {
         epochs: impl Iterator<Item = &'a Sealed>,
         depth: usize,
     ) -> Self {
-        let mut cut = Epoch(0);
+        let (mut cut, mut marked) = (Epoch(0), false);
         let mut blocks: Vec<u64> = Vec::new();
         let mut zeros: ExtentMap<Zeroed> = ExtentMap::new();
         for sealed in epochs {
             cut = sealed.header.epoch;
+            marked = sealed.header.checkpoint_mark;
             blocks.extend(sealed.blocks.iter().map(|dirty| dirty.block.0));
             for (range, trim) in &sealed.zeros {
                 zeros.insert(
@@ -86,6 +89,7 @@ impl Sweep {
             .flat_map(|(range, zeroed)| split_zeros(range, zeroed.trim));
         Self {
             cut,
+            marked,
             phase: Phase::Zeros,
             zeros: zeros.collect(),
             parts,

@@ -16,7 +16,7 @@ use std::ops::Range;
 use hn4::log::CopyState;
 use hn4::types::{BLOCK_BYTES, Epoch};
 
-use super::event::{Action, Actions, Tip};
+use super::event::{Action, Actions, Time, Tip};
 use super::sweep::Sweep;
 use super::volume::Volume;
 
@@ -60,6 +60,8 @@ pub enum TreeWork {
     Done {
         /// The new checkpoint.
         at: Tip,
+        /// The primary has marked it: all copies have this checkpoint.
+        marked: bool,
     },
     /// Leave nothing of the tree; answered by [`TreeEvent::Discarded`].
     Discard,
@@ -108,6 +110,8 @@ enum Hand {
 pub(super) struct Tree {
     standing: Standing,
     hand: Hand,
+    /// When an epoch was marked last.
+    marked_at: Option<Time>,
 }
 
 impl Tree {
@@ -179,10 +183,19 @@ impl Tree {
     }
 
     /// The sweep was recorded.
-    pub(super) fn recorded(&mut self, at: Tip, out: &mut Actions) {
+    pub(super) fn recorded(&mut self, at: Tip, marked: bool, out: &mut Actions) {
         if std::mem::take(&mut self.hand) == Hand::Ready {
-            out.push(Action::Tree(TreeWork::Done { at }));
+            out.push(Action::Tree(TreeWork::Done { at, marked }));
         }
+    }
+
+    /// Whether the epoch that is sealed now is to be marked.
+    pub(super) fn marks(&mut self, now: Time, every_ms: u64) -> bool {
+        let due = self.marked_at.is_none_or(|at| now >= at.plus_ms(every_ms));
+        if due {
+            self.marked_at = Some(now);
+        }
+        due
     }
 }
 

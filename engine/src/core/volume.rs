@@ -472,7 +472,7 @@ impl Volume {
             durable_through: self.journal.durable(),
             previous: self.tip().chain,
             sealed_ms: now.wall_ms,
-            checkpoint_mark: false,
+            checkpoint_mark: self.config.tree && self.tree.marks(now.time, self.config.mark_ms),
             lanes: &lanes,
             records: &records,
             payload_bytes,

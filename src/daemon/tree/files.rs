@@ -3,6 +3,7 @@
 //! ```text
 //! <state_dir>/tree/<volume>/manifest       which runs are the tree
 //! <state_dir>/tree/<volume>/manifest.new   the next one, until it is whole
+//! <state_dir>/tree/<volume>/verified       what the last deep verify found, JSON
 //! <state_dir>/tree/<volume>/run-<id>       see docs/PROOF_FORMAT.md, section 3
 //! ```
 
@@ -62,6 +63,25 @@ impl Files {
         self.folder.join(format!("run-{id}"))
     }
 
+    /// What is known of the medium.
+    pub(super) fn record(&self) -> io::Result<Option<Vec<u8>>> {
+        read(&self.folder.join("verified"))
+    }
+
+    /// Replaces what is known of the medium.
+    pub(super) fn keep_record(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.replace("verified", bytes)
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let new = self.folder.join(format!("{name}.new"));
+        let mut file = create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        std::fs::rename(new, self.folder.join(name))?;
+        self.sync()
+    }
+
     fn sync(&self) -> io::Result<()> {
         File::open(&self.folder)?.sync_all()
     }
@@ -76,16 +96,20 @@ fn create(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl TreeMedium for Files {
     type Run = RunFile;
     type Sink = BufWriter<File>;
 
     fn manifest(&self) -> io::Result<Option<Vec<u8>>> {
-        match std::fs::read(self.folder.join("manifest")) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        read(&self.folder.join("manifest"))
     }
 
     fn replace_manifest(&mut self, bytes: Option<&[u8]>) -> io::Result<()> {
@@ -96,12 +120,7 @@ impl TreeMedium for Files {
                 _ => self.sync(),
             };
         };
-        let new = self.folder.join("manifest.new");
-        let mut file = create(&new)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        std::fs::rename(new, path)?;
-        self.sync()
+        self.replace("manifest", bytes)
     }
 
     fn create(&mut self, id: u64) -> io::Result<BufWriter<File>> {

@@ -8,7 +8,9 @@
 //!
 //! The backing is read here only while no sweep is under way; see [`hn4_proof::tree::keeper`].
 
+pub(super) mod compare;
 mod files;
+pub(super) mod verify;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,21 +29,41 @@ use hn4_proof::tree::{Geometry, TreeError};
 use tokio::sync::mpsc;
 
 use self::files::{Backing, Files};
+use self::verify::{Record, Verify};
 
 /// Pause before a tree that was given up is built anew.
 const RETRY: Duration = Duration::from_secs(60);
 /// How often at most the daemon is told of progress.
 const TELL: Duration = Duration::from_millis(200);
+/// Leaf of a block of which nobody knows any more what it is to be: it was damaged, and then only
+/// some of its sectors were written. No block has it.
+const DAMAGED: Digest = Digest([0xFF; 32]);
 /// Blocks that are read from the backing at once: a sweep may have to wait for that.
 const SLICE_BLOCKS: u64 = 256;
 /// What may be read faster than the rate after a time in which there was no occasion.
 const BURST: Duration = Duration::from_millis(250);
+
+/// To the tree.
+#[derive(Debug)]
+pub(super) enum ToTree {
+    /// From the core.
+    Feed(TreeFeed),
+    /// Begin a deep verify, if none is under way.
+    Verify,
+}
 
 /// From the tree.
 #[derive(Debug)]
 pub(super) enum FromTree {
     /// For the core.
     Core(TreeEvent),
+    /// The root at a checkpoint.
+    Root {
+        at: Tip,
+        root: Digest,
+        /// Peers may have it, too.
+        share: bool,
+    },
     /// What it looks like now.
     Report(TreeState),
 }
@@ -61,6 +83,10 @@ pub(crate) struct TreeState {
     pub(crate) failed: Option<String>,
     /// Why it was built anew.
     pub(crate) notice: Option<String>,
+    /// Bytes of the device that a deep verify has done.
+    pub(crate) verified_bytes: Option<u64>,
+    /// What is known of the medium.
+    pub(crate) record: Option<Record>,
 }
 
 /// What a tree is started with.
@@ -71,18 +97,20 @@ pub(super) struct TreeSetup {
     pub(super) identity: LogIdentity,
     /// Bytes of the backing that are read in a second, at most.
     pub(super) rate: u64,
+    /// Hours between two deep verifies; 0: only when asked.
+    pub(super) verify_interval_h: u64,
 }
 
 /// The daemon's end of a tree. Dropping it ends the thread.
 pub(super) struct TreeHandle {
-    to: Sender<TreeFeed>,
+    to: Sender<ToTree>,
     pub(super) from: mpsc::UnboundedReceiver<FromTree>,
 }
 
 impl TreeHandle {
-    pub(super) fn send(&self, feed: TreeFeed) {
+    pub(super) fn send(&self, message: ToTree) {
         // Fails only if the thread has panicked, which the panic hook has printed.
-        let _ = self.to.send(feed);
+        let _ = self.to.send(message);
     }
 }
 
@@ -103,6 +131,10 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
         gathering: None,
         sweeping: false,
         retry: None,
+        unshared: None,
+        asked: false,
+        verify: None,
+        record: None,
         next_slice: now,
         told: now,
         state: TreeState::default(),
@@ -141,6 +173,13 @@ struct Worker {
     /// A sweep may be writing.
     sweeping: bool,
     retry: Option<Instant>,
+    /// A root that peers have not been told.
+    unshared: Option<(Tip, Digest)>,
+    /// A deep verify is to begin.
+    asked: bool,
+    verify: Option<Verify>,
+    /// What is known of the medium; there while there is a tree.
+    record: Option<Record>,
     next_slice: Instant,
     told: Instant,
     state: TreeState,
@@ -149,7 +188,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&mut self, inbox: &Receiver<TreeFeed>) {
+    fn run(&mut self, inbox: &Receiver<ToTree>) {
         loop {
             self.work_on();
             self.tell();
@@ -158,7 +197,8 @@ impl Worker {
                 Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
             };
             match message {
-                Ok(feed) => self.take(feed),
+                Ok(ToTree::Feed(feed)) => self.take(feed),
+                Ok(ToTree::Verify) => self.asked = true,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -171,16 +211,36 @@ impl Worker {
         settled && !self.sweeping && self.gathering.is_none()
     }
 
-    fn wants_slice(&self) -> bool {
+    fn is_building(&self) -> bool {
         let building = self.tree.as_ref().and_then(|tree| tree.keeper.to_build());
-        building.is_some() && self.is_quiet()
+        building.is_some()
+    }
+
+    fn wants_slice(&self) -> bool {
+        (self.is_building() || self.verify.is_some()) && self.is_quiet()
+    }
+
+    /// When a deep verify is to begin.
+    fn verify_at(&self) -> Option<Instant> {
+        let record = self.record.as_ref()?;
+        if self.verify.is_some() || self.is_building() {
+            return None;
+        }
+        let interval_ms = self.setup.verify_interval_h * 3_600_000;
+        let due = record.due_in_ms(interval_ms);
+        let by_itself = (interval_ms > 0).then_some(due);
+        let ms = if self.asked { Some(0) } else { by_itself };
+        ms.map(|ms| Instant::now() + Duration::from_millis(ms))
     }
 
     fn deadline(&self) -> Option<Instant> {
         let slice = self.wants_slice().then_some(self.next_slice);
         let retry = self.retry.filter(|_| self.is_quiet());
         let tell = self.untold.then_some(self.told + TELL);
-        [slice, retry, tell].into_iter().flatten().min()
+        [slice, retry, tell, self.verify_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What is due and does not come from outside.
@@ -189,10 +249,19 @@ impl Worker {
         if self.retry.is_some_and(|at| at <= now) && self.is_quiet() {
             self.open(false);
         }
+        if self.verify_at().is_some_and(|at| at <= Instant::now()) {
+            self.asked = false;
+            self.verify = Some(Verify::new());
+            tracing::info!(volume = %self.setup.name, "a deep verify begins");
+        }
         if self.wants_slice() && self.next_slice <= now {
             let earliest = now.checked_sub(BURST).unwrap_or(now);
             let from = self.next_slice.max(earliest);
-            match self.build_slice() {
+            let slice = match self.is_building() {
+                true => self.build_slice(),
+                false => self.verify_slice(),
+            };
+            match slice {
                 Ok(bytes) => self.next_slice = from + self.cost(bytes),
                 Err(error) => self.give_up(&error),
             }
@@ -209,11 +278,80 @@ impl Worker {
             return Ok(0);
         };
         let slice = keeper.build_slice(backing, SLICE_BLOCKS)?;
-        if keeper.to_build().is_none() {
-            tracing::info!(volume = %self.setup.name, "the state tree is built");
-        }
+        let built = keeper.to_build().is_none();
         self.refresh()?;
+        if built {
+            tracing::info!(volume = %self.setup.name, "the state tree is built");
+            self.announce();
+        }
         Ok(slice.read_bytes)
+    }
+
+    fn verify_slice(&mut self) -> Result<u64, TreeError> {
+        let (Some(tree), Some(mut verify)) = (&mut self.tree, self.verify.take()) else {
+            return Ok(0);
+        };
+        let mut bad = Vec::new();
+        let from = (verify.next, SLICE_BLOCKS);
+        let slice = tree
+            .keeper
+            .verify_slice(&mut tree.backing, from, &mut bad)?;
+        verify.take(slice.next_block, &bad);
+        let blocks = tree.keeper.geometry().blocks();
+        self.damaged(bad.iter().map(|bad| bad.block));
+        if slice.next_block < blocks {
+            self.verify = Some(verify);
+        } else {
+            let record = verify.finish();
+            let bad = record.count();
+            tracing::info!(volume = %self.setup.name, bad, "a deep verify has ended");
+            self.record = Some(record);
+            self.keep_record();
+        }
+        self.untold = true;
+        Ok(slice.read_bytes)
+    }
+
+    /// These blocks of the backing are not what was written there.
+    fn damaged(&mut self, blocks: impl Iterator<Item = u64>) {
+        let new = match &mut self.record {
+            Some(record) => record.found(blocks),
+            None => return,
+        };
+        if !new.is_empty() {
+            let places = verify::ranges(&new.iter().copied().collect(), 16).join(", ");
+            tracing::error!(
+                volume = %self.setup.name, blocks = new.len(), %places,
+                "DAMAGED: blocks of the backing are not what was written there"
+            );
+            self.keep_record();
+        }
+    }
+
+    fn keep_record(&mut self) {
+        self.untold = true;
+        let Some(record) = &self.record else { return };
+        let bytes = record.encode();
+        let kept = bytes.and_then(|bytes| self.files()?.keep_record(&bytes));
+        if let Err(error) = kept {
+            tracing::error!(volume = %self.setup.name, %error, "a verify cannot be recorded");
+        }
+    }
+
+    /// What the sweep writes is good again.
+    fn rewritten(&mut self, gathering: &Gathering) {
+        let is_written = |block: u64| {
+            let whole = gathering.leaves.get(&block);
+            whole.is_some_and(|leaf| *leaf != DAMAGED)
+                || gathering.zeros.iter().any(|range| range.contains(&block))
+        };
+        if let Some(verify) = &mut self.verify {
+            verify.rewritten(is_written);
+        }
+        let healed = self.record.as_mut();
+        if healed.is_some_and(|record| record.rewritten(is_written)) {
+            self.keep_record();
+        }
     }
 
     fn take(&mut self, feed: TreeFeed) {
@@ -234,7 +372,7 @@ impl Worker {
                 });
             }
             TreeFeed::Blocks { parts, bytes, last } => self.take_blocks(&parts, &bytes, last),
-            TreeFeed::Work(TreeWork::Done { at }) => self.finish(at),
+            TreeFeed::Work(TreeWork::Done { at, marked }) => self.finish(at, marked),
             TreeFeed::Work(TreeWork::Discard) => self.discard(),
             TreeFeed::Work(TreeWork::Blocks { .. }) => {}
         }
@@ -244,21 +382,30 @@ impl Worker {
         let Some(mut gathering) = self.gathering.take() else {
             return;
         };
+        let exact = self.at.is_some_and(|at| at.epoch >= self.settled);
+        let mut bad = Vec::new();
         let done = match &mut self.tree {
             None => Ok(()),
-            Some(Open { keeper, backing }) => {
-                let taken = hash_parts(&mut gathering, backing, parts, bytes);
+            Some(tree) => {
+                let checked = exact && tree.keeper.to_build().is_none();
+                let taken = hash_parts(&mut gathering, tree, parts, bytes, |block| {
+                    bad.extend(Some(block).filter(|_| checked));
+                    checked
+                });
                 taken.and_then(|()| match last {
                     false => Ok(()),
                     true => {
                         let Gathering { cut, zeros, leaves } = &gathering;
-                        keeper.begin_sweep(*cut, leaves, zeros)
+                        tree.keeper.begin_sweep(*cut, leaves, zeros)
                     }
                 })
             }
         };
-        if let Err(error) = done {
-            self.give_up(&error);
+        self.damaged(bad.into_iter());
+        match done {
+            Err(error) => self.give_up(&error),
+            Ok(()) if last => self.rewritten(&gathering),
+            Ok(()) => {}
         }
         if last {
             self.sweeping = true;
@@ -269,14 +416,40 @@ impl Worker {
         }
     }
 
-    fn finish(&mut self, at: Tip) {
+    fn finish(&mut self, at: Tip, marked: bool) {
         (self.at, self.sweeping) = (Some(at), false);
         let Some(Open { keeper, .. }) = &mut self.tree else {
             return;
         };
         let done = keeper.finish_sweep(at.epoch).and_then(|()| keeper.tidy());
         if let Err(error) = done.and_then(|()| self.refresh()) {
-            self.give_up(&error);
+            return self.give_up(&error);
+        }
+        if let Some(root) = self.state.root {
+            self.unshared = Some((at, root)).filter(|_| !marked);
+            self.say(FromTree::Root {
+                at,
+                root,
+                share: marked,
+            });
+        }
+    }
+
+    /// The root of a tree that was opened or built.
+    fn announce(&mut self) {
+        if let (Some(at), Some(root)) = (self.at, self.state.root) {
+            self.unshared = None;
+            let share = true;
+            self.say(FromTree::Root { at, root, share });
+        }
+    }
+
+    /// Nothing has come for a while: peers will come to this place, too.
+    fn share(&mut self) {
+        let unshared = self.unshared.take().filter(|_| self.is_quiet());
+        if let Some((at, root)) = unshared {
+            let share = true;
+            self.say(FromTree::Root { at, root, share });
         }
     }
 
@@ -289,6 +462,7 @@ impl Worker {
             tracing::error!(volume = %self.setup.name, %error, "the state tree cannot be removed");
         }
         self.state = TreeState::default();
+        (self.verify, self.record) = (None, None);
         self.untold = true;
         self.say(FromTree::Core(TreeEvent::Discarded));
     }
@@ -307,8 +481,9 @@ impl Worker {
                     tracing::warn!(volume = %self.setup.name, "{notice}");
                     self.state.notice = Some(notice);
                 }
-                if let Err(error) = self.refresh() {
-                    self.give_up(&error);
+                match self.refresh() {
+                    Err(error) => self.give_up(&error),
+                    Ok(()) => self.announce(),
                 }
             }
             Err(error) => self.give_up(&error),
@@ -327,6 +502,14 @@ impl Worker {
             Keeper::discard(&mut files)?;
         }
         let (keeper, found) = Keeper::open(files, (identity.volume, geometry), at.epoch)?;
+        // Of a tree that is built anew, what was found before is not known to be so.
+        let record = match found {
+            Opened::Whole => self.files()?.record()?.and_then(|it| Record::decode(&it)),
+            Opened::New | Opened::Anew(_) => None,
+        };
+        self.verify = None;
+        self.record = Some(record.unwrap_or_else(Record::new));
+        self.keep_record();
         self.tree = Some(Open { keeper, backing });
         Ok(found)
     }
@@ -335,6 +518,7 @@ impl Worker {
     fn give_up(&mut self, error: &TreeError) {
         tracing::error!(volume = %self.setup.name, %error, "the state tree is given up");
         self.tree = None;
+        (self.verify, self.record) = (None, None);
         if let Ok(mut files) = self.files() {
             // If that fails, too: see `discard`.
             let _ = Keeper::discard(&mut files);
@@ -364,6 +548,10 @@ impl Worker {
     fn tell(&mut self) {
         if self.untold && self.told.elapsed() >= TELL {
             (self.told, self.untold) = (Instant::now(), false);
+            self.share();
+            self.state.record = self.record.clone();
+            let verify = self.verify.as_ref();
+            self.state.verified_bytes = verify.map(|verify| verify.next * BLOCK_BYTES);
             self.say(FromTree::Report(self.state.clone()));
         }
     }
@@ -375,13 +563,16 @@ impl Worker {
 }
 
 /// Adds the leaves of the blocks to which `parts` belong: whole ones, and those of which only some
-/// sectors are written over what is there.
+/// sectors are written over what is there. If that is not what the tree says, `is_damage` is asked
+/// whether it is damaged, and such a block stays so.
 fn hash_parts(
     gathering: &mut Gathering,
-    device: &mut impl Device,
+    Open { keeper, backing }: &mut Open,
     parts: &[(u64, u16)],
     bytes: &[u8],
+    mut is_damage: impl FnMut(u64) -> bool,
 ) -> Result<(), TreeError> {
+    let mut lost = Vec::new();
     let mut whole: Vec<(u64, &blocks::Block)> = Vec::new();
     let mut partial: BTreeMap<u64, blocks::Block> = BTreeMap::new();
     let mut rest = bytes;
@@ -398,7 +589,11 @@ fn hash_parts(
             std::collections::btree_map::Entry::Vacant(place) => {
                 let mut base = [0; blocks::BLOCK];
                 if !gathering.zeros.iter().any(|range| range.contains(&block)) {
-                    device.read(block * BLOCK_BYTES, &mut base)?;
+                    backing.read(block * BLOCK_BYTES, &mut base)?;
+                    let known = keeper.leaves(block..block + 1)?;
+                    if known.first() != Some(&blocks::leaf(&base)) && is_damage(block) {
+                        lost.push(block);
+                    }
                 }
                 place.insert(base)
             }
@@ -416,5 +611,8 @@ fn hash_parts(
     gathering
         .leaves
         .extend(partial.map(|(block, bytes)| (*block, blocks::leaf(bytes))));
+    gathering
+        .leaves
+        .extend(lost.into_iter().map(|block| (block, DAMAGED)));
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hn4::types::Epoch;
 use hn4_engine::core::PeerSet;
 use hn4_engine::core::event::{Control, PeerEvent, PeerId, RequestId};
 use hn4_engine::shard::{ShardStatus, ToShard};
@@ -13,6 +14,7 @@ use super::{Report, VolumeTask, tell};
 use crate::config::VolumeSection;
 use crate::daemon::proof::ToProver;
 use crate::daemon::seats::Seats;
+use crate::daemon::tree::compare;
 
 /// Peers that stay have this long to get what was acknowledged, before one is removed.
 const CHANGE_MS: u64 = 20_000;
@@ -26,6 +28,11 @@ pub(super) struct Peer {
     pub(super) generation: u64,
     pub(super) session: Option<SessionId>,
     pub(super) role: Option<Role>,
+    /// It takes roots.
+    pub(super) compares: bool,
+    pub(super) roots: compare::Peer,
+    /// The place of a difference that was told.
+    pub(super) difference: Option<Epoch>,
     /// Who waits for a sign of life.
     pub(super) alive: Option<oneshot::Sender<()>>,
     pub(super) link: watch::Receiver<LinkStatus>,
@@ -84,6 +91,9 @@ impl Peer {
             generation,
             session: None,
             role: None,
+            compares: false,
+            roots: compare::Peer::default(),
+            difference: None,
             alive: None,
             link,
             compression,
@@ -138,6 +148,10 @@ impl VolumeTask {
         };
         Report {
             compression: places.iter().map(compression).collect(),
+            compared: places
+                .iter()
+                .map(|&place| peer(place)?.roots.last)
+                .collect(),
             links: places.iter().map(link).collect(),
             roles: places.iter().map(|&place| peer(place)?.role).collect(),
             proof: self.proof_report.clone(),

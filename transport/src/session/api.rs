@@ -108,6 +108,17 @@ pub struct LocalState {
     pub copy: CopyState,
     /// A prover runs beside the copy, so that [`Input::Proof`] may be sent to it.
     pub proves: bool,
+    /// A state tree is kept beside the copy, so that [`Input::Root`] may be sent to it.
+    pub compares: bool,
+}
+
+/// The root of a copy's state tree where its backing is at one place of the history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StateRoot {
+    /// Epoch and chain hash.
+    pub at: Tip,
+    /// The root.
+    pub root: [u8; 32],
 }
 
 /// Why a primary does not open the feed that was asked for.
@@ -254,6 +265,8 @@ pub enum Input {
     /// From our prover to the peer's, if the peer's state says that it has one. At most 60 KiB, and
     /// few at a time: they are queued.
     Proof(Bytes),
+    /// Our root, if the peer's state says that it compares. One that was not sent yet is replaced.
+    Root(StateRoot),
     /// End the session. The driver makes a new one after its backoff.
     Close,
 }
@@ -352,6 +365,8 @@ pub enum Output {
     StepDown,
     /// From the peer's prover to ours. Unchecked.
     Proof(Bytes),
+    /// The peer's root. Unchecked.
+    Root(StateRoot),
     /// The session can not be: something that both must agree on differs. Followed by `Closed`.
     Refused {
         /// What differs.

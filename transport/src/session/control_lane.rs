@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::api::{AckState, LocalState, Tip};
+use super::api::{AckState, LocalState, StateRoot, Tip};
 use crate::wire::control::{ControlMessage, ErrorMessage, Heartbeat};
 use crate::wire::{FrameKind, FrameSealer, WireFrame};
 
@@ -32,6 +32,7 @@ pub(super) struct ControlLane {
     anchored: Option<Tip>,
     ack: Option<AckState>,
     seed_ack_bytes: Option<u64>,
+    root: Option<StateRoot>,
     /// Sequences of the counted frames that the peer has not acknowledged.
     unacknowledged: VecDeque<u64>,
 }
@@ -71,6 +72,10 @@ impl ControlLane {
 
     pub(super) fn seed_ack(&mut self, cursor_bytes: u64) {
         self.seed_ack_bytes = Some(cursor_bytes);
+    }
+
+    pub(super) fn root(&mut self, root: StateRoot) {
+        self.root = Some(root);
     }
 
     /// Queues a message that may not be merged; gives it back if the queue is full.
@@ -113,7 +118,8 @@ impl ControlLane {
             || self.credit_bytes > 0
             || self.anchored.is_some()
             || self.ack.is_some()
-            || self.seed_ack_bytes.is_some();
+            || self.seed_ack_bytes.is_some()
+            || self.root.is_some();
         uncounted || (counted && established && self.unacknowledged.len() < window)
     }
 
@@ -179,7 +185,9 @@ impl ControlLane {
         if let Some(tip) = self.anchored.take() {
             return Some(ControlMessage::Anchored(tip));
         }
-        let cursor_bytes = self.seed_ack_bytes.take()?;
-        Some(ControlMessage::SeedAck { cursor_bytes })
+        if let Some(cursor_bytes) = self.seed_ack_bytes.take() {
+            return Some(ControlMessage::SeedAck { cursor_bytes });
+        }
+        self.root.take().map(ControlMessage::Root)
     }
 }

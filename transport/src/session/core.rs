@@ -401,6 +401,7 @@ impl Session {
             }
             Input::StepDown => self.ask_peer(ControlMessage::StepDown),
             Input::Proof(message) => self.ask_peer(ControlMessage::Proof(message)),
+            Input::Root(root) => self.control.root(root),
             Input::Close => self.close(CloseReason::Local, Some(ErrorMessage::Closing)),
             Input::FeedOpened { .. }
             | Input::FeedRefused(_)

@@ -206,6 +206,7 @@ impl Session {
             ControlMessage::TermNotice(term) => Output::HigherTerm { term },
             ControlMessage::StepDown => Output::StepDown,
             ControlMessage::Proof(message) => Output::Proof(message),
+            ControlMessage::Root(root) => Output::Root(root),
         };
         self.output(Some(Stream::Control), output);
         // A refusal may already be answered by the state: the copy was dropped meanwhile.

@@ -27,5 +27,6 @@ pub(crate) fn state(node: u8) -> LocalState {
         applied: Epoch(0),
         copy: CopyState::Usable,
         proves: true,
+        compares: true,
     }
 }

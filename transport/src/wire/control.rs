@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::{WireError, proto};
 use crate::session::api::{
-    AckState, CopyState, FeedRefusal, Field, FoundBy, LocalState, Refusal, Role, Tip,
+    AckState, CopyState, FeedRefusal, Field, FoundBy, LocalState, Refusal, Role, StateRoot, Tip,
 };
 use crate::session::capability::CapabilityList;
 
@@ -65,6 +65,7 @@ pub enum ControlMessage {
     State(Box<LocalState>),
     StepDown,
     Proof(Bytes),
+    Root(StateRoot),
 }
 
 impl ControlMessage {
@@ -118,6 +119,10 @@ impl ControlMessage {
             Self::State(state) => Body::State(state_to_wire(state)),
             Self::StepDown => Body::StepDown(proto::StepDown {}),
             Self::Proof(message) => Body::Proof(message.to_vec()),
+            Self::Root(StateRoot { at, root }) => Body::Root(proto::Root {
+                at: Some(tip_to_wire(*at)),
+                root: root.to_vec(),
+            }),
         };
         proto::Control { body: Some(body) }.encode_to_vec()
     }
@@ -167,6 +172,13 @@ impl ControlMessage {
                 Body::State(state) => Self::State(Box::new(state_from_wire(state)?)),
                 Body::StepDown(proto::StepDown {}) => Self::StepDown,
                 Body::Proof(message) => Self::Proof(message.into()),
+                Body::Root(root) => Self::Root(StateRoot {
+                    at: tip_from_wire(root.at)?,
+                    root: root
+                        .root
+                        .try_into()
+                        .map_err(|_| malformed("a state root is not 32 bytes"))?,
+                }),
             },
         )
     }
@@ -386,6 +398,7 @@ fn state_to_wire(state: &LocalState) -> proto::State {
         tip_term: state.tip_rank.term,
         tip_incarnation: state.tip_rank.incarnation.0,
         proves: state.proves,
+        compares: state.compares,
     }
 }
 
@@ -426,6 +439,7 @@ fn state_from_wire(state: proto::State) -> Result<LocalState, WireError> {
         durable: Epoch(state.durable),
         applied: Epoch(state.applied),
         proves: state.proves,
+        compares: state.compares,
     })
 }
 
@@ -494,4 +508,59 @@ fn field_from_wire(field: proto::RefusedField) -> Result<Field, WireError> {
         proto::RefusedField::FieldNotShared => Field::NotShared,
         proto::RefusedField::FieldRoles => Field::Roles,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> ControlMessage {
+        ControlMessage::Root(StateRoot {
+            at: (Epoch(300), ChainHash([7; 32])),
+            root: [9; 32],
+        })
+    }
+
+    /// The bytes of [`root`], by hand from `proto/control.proto`.
+    fn root_bytes(root_length: u8) -> Vec<u8> {
+        let mut bytes = vec![0x7A, 41 + root_length, 0x0A, 37, 0x08, 0xAC, 0x02, 0x12, 32];
+        bytes.extend([7; 32]);
+        bytes.extend([0x12, root_length]);
+        bytes.extend(std::iter::repeat_n(9, root_length.into()));
+        bytes
+    }
+
+    #[test]
+    fn a_state_root_has_these_bytes() {
+        assert_eq!(root().encode(), root_bytes(32));
+        let read = ControlMessage::decode(root_bytes(32).into());
+        assert_eq!(read.ok(), Some(root()));
+    }
+
+    #[test]
+    fn a_state_root_that_is_none_is_refused() {
+        for length in [0, 31, 33] {
+            assert!(ControlMessage::decode(root_bytes(length).into()).is_err());
+        }
+        // Without a place.
+        let mut lost = vec![0x7A, 34, 0x12, 32];
+        lost.extend([9; 32]);
+        assert!(ControlMessage::decode(lost.into()).is_err());
+        let whole = root_bytes(32);
+        for end in 1..whole.len() {
+            assert!(ControlMessage::decode(whole[..end].to_vec().into()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_peer_that_does_not_say_that_it_compares_does_not() {
+        let state = crate::session::testing::state(1);
+        let silent = proto::State {
+            compares: false,
+            ..state_to_wire(&state)
+        };
+        // A field of the value zero is not on the wire at all.
+        let read = state_from_wire(silent).expect("a state");
+        assert!(state.compares && !read.compares);
+    }
 }

@@ -122,6 +122,7 @@ pub(crate) fn state(node: u8, role: Role) -> LocalState {
         applied: Epoch(0),
         copy: CopyState::Usable,
         proves: true,
+        compares: false,
     }
 }
 

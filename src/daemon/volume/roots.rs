@@ -1,0 +1,74 @@
+//! Roots of this copy go to peers, and theirs are compared with ours.
+
+use std::time::Instant;
+
+use hn4_engine::core::event::Tip;
+use hn4_engine::shard::ToShard;
+use hn4_proof::hash::Digest;
+use hn4_transport::session::{Input, StateRoot};
+
+use super::VolumeTask;
+use crate::daemon::tree::FromTree;
+
+fn to_wire(at: Tip, root: Digest) -> Input {
+    let at = (at.epoch, at.chain);
+    Input::Root(StateRoot { at, root: root.0 })
+}
+
+impl VolumeTask {
+    pub(super) fn tree_said(&mut self, said: FromTree) {
+        match said {
+            FromTree::Core(event) => self.shard.send(ToShard::Tree(event)),
+            FromTree::Report(state) => self.tree_state = Some(state),
+            FromTree::Root { at, root, share } => {
+                let peers = self.peers.iter_mut().flatten().map(|peer| &mut peer.roots);
+                self.roots.ours((at, root), peers, Instant::now());
+                if share {
+                    (0..self.peers.len()).for_each(|index| self.send_root(index, (at, root)));
+                }
+                (0..self.peers.len()).for_each(|index| self.tell_difference(index));
+            }
+        }
+    }
+
+    fn send_root(&self, index: usize, (at, root): (Tip, Digest)) {
+        let peer = self.peers.get(index).and_then(Option::as_ref);
+        if peer.is_some_and(|peer| peer.compares) {
+            self.tell_peer(index, to_wire(at, root));
+        }
+    }
+
+    /// A session is open: the peer may be where this copy is.
+    pub(super) fn greet_with_root(&self, index: usize) {
+        if let Some(root) = self.roots.newest() {
+            self.send_root(index, root);
+        }
+    }
+
+    pub(super) fn peer_root(&mut self, index: usize, root: &StateRoot) {
+        let Some(Some(peer)) = self.peers.get_mut(index) else {
+            return;
+        };
+        let (epoch, chain) = root.at;
+        let theirs = (Tip { epoch, chain }, Digest(root.root));
+        self.roots.theirs(&mut peer.roots, theirs, Instant::now());
+        self.tell_difference(index);
+    }
+
+    /// Once for each place.
+    fn tell_difference(&mut self, index: usize) {
+        let Some(Some(peer)) = self.peers.get_mut(index) else {
+            return;
+        };
+        let differs = peer.roots.last.filter(|last| last.ours != last.theirs);
+        let told = peer.difference;
+        peer.difference = differs.map(|last| last.at.epoch);
+        if let Some(last) = differs.filter(|_| peer.difference != told) {
+            tracing::error!(
+                volume = %self.name, peer = %peer.name, epoch = %last.at.epoch,
+                ours = %last.ours, theirs = %last.theirs,
+                "THE COPIES DIFFER: their state roots at this epoch are not equal"
+            );
+        }
+    }
+}
