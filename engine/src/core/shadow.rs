@@ -460,6 +460,8 @@ impl Volume {
         };
         self.replica.pause = Pause::default();
         self.rebase_log(base, copy, mem, out);
+        // What the source sends continues what is switched in.
+        self.replica.joined = !shadow.detached;
         if std::mem::take(&mut self.prover.parted) {
             // With the next session it follows the primary again.
             self.close_sessions(out);

@@ -92,6 +92,8 @@ pub(crate) struct Live {
     pub(crate) timer_at: Option<u64>,
     /// What was in the backing after the last step.
     pub(crate) applied: Epoch,
+    /// What its log had let go of after the last step.
+    pub(crate) retained: Epoch,
     /// The prover, if one runs.
     pub(crate) beside: Option<Beside>,
 }
@@ -254,6 +256,7 @@ impl Node {
             held: VecDeque::new(),
             timer_at: None,
             applied: Epoch(u64::MAX),
+            retained: Epoch(u64::MAX),
             beside: None,
         });
         Ok(report)

@@ -49,7 +49,7 @@ pub(crate) struct Operator {
     /// When the run became quiet.
     quiet_since: u64,
     /// Drains of the end that were not answered yet.
-    draining: Vec<RequestId>,
+    draining: Vec<(usize, RequestId)>,
     /// Damage took the last copy.
     pub(crate) lost: bool,
     /// Both sides agree on everything.
@@ -167,15 +167,20 @@ impl World {
         id
     }
 
+    /// Nobody answers for a node that is down.
+    pub(crate) fn forget_drains(&mut self, node: usize) {
+        self.operator.draining.retain(|&(asked, _)| asked != node);
+    }
+
     pub(crate) fn control_done(
         &mut self,
         node: usize,
         id: RequestId,
         result: &Result<(), String>,
     ) -> Outcome {
-        let end = self.operator.draining.iter().position(|&drain| drain == id);
-        if let Some(index) = end {
-            self.operator.draining.remove(index);
+        let draining = &mut self.operator.draining;
+        if let Some(index) = draining.iter().position(|&(_, drain)| drain == id) {
+            draining.remove(index);
             if let Err(why) = result {
                 return broken("P10", format!("node {node} does not drain: {why}"));
             }
@@ -472,7 +477,7 @@ impl World {
         } else if caught_up && self.operator.draining.is_empty() {
             for node in 0..self.nodes.len() {
                 let id = self.control(node, Control::Drain);
-                self.operator.draining.push(id);
+                self.operator.draining.push((node, id));
             }
         }
         self.work_inbox()

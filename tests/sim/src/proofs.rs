@@ -140,6 +140,7 @@ impl World {
             && status.role == Role::Replica;
         live.applied = progress.applied;
         let (proven, retained) = (live.volume.proven(), live.volume.superblock().retained);
+        let freed = std::mem::replace(&mut live.retained, retained);
         if swept && usable && gated && progress.applied > progress.proven {
             return broken(
                 "P2",
@@ -149,7 +150,10 @@ impl World {
         if !self.plan.proves {
             return Ok(());
         }
-        if status.role == Role::Primary && retained > proven.epoch {
+        // A copy that did not wait for proofs may have let go of more before it was promoted; its
+        // prover has the hashes.
+        let frees = role == Role::Primary && status.role == Role::Primary && retained > freed;
+        if frees && retained > proven.epoch {
             let detail = format!("node {node} let go of log that is not proven");
             return broken("P4", detail);
         }

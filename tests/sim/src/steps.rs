@@ -277,6 +277,7 @@ impl World {
             self.oracle.received = self.oracle.promised;
         }
         self.nodes[node].crash(self.plan.shears, &mut self.rng);
+        self.forget_drains(node);
         if !self.quiet && self.rng.one_in(self.plan.rot) {
             self.rot_log(node);
         }
