@@ -1,10 +1,10 @@
 //! What replication costs: two real daemons on loopback, with real files on one disk.
 //!
-//! 1. [`latency`]: what each `ack` adds to a flush.
-//! 2. [`lag`]: how far the replica is behind on a line that is nearly full, and on one that is.
-//! 3. [`catch_up`]: how fast it gets what it missed.
-//! 4. [`copy`]: what a first copy costs on the wire.
-//! 5. [`idle`]: what both cost when there is nothing to do.
+//! 1. `latency`: what each `ack` adds to a flush.
+//! 2. `lag`: how far the replica is behind on a line that is nearly full, and on one that is.
+//! 3. `catch_up`: how fast it gets what it missed.
+//! 4. `copy`: what a first copy costs on the wire.
+//! 5. `idle`: what both cost when there is nothing to do.
 //!
 //! **Invariant:** nothing leaves loopback, and no daemon outlives the measurement.
 //!
