@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{LIMIT, folder, is_usable, oracle, running_pair, seed, times};
-use hn4_replicad::control::api::{CopyReport, VolumeReport};
+use hn4_replicad::control::api::{CopyReport, VolumeReport, VolumeState};
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, SharedOracle, fetch, lock};
 use hn4_replicad::quickstart::rig::{Node, Plan, quiesce_and_compare};
 
@@ -164,8 +164,8 @@ fn a_shadow_that_is_too_small_leaves_the_copy_as_it_was_and_says_how_much_it_nee
         let mut findings = report.findings.iter();
         let says_so =
             findings.any(|found| found.state == "needs-space" && found.cause.contains("MiB"));
-        let copy = report.state.as_ref().map(|state| state.copy);
-        says_so && copy == Some(CopyReport::Usable)
+        let usable = |state: &VolumeState| state.copy == CopyReport::Usable;
+        says_so && report.state.as_ref().is_some_and(usable)
     };
     beta.wait_for("say that it needs space", LIMIT, needs_space)
         .expect("it says so");
