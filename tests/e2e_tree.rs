@@ -24,6 +24,7 @@ fn plan() -> Plan {
         size_mib: 4,
         log_mib: 16,
         overlay_mib: 8,
+        policy: format!("{}tree = \"on\"\n", Plan::default().policy),
         ..Plan::default()
     }
 }

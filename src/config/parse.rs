@@ -302,7 +302,7 @@ impl<'t> Parser<'t> {
             stop_drain_s,
             assume_strict_flush: reader.flag(table, "assume_strict_flush"),
             proof: reader.choice(table, "proof", &SWITCH).unwrap_or(true),
-            tree: reader.choice(table, "tree", &SWITCH).unwrap_or(true),
+            tree: reader.choice(table, "tree", &SWITCH).unwrap_or(false),
             scan_mib_per_s,
             verify_interval_h,
             apply: choice(reader, table, "apply", &apply),
