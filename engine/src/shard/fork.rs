@@ -55,7 +55,9 @@ impl ForkPlace {
             return Err("no folder for fork files is configured".to_owned());
         };
         let (after, offset) = (fork.after.epoch, fork.offset.0);
-        let name = format!("{}-after-epoch-{after}-at-{offset}.fork", self.name);
+        // Another history may part at the same place: its file is not to be replaced (P7).
+        let (volume, term) = (&self.name, fork.term.counter);
+        let name = format!("{volume}-after-epoch-{after}-at-{offset}-in-term-{term}.fork");
         let path = folder.join(&name);
         let part = folder.join(format!("{name}.part"));
         let saved = self.write(&part, fork).and_then(|()| {
