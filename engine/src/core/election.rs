@@ -272,7 +272,9 @@ impl Volume {
                 waiting.answers, waiting.needed
             ),
         };
-        self.unled = Some((term, election.least_term));
+        // An attempt that accepted a loss did not look at terms.
+        let least = election.least_term;
+        self.unled = (least > 0).then_some((term, least));
         self.election = None;
         let result = Err(why);
         out.push(Action::ControlDone { id, result });
