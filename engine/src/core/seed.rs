@@ -81,12 +81,15 @@ impl Volume {
                 | CopyState::Applying { .. }
                 | CopyState::Seeding { until: Some(_), .. }
         );
+        let given_up = self.superblock.desired.copy == CopyState::Fresh;
         let resumed = match persisted.copy {
             // Also one that was asked for before the last piece was known to be there: it would
             // wait for pieces that nobody sends, and epochs would wait for it.
             _ if complete => {
                 return self.reject(id, "a full copy that we did not ask for".to_owned(), out);
             }
+            // Its pieces would be written, and then nothing would say that it is complete.
+            _ if given_up => false,
             CopyState::Seeding {
                 cursor_bytes, from, ..
             } => from == origin.from.epoch && origin.cursor_bytes <= cursor_bytes,
