@@ -187,6 +187,20 @@ fn a_wrong_choice_is_refused_with_the_choices() {
 }
 
 #[test]
+fn signatures_are_chosen_by_name_and_their_interval_is_bounded() {
+    for key in ["ml_dsa", "slh_dsa"] {
+        let text = problem(&format!("{key} = \"on\"\n"));
+        assert!(
+            text.ends_with("\"on\" is not allowed; choose one of off, sign, require"),
+            "{text}"
+        );
+        assert!(parse(&format!("{SMALL}{key} = \"require\"\n")).is_ok());
+    }
+    let text = problem("checkpoint_s = 0\n");
+    assert!(text.contains("choose from 1 to 86400"), "{text}");
+}
+
+#[test]
 fn tcp_beyond_loopback_needs_insecure_tcp() {
     for address in [
         "0.0.0.0:10809",

@@ -3,13 +3,13 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{LIMIT, folder, oracle, pair, running_pair, seed, succeed, text, times, tool};
+use common::ledger::{ctl, ledger, ledger_folder, proof, public_key, refused, set_aside, settle};
+use common::{LIMIT, folder, oracle, pair, running_pair, seed, succeed, times, tool};
 use hn4_replicad::control::Request;
-use hn4_replicad::control::api::{ProofReport, VolumeReport};
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
 use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, quiesce_and_compare};
 
@@ -20,57 +20,6 @@ fn plan() -> Plan {
         overlay_mib: 16,
         ..Plan::default()
     }
-}
-
-fn proof(report: &VolumeReport) -> Option<&ProofReport> {
-    report.state.as_ref()?.proof.as_ref()
-}
-
-/// Whether everything up to the tip is anchored and applied.
-fn is_settled(report: &VolumeReport) -> bool {
-    let Some(state) = &report.state else {
-        return false;
-    };
-    let tip = state.tip_epoch;
-    let anchored = proof(report).and_then(|proof| proof.anchored_epoch);
-    anchored == Some(tip) && state.proven_epoch == tip && state.applied_epoch == tip
-}
-
-fn settle(alpha: &mut Node, beta: &mut Node) -> String {
-    let hash = quiesce_and_compare(alpha, beta, LIMIT).expect("equal copies");
-    for node in [&mut *alpha, &mut *beta] {
-        node.wait_for("have everything anchored and applied", LIMIT, is_settled)
-            .expect("proven");
-    }
-    hash
-}
-
-/// The folder of the only ledger of a node.
-fn ledger_folder(node: &Node) -> PathBuf {
-    let state = node
-        .config()
-        .parent()
-        .expect("a folder")
-        .join("state/proof");
-    let mut folders = std::fs::read_dir(&state).expect("a folder for ledgers");
-    let folder = folders.next().expect("a volume").expect("an entry").path();
-    assert!(folders.next().is_none(), "one volume");
-    folder
-}
-
-fn ledger(node: &Node) -> Vec<u8> {
-    std::fs::read(ledger_folder(node).join("ledger")).expect("a ledger")
-}
-
-fn set_aside(node: &Node) -> usize {
-    let entries = std::fs::read_dir(ledger_folder(node)).expect("the folder");
-    let is_aside = |path: &Path| {
-        path.extension()
-            .is_some_and(|ext| ext.to_string_lossy().starts_with("aside"))
-    };
-    entries
-        .filter(|entry| is_aside(&entry.as_ref().expect("an entry").path()))
-        .count()
 }
 
 fn write_some(node: &Node, oracle: &hn4_replicad::quickstart::load::SharedOracle, seed: u64) {
@@ -216,23 +165,6 @@ fn a_replica_of_a_primary_without_proofs_applies_and_says_so() {
     write_some(&alpha, &oracle, seed + 1);
     settle(&mut alpha, &mut beta);
     assert_eq!(ledger(&alpha), ledger(&beta));
-}
-
-fn ctl() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_hn4ctl"))
-}
-
-fn refused(command: &mut Command) -> String {
-    let output = command.output().expect("hn4ctl runs");
-    let text = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{command:?}: {text}");
-    text
-}
-
-/// Public key file of a node.
-fn public_key(node: &Node) -> PathBuf {
-    let state = node.config().parent().expect("a folder").join("state");
-    state.join("keys/node.ed25519.pub")
 }
 
 fn verify(file: &Path, volume: &str, range: [u64; 2], key: &Path) -> Command {

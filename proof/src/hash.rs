@@ -157,6 +157,10 @@ contexts! {
     BATCH = "batch root";
     /// An anchor.
     ANCHOR = "anchor";
+    /// A checkpoint record.
+    CHECKPOINT = "checkpoint";
+    /// What a node found when it looked at its medium.
+    INSPECTION = "inspection";
     /// A record of the ledger.
     LEDGER_RECORD = "ledger record";
     /// The header of the ledger.

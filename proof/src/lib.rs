@@ -15,6 +15,8 @@
 //! | [`tree`] | the state tree over the volume, its sparse storage, and comparing two of them |
 //! | [`sign`] | keys, key ids, signatures, and which key may sign at which step |
 //! | [`anchor`] | what one batch commits to |
+//! | [`checkpoint`] | a signed word on the state at an anchored epoch |
+//! | [`inspection`] | what a deep verify or a repair found |
 //! | [`ledger`] | the append-only chain of anchors, its recovery, verification and XML export |
 //! | [`prover`] | anchoring on a primary, following on a replica: what runs beside a volume |
 //! | [`scxq2`] | dictionary compression of lane segments on the wire |
@@ -30,10 +32,12 @@
 pub mod anchor;
 pub mod batch;
 pub mod blocks;
+pub mod checkpoint;
 pub mod codec;
 pub mod envelope;
 pub mod fold;
 pub mod hash;
+pub mod inspection;
 pub mod leaf;
 pub mod ledger;
 pub mod prover;

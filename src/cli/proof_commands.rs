@@ -1,5 +1,5 @@
 //! `keys`, `ledger`, `proof`: what a node signs with, what it has signed, and documents about that
-//! for others. None needs the daemon; none changes anything.
+//! for others. None needs the daemon or changes anything, but `keys rotate`.
 //!
 //! A ledger is read while the daemon appends to it: an append that is on its way counts as not
 //! there yet.
@@ -15,20 +15,52 @@ use hn4_proof::ledger::scan::{Records, Recovered, recover};
 use hn4_proof::ledger::verify::{Policy, Verifier};
 use hn4_proof::ledger::xml::Export;
 use hn4_proof::ledger::{Body, LedgerHeader, Scope};
-use hn4_proof::sign::PublicKey;
+use hn4_proof::sign::{Algorithm, PublicKey};
+use hn4_proof::time::iso8601;
 
 use super::args::Cli;
-use super::run::{AnyError, DONE, load};
+use super::run::{AnyError, DONE, ask, load};
 use crate::config::attach::attach_records;
 use crate::config::keys;
 use crate::config::state::NodeState;
+use crate::control::Request;
+use crate::daemon::proof::local::local_path;
 use crate::daemon::proof::medium::{LedgerOnDisk, ledger_path};
 
 /// What to do with keys.
 #[derive(Subcommand, Debug)]
 pub enum KeysCommand {
-    /// Show this node's key: its id, and the public key that verifiers need
+    /// Show this node's keys: their ids, and the public keys that verifiers need
     Show,
+    /// Replace this node's keys while it runs; the old ones sign nothing after that
+    Rotate {
+        /// Replace the key of this algorithm only: ed25519, ml-dsa-65 or slh-dsa-sha2-128f
+        #[arg(long = "algorithm", value_name = "NAME")]
+        algorithms: Vec<Algorithm>,
+    },
+}
+
+/// What a verifier insists on.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RequireArg {
+    /// Insist on signatures of this algorithm: ml-dsa-65 on every anchor and checkpoint,
+    /// slh-dsa-sha2-128f on checkpoints
+    #[arg(long = "require", value_name = "NAME")]
+    pub require: Vec<Algorithm>,
+}
+
+impl RequireArg {
+    fn policy(&self) -> Policy {
+        let of = |slow: bool| {
+            let all = self.require.iter();
+            let of = all.filter(move |it| it.is_for_checkpoints() == slow);
+            of.copied().collect()
+        };
+        Policy {
+            every_batch: of(false),
+            checkpoints: of(true),
+        }
+    }
 }
 
 /// Which ledger.
@@ -40,6 +72,9 @@ pub struct LedgerArg {
     /// A copy of a ledger; the configuration is not read
     #[arg(long, value_name = "FILE", conflicts_with = "volume")]
     pub file: Option<PathBuf>,
+    /// The node's own ledger of the volume, with what deep verifies found, not the shared one
+    #[arg(long, conflicts_with = "file")]
+    pub local: bool,
 }
 
 /// What to do with a ledger.
@@ -52,6 +87,8 @@ pub enum LedgerCommand {
         /// File with a public key that the ledger must lead to; by default this node's key
         #[arg(long = "key", value_name = "FILE")]
         keys: Vec<PathBuf>,
+        #[command(flatten)]
+        require: RequireArg,
     },
     /// Write a ledger in another form
     Export {
@@ -102,25 +139,48 @@ pub enum ProofCommand {
         /// File with a public key that is trusted
         #[arg(long = "key", value_name = "FILE", required = true)]
         keys: Vec<PathBuf>,
+        #[command(flatten)]
+        require: RequireArg,
     },
 }
 
 /// Carries out `keys`.
 pub(super) fn run_keys(cli: &Cli, command: &KeysCommand) -> Result<u8, AnyError> {
-    let KeysCommand::Show = command;
+    if let KeysCommand::Rotate { algorithms } = command {
+        let algorithms = algorithms.iter().map(Algorithm::to_string).collect();
+        return ask(cli, &Request::RotateKeys { algorithms });
+    }
     let state_dir = load(cli)?.node.state_dir;
-    let key = keys::node_key(&state_dir)?;
-    let key = key.ok_or("this node has no key yet; hn4-replicad draws one when it first runs")?;
-    let public = key.public().clone();
-    let secret = keys::secret_path(&state_dir);
-    writeln!(
-        io::stdout(),
-        "key id      {}\npublic key  {public}\n            {}  (for verifiers)\n\
-         secret key  {}  (mode 0600)",
-        public.id(),
-        keys::public_path(&state_dir).display(),
-        secret.display()
-    )?;
+    let mut out = io::stdout().lock();
+    let mut any = false;
+    for algorithm in Algorithm::ALL {
+        let Some(key) = keys::node_key(&state_dir, algorithm)? else {
+            continue;
+        };
+        any = true;
+        let public = key.public();
+        writeln!(
+            out,
+            "key id      {}\npublic key  {public}\n            {}  (for verifiers)\n\
+             secret key  {}  (mode 0600)",
+            public.id(),
+            keys::public_path(&state_dir, algorithm).display(),
+            keys::secret_path(&state_dir, algorithm).display()
+        )?;
+        if let Some(next) = keys::next_key(&state_dir, algorithm)? {
+            let id = next.public().id();
+            writeln!(out, "replaced by {id}  when all ledgers have it")?;
+        }
+    }
+    if !any {
+        return Err("this node has no key yet; hn4-replicad draws one when it first runs".into());
+    }
+    let retired = keys::retired_path(&state_dir);
+    if retired.exists() {
+        for public in keys::public_keys(&retired)? {
+            writeln!(out, "retired     {}  {}", public.id(), public.algorithm())?;
+        }
+    }
     Ok(DONE)
 }
 
@@ -135,7 +195,11 @@ fn path_of(cli: &Cli, ledger: &LedgerArg) -> Result<PathBuf, AnyError> {
     let records = attach_records(&state)?;
     let record = records.iter().find(|record| record.name == *name);
     let record = record.ok_or_else(|| format!("this node has not opened a volume {name} yet"))?;
-    Ok(ledger_path(&config.node.state_dir, record.volume))
+    let path = match ledger.local {
+        true => local_path,
+        false => ledger_path,
+    };
+    Ok(path(&config.node.state_dir, record.volume))
 }
 
 fn open(path: &Path) -> Result<(LedgerOnDisk, LedgerHeader), AnyError> {
@@ -145,23 +209,34 @@ fn open(path: &Path) -> Result<(LedgerOnDisk, LedgerHeader), AnyError> {
     Ok((medium, header))
 }
 
-fn recovered(medium: &LedgerOnDisk, header: &LedgerHeader) -> Result<Recovered, AnyError> {
-    let scope = (Scope::Shared, header.volume);
-    Ok(recover(medium, scope, Policy::default(), None)?)
+fn recovered(
+    medium: &LedgerOnDisk,
+    header: &LedgerHeader,
+    policy: Policy,
+) -> Result<Recovered, AnyError> {
+    let scope = (header.scope, header.volume);
+    Ok(recover(medium, scope, policy, None)?)
 }
 
 fn public_keys(files: &[PathBuf]) -> Result<Vec<PublicKey>, AnyError> {
-    let keys = files.iter().map(|file| keys::public_key(file));
-    Ok(keys.collect::<Result<_, _>>()?)
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(keys::public_keys(file)?);
+    }
+    Ok(all)
 }
 
 /// Carries out `ledger`.
 pub(super) fn run_ledger(cli: &Cli, command: &LedgerCommand) -> Result<u8, AnyError> {
     match command {
-        LedgerCommand::Verify { ledger, keys } => verify_ledger(cli, ledger, keys),
+        LedgerCommand::Verify {
+            ledger,
+            keys,
+            require,
+        } => verify_ledger(cli, ledger, keys, require),
         LedgerCommand::Export { ledger, out, .. } => {
             let (medium, header) = open(&path_of(cli, ledger)?)?;
-            let tip = recovered(&medium, &header)?.tip;
+            let tip = recovered(&medium, &header, Policy::default())?.tip;
             let mut out = output(out.as_deref())?;
             let mut export = Export::begin(header.volume, tip.state(), &mut out)?;
             let mut records = Records::new(&medium)?;
@@ -177,16 +252,29 @@ pub(super) fn run_ledger(cli: &Cli, command: &LedgerCommand) -> Result<u8, AnyEr
     }
 }
 
-fn verify_ledger(cli: &Cli, ledger: &LedgerArg, files: &[PathBuf]) -> Result<u8, AnyError> {
+fn verify_ledger(
+    cli: &Cli,
+    ledger: &LedgerArg,
+    files: &[PathBuf],
+    require: &RequireArg,
+) -> Result<u8, AnyError> {
     let (medium, header) = open(&path_of(cli, ledger)?)?;
+    if header.scope == Scope::Local {
+        return verify_local(cli, &medium, files, require);
+    }
     let trusted = if files.is_empty() {
-        let path = keys::public_path(&load(cli)?.node.state_dir);
+        let path = keys::public_path(&load(cli)?.node.state_dir, Algorithm::Ed25519);
         // A replica's key is in the ledger, but need not have signed it: the ledger must hold it.
         public_keys(&[path])?
     } else {
         public_keys(files)?
     };
-    let tip = recovered(&medium, &header)?.tip;
+    let tip = recovered(&medium, &header, require.policy())?.tip;
+    if let Some(slow) = require.require.iter().find(|it| it.is_for_checkpoints())
+        && tip.vouched().is_none()
+    {
+        return Err(format!("no checkpoint with an {slow} signature is in the ledger yet").into());
+    }
     let holds = trusted.iter().any(|key| tip.keyring().knows(key.id()));
     let head = match (files.is_empty(), holds) {
         (true, true) => tip.head(),
@@ -202,11 +290,64 @@ fn verify_ledger(cli: &Cli, ledger: &LedgerArg, files: &[PathBuf]) -> Result<u8,
         through(&tip)
     )?;
     writeln!(out, "head  blake3:{}", head.root)?;
+    if let Some(epoch) = tip.vouched() {
+        writeln!(out, "checkpoint at epoch {epoch}")?;
+    }
+    if let Some(state) = tip.state() {
+        let (epoch, root) = (state.epoch, state.root);
+        writeln!(out, "state root  blake3:{root}  at epoch {epoch}")?;
+    }
     for (key, node) in tip.keyring().active() {
         let node = node.map_or_else(String::new, |node| format!("  of node {node}"));
         writeln!(out, "key   {}{node}", key.id())?;
     }
     writeln!(out, "every record, place and signature is good")?;
+    Ok(DONE)
+}
+
+/// A local ledger holds no keys: they are those of the node, also the ones that it had before.
+fn verify_local(
+    cli: &Cli,
+    medium: &LedgerOnDisk,
+    files: &[PathBuf],
+    require: &RequireArg,
+) -> Result<u8, AnyError> {
+    let trusted = if files.is_empty() {
+        let state_dir = load(cli)?.node.state_dir;
+        let all = Algorithm::ALL.map(|it| keys::public_path(&state_dir, it));
+        let all = all.into_iter().chain([keys::retired_path(&state_dir)]);
+        public_keys(&all.filter(|path| path.exists()).collect::<Vec<_>>())?
+    } else {
+        public_keys(files)?
+    };
+    let mut records = Records::new(medium)?;
+    let header = *records.header();
+    let mut tip = Verifier::new(&header, require.policy()).trusting(&trusted);
+    let mut out = io::stdout().lock();
+    writeln!(out, "local ledger of volume {}", header.volume)?;
+    while let Some(record) = records.next_record()? {
+        let record = record?;
+        tip.push(&record)?;
+        if let Body::Inspection(signed) = &record.body {
+            let it = &signed.inspection;
+            writeln!(
+                out,
+                "{}  {:?}, epochs {} to {}: {} blocks, {} damaged, {} repaired",
+                iso8601(record.time_ms),
+                it.kind,
+                it.first,
+                it.last,
+                it.blocks,
+                it.damaged,
+                it.repaired
+            )?;
+        }
+    }
+    let size = tip.next_index();
+    writeln!(
+        out,
+        "{size} records; every record, place and signature is good"
+    )?;
     Ok(DONE)
 }
 
@@ -222,7 +363,7 @@ pub(super) fn run_proof(cli: &Cli, command: &ProofCommand) -> Result<u8, AnyErro
     match command {
         ProofCommand::Export { ledger, range, out } => {
             let (medium, header) = open(&path_of(cli, ledger)?)?;
-            let tip = recovered(&medium, &header)?.tip;
+            let tip = recovered(&medium, &header, Policy::default())?.tip;
             let records = covering(&medium, &tip, *range)?;
             let document = Aggregate::with_records(&records)?.to_json()?;
             let mut out = output(out.as_deref())?;
@@ -235,10 +376,11 @@ pub(super) fn run_proof(cli: &Cli, command: &ProofCommand) -> Result<u8, AnyErro
             volume,
             range,
             keys,
+            require,
         } => {
             let text = std::fs::read_to_string(file)?;
             let wanted = (*volume, Epoch(range.first), Epoch(range.last));
-            let proven = verify_range(&text, wanted, &public_keys(keys)?, Policy::default())?;
+            let proven = verify_range(&text, wanted, &public_keys(keys)?, require.policy())?;
             writeln!(
                 io::stdout(),
                 "epochs {} to {} of volume {volume} are in {} anchors, all signed by trusted keys",
@@ -265,7 +407,7 @@ fn covering(
         };
         let anchor = match &record.body {
             Body::Anchor(signed) => Some((signed.anchor.first.0, signed.anchor.last.0)),
-            Body::Key(_) | Body::Note(_) => None,
+            _ => None,
         };
         let begins = anchor.is_some_and(|(first, last)| (first..=last).contains(&range.first));
         if begins || !taken.is_empty() {

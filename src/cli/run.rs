@@ -128,7 +128,7 @@ pub(super) fn connect(cli: &Cli) -> Result<ControlClient, AnyError> {
     Ok(ControlClient::connect(&path)?)
 }
 
-fn ask(cli: &Cli, request: &Request) -> Result<u8, AnyError> {
+pub(super) fn ask(cli: &Cli, request: &Request) -> Result<u8, AnyError> {
     match connect(cli)?.request(request)? {
         Response::Done { message } => {
             writeln!(io::stdout(), "{message}")?;

@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 use hn4_engine::core::{AckMode, LagPolicy, MAX_PEERS, OnDegraded, VolumeConfig};
 use hn4_engine::device::{DeviceKind, DeviceOptions};
 use hn4_engine::shard::Listen;
+use hn4_proof::ledger::verify::Policy;
+use hn4_proof::sign::Algorithm;
 use hn4_transport::driver::TransportKind;
 use hn4_transport::session::PeerRoles;
 use hn4_transport::tls::KeyPin;
@@ -100,6 +102,18 @@ pub enum Apply {
     Durable,
 }
 
+/// What this node does with a signature that is not Ed25519.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Signing {
+    /// It makes none. What others make is checked.
+    #[default]
+    Off,
+    /// It makes them.
+    Sign,
+    /// It makes them, and takes nothing new from a primary without.
+    Require,
+}
+
 /// `[[volume]]`: one volume on this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VolumeSection {
@@ -145,6 +159,12 @@ pub struct VolumeSection {
     pub assume_strict_flush: bool,
     /// Epochs are hashed, signed and kept in a ledger.
     pub proof: bool,
+    /// ML-DSA-65 on every anchor and checkpoint.
+    pub ml_dsa: Signing,
+    /// SLH-DSA-SHA2-128f on checkpoints.
+    pub slh_dsa: Signing,
+    /// At most so often a primary signs a checkpoint.
+    pub checkpoint_s: u64,
     /// A state tree is kept: a hash of every block, by which copies are compared and the medium is
     /// checked.
     pub tree: bool,
@@ -333,6 +353,30 @@ impl VolumeSection {
         DeviceOptions {
             kind_override: self.device_kind,
             ..self.log_options()
+        }
+    }
+
+    /// Algorithms that it signs with beside Ed25519.
+    #[must_use]
+    pub fn algorithms(&self) -> Vec<Algorithm> {
+        let all = [
+            (self.ml_dsa, Algorithm::MlDsa65),
+            (self.slh_dsa, Algorithm::SlhDsaSha2128f),
+        ];
+        let wanted = all.into_iter().filter(|(it, _)| *it != Signing::Off);
+        wanted.map(|(_, algorithm)| algorithm).collect()
+    }
+
+    /// Signatures that it insists on beside Ed25519.
+    #[must_use]
+    pub fn required_signatures(&self) -> Policy {
+        let required = |signing, algorithm| match signing {
+            Signing::Require => vec![algorithm],
+            Signing::Off | Signing::Sign => Vec::new(),
+        };
+        Policy {
+            every_batch: required(self.ml_dsa, Algorithm::MlDsa65),
+            checkpoints: required(self.slh_dsa, Algorithm::SlhDsaSha2128f),
         }
     }
 

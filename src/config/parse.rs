@@ -16,8 +16,8 @@ use toml::de::DeTable;
 use super::check::{self, Parsed};
 use super::read::{Reader, Table};
 use super::{
-    Apply, Config, LISTEN_MAX, NodeSection, PEERS_MAX, PeerSection, Problem, TransportSection,
-    VOLUMES_MAX, VolumeSection, WriteAck,
+    Apply, Config, LISTEN_MAX, NodeSection, PEERS_MAX, PeerSection, Problem, Signing,
+    TransportSection, VOLUMES_MAX, VolumeSection, WriteAck,
 };
 
 const OVERLAY_MIB: RangeInclusive<u64> = 4..=1 << 20;
@@ -30,6 +30,7 @@ const SHADOW_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024 * 1024;
 const START_ALONE_S: RangeInclusive<u64> = 0..=86_400;
 const SCAN_MIB_PER_S: RangeInclusive<u64> = 1..=65_536;
 const VERIFY_INTERVAL_H: RangeInclusive<u64> = 0..=8760;
+const CHECKPOINT_S: RangeInclusive<u64> = 1..=86_400;
 const CPU: RangeInclusive<u64> = 0..=1023;
 const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
 const MAX_LAG_SECONDS: RangeInclusive<u64> = 1..=86_400;
@@ -47,6 +48,11 @@ const PEER_KEYS: [&str; 9] = [
 ];
 
 const SWITCH: [(&str, bool); 2] = [("on", true), ("off", false)];
+const SIGNING: [(&str, Signing); 3] = [
+    ("off", Signing::Off),
+    ("sign", Signing::Sign),
+    ("require", Signing::Require),
+];
 /// Whether peers get compressed data if nothing is said.
 const SCXQ2_DEFAULT: bool = false;
 
@@ -68,7 +74,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
     ("file", Some(DeviceKind::File)),
 ];
 
-const VOLUME_KEYS: [&str; 27] = [
+const VOLUME_KEYS: [&str; 30] = [
     "name",
     "backing",
     "log",
@@ -89,6 +95,9 @@ const VOLUME_KEYS: [&str; 27] = [
     "stop_drain_s",
     "assume_strict_flush",
     "proof",
+    "ml_dsa",
+    "slh_dsa",
+    "checkpoint_s",
     "tree",
     "scan_mib_per_s",
     "verify_interval_h",
@@ -265,6 +274,7 @@ impl<'t> Parser<'t> {
         let stop_drain_s = number("stop_drain_s", STOP_DRAIN_S, 10);
         let scan_mib_per_s = number("scan_mib_per_s", SCAN_MIB_PER_S, 64);
         let verify_interval_h = number("verify_interval_h", VERIFY_INTERVAL_H, 168);
+        let checkpoint_s = number("checkpoint_s", CHECKPOINT_S, 60);
         let cpu = reader.number(table, "cpu", &CPU);
         let start_alone_after_s = reader.number(table, "start_alone_after_s", &START_ALONE_S);
         let write_acks = [
@@ -302,6 +312,9 @@ impl<'t> Parser<'t> {
             stop_drain_s,
             assume_strict_flush: reader.flag(table, "assume_strict_flush"),
             proof: reader.choice(table, "proof", &SWITCH).unwrap_or(true),
+            ml_dsa: choice(reader, table, "ml_dsa", &SIGNING),
+            slh_dsa: choice(reader, table, "slh_dsa", &SIGNING),
+            checkpoint_s,
             tree: reader.choice(table, "tree", &SWITCH).unwrap_or(false),
             scan_mib_per_s,
             verify_interval_h,

@@ -212,7 +212,7 @@ fn write_beside(path: &Path, text: &str) -> Result<PathBuf, StateError> {
     }
 }
 
-fn sync_folder(path: &Path) -> Result<(), StateError> {
+pub(super) fn sync_folder(path: &Path) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     File::open(folder)
         .and_then(|folder| folder.sync_all())

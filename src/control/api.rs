@@ -52,6 +52,13 @@ pub enum Request {
         #[serde(default)]
         accept_fewer_copies: bool,
     },
+    /// Replace keys that the node signs with. Answered when all ledgers hold the new ones, or after
+    /// a while with what still waits.
+    RotateKeys {
+        /// Names of the algorithms; all that are in use if empty.
+        #[serde(default)]
+        algorithms: Vec<String>,
+    },
     /// Wait until the backing holds an epoch.
     Wait {
         /// Name of the volume.
@@ -68,7 +75,7 @@ impl Request {
     #[must_use]
     pub fn volume(&self) -> Option<&str> {
         match self {
-            Self::Status | Self::Reload { .. } => None,
+            Self::Status | Self::Reload { .. } | Self::RotateKeys { .. } => None,
             Self::Flush { volume }
             | Self::Drain { volume }
             | Self::Verify { volume }
@@ -293,6 +300,15 @@ pub struct ProofReport {
     pub throttles: bool,
     /// Id of this node's key.
     pub key_id: Option<String>,
+    /// Ids of this node's keys that may sign at the end of the ledger.
+    #[serde(default)]
+    pub active_key_ids: Vec<String>,
+    /// The epoch of the newest state root in the ledger.
+    #[serde(default)]
+    pub state_epoch: Option<u64>,
+    /// That root, 64 hexadecimal digits.
+    #[serde(default)]
+    pub state_root: Option<String>,
     /// The primary proves nothing, so that epochs are applied as soon as they are durable there.
     pub unproven_primary: bool,
     /// Why nothing is proven at the moment.

@@ -31,6 +31,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::mesh::{Member, Mesh, Reload};
+use self::proof::local::LocalLedger;
 use self::proof::{ProofHandle, ProofSetup};
 use self::requests::Node;
 use self::tree::{ToTree, TreeHandle, TreeSetup};
@@ -85,6 +86,7 @@ async fn serve(config: &Config) -> Result<()> {
         node.add(task.section(), asks);
         tasks.spawn(task.run());
     }
+    node.resume_rotation();
     let mesh = Mesh::start(config.clone(), members, transport).await?;
     let mesh = tokio::spawn(mesh.run(wishes));
     let (requests, mut queue) = mpsc::channel(REQUESTS);
@@ -283,6 +285,11 @@ fn start_tree(
         state_dir: state.directory().to_owned(),
         backing: section.backing.clone(),
         identity: *identity,
+        node: state.node_id,
+        ledger: LocalLedger {
+            state_dir: state.directory().to_owned(),
+            algorithms: section.algorithms(),
+        },
         rate: section.scan_mib_per_s << 20,
         verify_interval_h: section.verify_interval_h,
     };
@@ -305,7 +312,9 @@ fn start_prover(
         state_dir: state.directory().to_owned(),
         identity: *identity,
         node: state.node_id,
-        key: keys::node_key_or_new(state.directory())?,
+        keys: keys::node_keys(state.directory(), &section.algorithms())?,
+        required: section.required_signatures(),
+        checkpoint_age: Duration::from_secs(section.checkpoint_s),
         log_bytes,
         overlay_bytes: section.overlay_bytes(),
         gate: section.apply == Apply::Proven,

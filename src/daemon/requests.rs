@@ -10,6 +10,7 @@ use hn4_transport::session::Role;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mesh::Reload;
+use super::proof::rotation::Rotation;
 use super::volume::{Ask, Report};
 use crate::config::{Config, VolumeSection};
 use crate::control::api::{ComparedReport, NodeStatus, Request, Response, VolumeReport};
@@ -24,11 +25,11 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(20);
 
 #[derive(Clone)]
-struct Volume {
-    name: String,
+pub(super) struct Volume {
+    pub(super) name: String,
     /// Its section of the configuration; the peers in it may change.
     section: watch::Receiver<Arc<VolumeSection>>,
-    asks: mpsc::Sender<Ask>,
+    pub(super) asks: mpsc::Sender<Ask>,
 }
 
 /// What the control socket can ask about.
@@ -38,9 +39,10 @@ pub(super) struct Node {
     started: Instant,
     volumes: Vec<Volume>,
     reloads: mpsc::Sender<Reload>,
+    rotation: Rotation,
 }
 
-fn error(what: String, why: impl Into<String>, next: impl Into<String>) -> Response {
+pub(super) fn error(what: String, why: impl Into<String>, next: impl Into<String>) -> Response {
     Response::Error {
         what,
         why: why.into(),
@@ -61,6 +63,7 @@ impl Node {
             started,
             volumes: Vec::new(),
             reloads,
+            rotation: Rotation::new(&config.node.state_dir),
         }
     }
 
@@ -81,6 +84,11 @@ impl Node {
         self.volumes.iter().map(|volume| &volume.asks)
     }
 
+    /// Goes on with keys that were being replaced when the last daemon ended.
+    pub(super) fn resume_rotation(&self) {
+        self.rotation.clone().go_on(self.volumes.clone());
+    }
+
     /// Answers when it is done, without holding up anybody else.
     pub(super) fn answer(&self, request: Request, reply: oneshot::Sender<Response>) {
         if let Request::Reload {
@@ -91,6 +99,15 @@ impl Node {
             tokio::spawn(async move {
                 // Who asked may be gone.
                 let _ = reply.send(reload(&reloads, accept_fewer_copies).await);
+            });
+            return;
+        }
+        if let Request::RotateKeys { algorithms } = &request {
+            let (rotation, algorithms) = (self.rotation.clone(), algorithms.clone());
+            let volumes = self.volumes.clone();
+            tokio::spawn(async move {
+                // Who asked may be gone.
+                let _ = reply.send(rotation.rotate(&algorithms, volumes).await);
             });
             return;
         }
@@ -191,11 +208,11 @@ async fn status(node: String, id: NodeId, uptime: Duration, volumes: Vec<Volume>
 }
 
 impl Volume {
-    fn section(&self) -> Arc<VolumeSection> {
+    pub(super) fn section(&self) -> Arc<VolumeSection> {
         Arc::clone(&self.section.borrow())
     }
 
-    async fn report(&self) -> Option<Report> {
+    pub(super) async fn report(&self) -> Option<Report> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Status(reply)).await.ok()?;
         tokio::time::timeout(ANSWER, answer).await.ok()?.ok()
@@ -204,7 +221,7 @@ impl Volume {
     async fn answer(&self, request: Request) -> Response {
         let name = &self.name;
         match request {
-            Request::Status | Request::Reload { .. } => {
+            Request::Status | Request::Reload { .. } | Request::RotateKeys { .. } => {
                 error(format!("{request:?}"), "not of a volume", "ask without one")
             }
             Request::Flush { .. } => {

@@ -13,6 +13,8 @@ use hn4::types::{NodeId, Term};
 use hn4_engine::core::event::{Control, CopyStatus, PeerEvent, PeerId, RequestId};
 use hn4_engine::shard::{FromShard, ShardHandle, ShardStatus, ToShard, TreeFeed};
 use hn4_proof::prover::PeerState;
+use hn4_proof::prover::keys::NodeKeys;
+use hn4_proof::sign::KeyId;
 use hn4_transport::driver::{LinkStatus, PeerHandle};
 use hn4_transport::session::{
     CompressionStatus, FromSession, Input, LocalState, Output, Role, SessionId, ToSession,
@@ -44,6 +46,8 @@ pub(super) enum Ask {
         answers: usize,
         reply: oneshot::Sender<Result<(), String>>,
     },
+    /// The node has other keys.
+    Keys(Box<NodeKeys>),
     /// Begin a deep verify.
     Verify(oneshot::Sender<Result<(), String>>),
     /// Ask this peer, which is primary, to hand over.
@@ -132,6 +136,9 @@ impl Report {
             waiting_epochs: status.waiting_epochs,
             throttles: self.shard.proof_throttles,
             key_id: status.key.map(|key| key.to_string()),
+            active_key_ids: status.active_keys.iter().map(KeyId::to_string).collect(),
+            state_epoch: status.state.map(|(epoch, _)| epoch.0),
+            state_root: status.state.map(|(_, root)| root.to_string()),
             unproven_primary: status.unproven_primary,
             failed,
             notice,
@@ -550,6 +557,7 @@ impl VolumeTask {
                     },
                 });
             }
+            Ask::Keys(keys) => self.tell_prover(ToProver::Keys(keys)),
             Ask::Verify(reply) => {
                 let begun = match &self.tree {
                     Some(tree) => {

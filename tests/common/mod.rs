@@ -6,6 +6,7 @@
 )]
 
 pub(crate) mod disk;
+pub(crate) mod ledger;
 pub(crate) mod netns;
 pub(crate) mod pair;
 pub(crate) mod power;

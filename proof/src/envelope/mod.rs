@@ -293,11 +293,7 @@ pub fn verify(text: &str, keys: &Keyring, policy: &Policy) -> Result<Verified, E
         .map(SignatureText::parse)
         .collect::<Result<Vec<_>, _>>()?;
 
-    let extra = match anchor.phase {
-        Phase::Checkpoint => policy.checkpoints.as_slice(),
-        Phase::Commit | Phase::Adopt => &[],
-    };
-    let required: Vec<_> = policy.every_batch.iter().chain(extra).copied().collect();
+    let required = policy.required(anchor.phase == Phase::Checkpoint);
     keys.verify(&anchor.hash(), anchor.term.node, &signatures, &required)?;
 
     let signed = SignedAnchor { anchor, signatures };

@@ -209,7 +209,7 @@ fn one_signature_covers_many_proofs_and_each_is_provably_among_them() {
         .iter()
         .filter_map(|bytes| match Record::decode(bytes).unwrap().0.body {
             Body::Anchor(signed) => Some(*signed),
-            Body::Key(_) | Body::Note(_) => None,
+            _ => None,
         })
         .collect();
     let aggregate = Aggregate::compact(&anchors, &[&key(1)]).unwrap();

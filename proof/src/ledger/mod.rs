@@ -7,7 +7,8 @@
 //! A record's hash covers all its bytes, and through `previous` all of history; it is stored at the
 //! record's end, where it is checksum and commit mark in one. Record 0 of a shared ledger enrols
 //! the first key. The *shared* ledger of a volume is copied between nodes byte for byte; what one
-//! node finds on its own medium goes into its own *local* ledger, which has notes only.
+//! node finds on its own medium goes into its own *local* ledger, which has notes and inspections
+//! only.
 //!
 //! | file | what it is for |
 //! |---|---|
@@ -20,8 +21,10 @@
 use hn4::types::{Epoch, Lba, VolumeId};
 
 use crate::anchor::SignedAnchor;
+use crate::checkpoint::SignedCheckpoint;
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::hash::{self, DIGEST_BYTES, Digest};
+use crate::inspection::SignedInspection;
 use crate::sign::keyring::KeyChange;
 
 pub mod file;
@@ -48,7 +51,7 @@ const VERSION: u8 = 1;
 pub enum Scope {
     /// All copies of the volume: keys, anchors, notes of the primary.
     Shared = 1,
-    /// One node: notes about its own copy.
+    /// One node: notes about its own copy, and what its inspections found.
     Local = 2,
 }
 
@@ -202,6 +205,10 @@ pub enum Body {
     Anchor(Box<SignedAnchor>),
     /// Something happened.
     Note(Note),
+    /// The state at an anchored epoch is vouched for.
+    Checkpoint(Box<SignedCheckpoint>),
+    /// A node has looked at its medium.
+    Inspection(Box<SignedInspection>),
 }
 
 impl Body {
@@ -210,6 +217,8 @@ impl Body {
             Self::Key(_) => 1,
             Self::Anchor(_) => 2,
             Self::Note(_) => 3,
+            Self::Checkpoint(_) => 4,
+            Self::Inspection(_) => 5,
         }
     }
 
@@ -218,6 +227,8 @@ impl Body {
             Self::Key(change) => change.encode(writer),
             Self::Anchor(anchor) => anchor.encode(writer),
             Self::Note(note) => note.encode(writer),
+            Self::Checkpoint(checkpoint) => checkpoint.encode(writer),
+            Self::Inspection(inspection) => inspection.encode(writer),
         }
     }
 
@@ -226,6 +237,12 @@ impl Body {
             1 => KeyChange::decode(reader).map(Self::Key),
             2 => SignedAnchor::decode(reader).map(Box::new).map(Self::Anchor),
             3 => Note::decode(reader).map(Self::Note),
+            4 => SignedCheckpoint::decode(reader)
+                .map(Box::new)
+                .map(Self::Checkpoint),
+            5 => SignedInspection::decode(reader)
+                .map(Box::new)
+                .map(Self::Inspection),
             _ => Err(reader.invalid("kind")),
         }
     }

@@ -14,24 +14,42 @@
 //! 4. Its term is not lower than the last one's. The first anchor of a higher term says `adopt`,
 //!    and
 //!    within a term the node stays the same.
-//! 5. It is signed by active keys of its term's node, with all algorithms that the policy requires.
+//! 5. It is signed by active keys of its term's node, with all algorithms that the policy requires,
+//!    and with all for batches of which the node has active keys.
+//! 6. A checkpoint is of this volume and place, of the term of the anchor before it, of an epoch
+//!    that is anchored, and not older than the last state; it is signed as an anchor is, and with
+//!    the node's algorithms for checkpoints.
+//!
+//! A local ledger has notes and inspections only. Those are signed by the node, and are checked if
+//! the verifier was handed its keys.
 
-use hn4::types::{ChainHash, Epoch, LogOffset, Term, VolumeId};
+use hn4::types::{ChainHash, Epoch, LogOffset, NodeId, Term, VolumeId};
 
 use super::{Body, LedgerHeader, Record, RecordError, Scope};
 use crate::anchor::{Anchor, Phase, SignedAnchor, StateAt};
+use crate::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::fold::{ConsistencyProof, FoldError, Folder, Head, Kind};
 use crate::hash::Digest;
+use crate::inspection::SignedInspection;
 use crate::sign::keyring::{KeyError, Keyring};
-use crate::sign::{Algorithm, KeyId, PublicKey};
+use crate::sign::{Algorithm, KeyId, PublicKey, Signature};
 
 /// Signatures that a verifier insists on, beside Ed25519.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Policy {
     /// On every anchor.
     pub every_batch: Vec<Algorithm>,
-    /// On anchors of marked checkpoints.
+    /// On checkpoints, too.
     pub checkpoints: Vec<Algorithm>,
+}
+
+impl Policy {
+    /// What an anchor or a checkpoint must carry beside Ed25519.
+    #[must_use]
+    pub fn required(&self, is_checkpoint: bool) -> Vec<Algorithm> {
+        let extra = self.checkpoints.iter().filter(|_| is_checkpoint);
+        self.every_batch.iter().chain(extra).copied().collect()
+    }
 }
 
 /// Why a record does not belong into the ledger.
@@ -68,6 +86,14 @@ pub enum LedgerError {
         part: &'static str,
         /// In which way.
         problem: &'static str,
+    },
+    /// A checkpoint does not fit.
+    #[error("the checkpoint in record {index} does not fit the ledger: its {part} is another")]
+    Checkpoint {
+        /// Its record.
+        index: u64,
+        /// The part that does not fit.
+        part: &'static str,
     },
     /// A key or signature is wrong.
     #[error("record {index}: {source}")]
@@ -120,6 +146,7 @@ pub struct Verifier {
     anchor: Option<LastAnchor>,
     is_segment: bool,
     state: Option<StateAt>,
+    vouched: Option<Epoch>,
     fold: Folder,
     pinned: Option<Head>,
 }
@@ -140,6 +167,7 @@ impl Verifier {
             anchor: None,
             is_segment: false,
             state: None,
+            vouched: None,
             fold: Folder::new(Kind::Ledger),
             pinned: None,
         }
@@ -165,6 +193,13 @@ impl Verifier {
             is_segment: true,
             ..Self::new(&header, policy)
         }
+    }
+
+    /// Checks the signatures of a local ledger, which must be by these keys.
+    #[must_use]
+    pub fn trusting(mut self, keys: &[PublicKey]) -> Self {
+        self.keyring = Keyring::trusting(keys);
+        self
     }
 
     /// Insists that the first `head.size` records are those that were seen before.
@@ -208,6 +243,12 @@ impl Verifier {
     #[must_use]
     pub fn state(&self) -> Option<StateAt> {
         self.state
+    }
+
+    /// The epoch of the last checkpoint.
+    #[must_use]
+    pub fn vouched(&self) -> Option<Epoch> {
+        self.vouched
     }
 
     /// The keys as they are now.
@@ -272,6 +313,10 @@ impl Verifier {
             }
             Body::Anchor(signed) if is_shared && !is_first => self.push_anchor(found, signed)?,
             Body::Note(_) if !(is_shared && is_first) => {}
+            Body::Checkpoint(signed) if is_shared && !is_first => {
+                self.push_checkpoint(found, signed)?;
+            }
+            Body::Inspection(signed) if !is_shared => self.check_inspection(found, signed)?,
             _ => return Err(LedgerError::Scope(found)),
         }
         self.fold.push(record.hash);
@@ -288,37 +333,90 @@ impl Verifier {
         let anchor = &signed.anchor;
         self.check_place(index, anchor)?;
         let is_checkpoint = anchor.phase == Phase::Checkpoint;
-        let extra = if is_checkpoint {
-            self.policy.checkpoints.as_slice()
-        } else {
-            &[]
-        };
-        let required: Vec<_> = self
-            .policy
-            .every_batch
-            .iter()
-            .chain(extra)
-            .copied()
-            .collect();
-        let (hash, node) = (anchor.hash(), anchor.term.node);
-        let verified = self
-            .keyring
-            .verify(&hash, node, &signed.signatures, &required);
-        verified.map_err(|source| LedgerError::Key { index, source })?;
-        self.last_signers = signed
-            .signatures
-            .iter()
-            .map(|signature| signature.key())
-            .collect();
+        let by = (anchor.term.node, is_checkpoint);
+        self.check_signatures(index, &anchor.hash(), by, &signed.signatures)?;
         self.state = anchor.state.or(self.state);
         self.anchor = Some(LastAnchor {
-            hash,
+            hash: anchor.hash(),
             last: anchor.last,
             chain: anchor.chain,
             end: anchor.end,
             term: anchor.term,
         });
         Ok(())
+    }
+
+    fn check_signatures(
+        &mut self,
+        index: u64,
+        digest: &Digest,
+        (node, is_checkpoint): (NodeId, bool),
+        signatures: &[Signature],
+    ) -> Result<(), LedgerError> {
+        let mut required = self.policy.required(is_checkpoint);
+        required.extend(self.keyring.owed(node, is_checkpoint));
+        let verified = self.keyring.verify(digest, node, signatures, &required);
+        verified.map_err(|source| LedgerError::Key { index, source })?;
+        self.last_signers = signatures.iter().map(Signature::key).collect();
+        Ok(())
+    }
+
+    fn push_checkpoint(
+        &mut self,
+        index: u64,
+        signed: &SignedCheckpoint,
+    ) -> Result<(), LedgerError> {
+        let checkpoint = &signed.checkpoint;
+        if let Some(part) = self.misplaced(index, checkpoint) {
+            return Err(LedgerError::Checkpoint { index, part });
+        }
+        let by = (checkpoint.term.node, true);
+        self.check_signatures(index, &checkpoint.hash(), by, &signed.signatures)?;
+        let epoch = checkpoint.epoch;
+        let state = checkpoint.root.map(|root| StateAt { epoch, root });
+        self.state = state.or(self.state);
+        self.vouched = Some(epoch);
+        Ok(())
+    }
+
+    /// The first part of a checkpoint that does not fit here.
+    fn misplaced(&self, index: u64, checkpoint: &Checkpoint) -> Option<&'static str> {
+        let Some(anchor) = self.anchor else {
+            return Some("epoch");
+        };
+        let epoch = checkpoint.epoch;
+        let newest = self.state.map_or(Epoch(0), |state| state.epoch);
+        let checks = [
+            (checkpoint.volume == self.volume, "volume"),
+            (checkpoint.step == index, "step"),
+            (
+                checkpoint.ledger_previous == self.previous,
+                "record before it",
+            ),
+            (checkpoint.term == anchor.term, "term"),
+            (newest <= epoch && epoch <= anchor.last, "epoch"),
+            (
+                epoch < anchor.last || checkpoint.chain == anchor.chain,
+                "chain of frame headers",
+            ),
+        ];
+        let wrong = checks.into_iter().find(|(is_good, _)| !is_good);
+        wrong.map(|(_, part)| part)
+    }
+
+    fn check_inspection(&self, index: u64, signed: &SignedInspection) -> Result<(), LedgerError> {
+        let inspection = &signed.inspection;
+        if inspection.volume != self.volume {
+            return Err(LedgerError::Scope(index));
+        }
+        if self.keyring.is_empty() {
+            return Ok(());
+        }
+        let digest = inspection.digest(index, &self.previous);
+        let required = self.policy.required(true);
+        let (node, signatures) = (inspection.node, signed.signatures.as_slice());
+        let verified = self.keyring.verify(&digest, node, signatures, &required);
+        verified.map_err(|source| LedgerError::Key { index, source })
     }
 
     fn check_place(&self, index: u64, anchor: &Anchor) -> Result<(), LedgerError> {

@@ -7,11 +7,11 @@ use hn4::types::Epoch;
 use super::message::Message;
 use super::sign::places;
 use super::{Out, PeerState, Prover, ProverError};
-use crate::anchor::{Anchor, Disagreement};
+use crate::anchor::{Anchor, Disagreement, Phase};
 use crate::batch::{BatchPolicy, Batcher};
 use crate::hash::Digest;
 use crate::ledger::file::LedgerMedium;
-use crate::ledger::verify::Verifier;
+use crate::ledger::verify::{Policy, Verifier};
 use crate::ledger::{Body, LedgerHeader, Record};
 use crate::sign::keyring::KeyOffer;
 
@@ -29,6 +29,12 @@ impl Follow {
 
     pub(super) fn has_source(&self) -> bool {
         self.source.is_some()
+    }
+
+    /// The source, if it talks about proofs.
+    pub(super) fn proving_source(&self) -> Option<u8> {
+        let (peer, _) = self.source.filter(|(_, state)| state.proves)?;
+        Some(peer)
     }
 
     pub(super) fn forget(&mut self) {
@@ -66,15 +72,23 @@ impl<M: LedgerMedium> Prover<M> {
         if !state.proves {
             return Ok(());
         }
-        let id = self.key.public().id();
-        let known = self.tip.as_ref().is_some_and(|tip| tip.keyring().knows(id));
-        if !known {
-            let offer = KeyOffer::new(self.identity.volume, self.node, &self.key)?;
-            let offer = Message::Offer(offer).encode();
-            self.out.push_back(Out::Send(peer, offer));
-        }
+        self.offer_keys(peer)?;
         if self.placed {
             self.ask(true)?;
+        }
+        Ok(())
+    }
+
+    /// Offers the source what of the own keys is not in the ledger.
+    pub(super) fn offer_keys(&mut self, peer: u8) -> Result<(), ProverError> {
+        for key in self.keys.wanted() {
+            let id = key.public().id();
+            let known = self.tip.as_ref().is_some_and(|tip| tip.keyring().knows(id));
+            if !known {
+                let offer = KeyOffer::new(self.identity.volume, self.node, key)?;
+                let offer = Message::Offer(offer).encode();
+                self.out.push_back(Out::Send(peer, offer));
+            }
         }
         Ok(())
     }
@@ -174,7 +188,11 @@ impl<M: LedgerMedium> Prover<M> {
             // be answered, too.
             return Ok(());
         }
-        if let Err(why) = self.make_way(header, first, source)? {
+        if let Err(why) = self.make_way(
+            header,
+            (first, records.front().map(|(record, _)| record)),
+            source,
+        )? {
             self.suspect(peer, why);
             return Ok(());
         }
@@ -187,7 +205,7 @@ impl<M: LedgerMedium> Prover<M> {
     fn make_way(
         &mut self,
         header: &LedgerHeader,
-        first: u64,
+        (first, beginning): (u64, Option<&Record>),
         source: PeerState,
     ) -> Result<Result<(), String>, ProverError> {
         if header.volume != self.identity.volume {
@@ -210,6 +228,10 @@ impl<M: LedgerMedium> Prover<M> {
             self.tip = self.ledger.cut(first)?;
             return Ok(Ok(()));
         }
+        if let Some(at) = self.begins_with_retired(beginning) {
+            let why = format!("its ledger begins with a key that was retired at step {at} of ours");
+            return Ok(Err(why));
+        }
         let newer = ours.is_none_or(|ours| header.created_ms > ours.created_ms);
         let supersedes = source.term.counter > term || (source.term.counter == term && newer);
         if same || first > 0 || !supersedes {
@@ -220,7 +242,20 @@ impl<M: LedgerMedium> Prover<M> {
             self.out.push_back(Out::Notice(text.to_owned()));
         }
         self.tip = Some(self.ledger.renew(header)?);
+        if let Some(peer) = self.follow.proving_source() {
+            self.offer_keys(peer)?;
+        }
         Ok(Ok(()))
+    }
+
+    /// Whoever begins a new ledger with a key whose right has ended may have stolen it.
+    fn begins_with_retired(&self, beginning: Option<&Record>) -> Option<u64> {
+        let Body::Key(change) = &beginning?.body else {
+            return None;
+        };
+        let (_, public) = change.enroll.as_ref()?;
+        let ours = self.tip.as_ref()?.keyring();
+        ours.retired_at(public.id())
     }
 
     /// Takes what the own log agrees with, in one append; asks for more when all is taken.
@@ -237,7 +272,9 @@ impl<M: LedgerMedium> Prover<M> {
             let Some(tip) = self.tip.as_mut() else { break };
             let verdict = match &record.body {
                 Body::Anchor(signed) => verdict(&self.hashed, self.floor.0, &signed.anchor),
-                Body::Key(_) | Body::Note(_) => Verdict::Good,
+                Body::Key(_) | Body::Note(_) | Body::Checkpoint(_) | Body::Inspection(_) => {
+                    Verdict::Good
+                }
             };
             match verdict {
                 Verdict::Wait => break,
@@ -246,6 +283,10 @@ impl<M: LedgerMedium> Prover<M> {
                     break;
                 }
                 Verdict::Good => {}
+            }
+            if let Some(missing) = lacks(record, &self.required, self.floor.0) {
+                problem = Some(missing);
+                break;
             }
             if let Err(error) = tip.push(record) {
                 problem = Some(error.to_string());
@@ -270,7 +311,7 @@ impl<M: LedgerMedium> Prover<M> {
         self.ledger.append(&bytes)?;
         let anchor = |record: &Record| match &record.body {
             Body::Anchor(signed) => Some((signed.anchor.last, signed.anchor.chain)),
-            Body::Key(_) | Body::Note(_) => None,
+            _ => None,
         };
         if let Some((last, chain)) = records.iter().rev().find_map(anchor) {
             self.release_anchored(last);
@@ -301,6 +342,26 @@ impl<M: LedgerMedium> Prover<M> {
             self.set_gate(false);
         }
     }
+}
+
+/// Which signature this node insists on, and a record that it would act on lacks. What was anchored
+/// before its log began is bound by the anchors that follow.
+fn lacks(record: &Record, required: &Policy, floor: Epoch) -> Option<String> {
+    let (signatures, is_checkpoint) = match &record.body {
+        Body::Anchor(signed) if signed.anchor.last > floor => {
+            let phase = signed.anchor.phase;
+            (&signed.signatures, phase == Phase::Checkpoint)
+        }
+        Body::Checkpoint(signed) if signed.checkpoint.epoch > floor => (&signed.signatures, true),
+        _ => return None,
+    };
+    let required = required.required(is_checkpoint).into_iter();
+    let has = |algorithm| signatures.iter().any(|it| it.algorithm() == algorithm);
+    let missing = required.into_iter().find(|algorithm| !has(*algorithm))?;
+    Some(format!(
+        "record {} of the ledger has no {missing} signature, which this node requires",
+        record.index
+    ))
 }
 
 /// Compares an anchor with the roots of the own log.

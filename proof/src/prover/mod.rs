@@ -18,6 +18,7 @@
 //! - Whoever waits for an anchor gets it: a replica asks in every session that feeds it (P10).
 
 mod follow;
+pub mod keys;
 pub mod message;
 mod sign;
 
@@ -31,13 +32,15 @@ use hn4::log::{FrameError, FrameHead, LogIdentity, RecordKind};
 use hn4::types::{ChainHash, Epoch, LaneId, LogOffset, NodeId, Term};
 
 use crate::batch::{BatchPolicy, Batcher};
+use crate::hash::Digest;
 use crate::leaf::{Coordinates, EpochBuilder, EpochRoot, LeafKind, RecordLeaf, payload_hash};
 use crate::ledger::file::{LedgerFile, LedgerMedium};
 use crate::ledger::scan::ScanError;
-use crate::ledger::verify::{LedgerError, Verifier};
-use crate::sign::{KeyId, SecretKey, SignError};
+use crate::ledger::verify::{LedgerError, Policy, Verifier};
+use crate::sign::{KeyId, SignError};
 use follow::Follow;
-use sign::Waiting;
+use keys::NodeKeys;
+use sign::{Vouching, Waiting};
 
 /// Bytes of frames that may be on their way to a prover.
 pub const CREDIT_BYTES: u64 = 32 << 20;
@@ -61,8 +64,12 @@ pub struct Setup {
     pub identity: LogIdentity,
     /// This node.
     pub node: NodeId,
-    /// Its key.
-    pub key: SecretKey,
+    /// Its keys.
+    pub keys: NodeKeys,
+    /// What it insists on in anchors and checkpoints of others, beside Ed25519.
+    pub required: Policy,
+    /// A primary signs a checkpoint at most so often, if there is anything new to be said.
+    pub checkpoint_age: Duration,
     /// When a batch closes.
     pub policy: BatchPolicy,
     /// A replica destages only what is proven, if its primary proves.
@@ -123,6 +130,17 @@ pub enum ProverError {
     /// The key.
     #[error("cannot sign: {0}")]
     Sign(#[from] SignError),
+    /// The key's right has ended, so it may have been stolen.
+    #[error(
+        "this node's key {key} was retired at step {at} of the ledger and signs nothing more; \
+         remove its file, and a new one is drawn at the next start"
+    )]
+    Retired {
+        /// The key.
+        key: KeyId,
+        /// The record that retired it.
+        at: u64,
+    },
     /// Frames out of order.
     #[error("epoch {found} came where {expected} was due")]
     Order {
@@ -153,6 +171,10 @@ pub struct ProverStatus {
     pub waiting_epochs: u64,
     /// The key of this node.
     pub key: Option<KeyId>,
+    /// Keys of this node that may sign at the end of the ledger.
+    pub active_keys: Vec<KeyId>,
+    /// The newest state root that is in the ledger, and its epoch.
+    pub state: Option<(Epoch, Digest)>,
     /// A replica does not wait for proofs, since its primary offers none.
     pub unproven_primary: bool,
 }
@@ -162,7 +184,9 @@ pub struct ProverStatus {
 pub struct Prover<M> {
     identity: LogIdentity,
     node: NodeId,
-    key: SecretKey,
+    keys: NodeKeys,
+    required: Policy,
+    checkpoint_age: Duration,
     policy: BatchPolicy,
     gated: bool,
     hold_bytes: u64,
@@ -179,6 +203,7 @@ pub struct Prover<M> {
     batcher: Option<Batcher>,
     /// This node became primary while the prover ran, or in a term that its ledger does not know.
     waiting: Waiting,
+    vouching: Vouching,
     follow: Follow,
     gate_open: bool,
     out: VecDeque<Out>,
@@ -194,7 +219,9 @@ impl<M: LedgerMedium> Prover<M> {
         Self {
             identity: setup.identity,
             node: setup.node,
-            key: setup.key,
+            keys: setup.keys,
+            required: setup.required,
+            checkpoint_age: setup.checkpoint_age,
             policy: setup.policy,
             gated: setup.gate,
             hold_bytes: setup.hold_bytes,
@@ -206,6 +233,7 @@ impl<M: LedgerMedium> Prover<M> {
             hashed: VecDeque::new(),
             batcher: None,
             waiting: Waiting::default(),
+            vouching: Vouching::default(),
             follow: Follow::default(),
             gate_open: !setup.gate,
             out: VecDeque::from([Out::Start { after, credit }]),
@@ -230,7 +258,13 @@ impl<M: LedgerMedium> Prover<M> {
             anchored: self.anchored(),
             records: self.ledger.records(),
             waiting_epochs: self.hashed.len() as u64,
-            key: Some(self.key.public().id()),
+            key: Some(self.keys.main().public().id()),
+            active_keys: self.active_keys(),
+            state: self
+                .tip
+                .as_ref()
+                .and_then(Verifier::state)
+                .map(|state| (state.epoch, state.root)),
             unproven_primary: self.gated && self.gate_open && self.follow.has_source(),
         }
     }
@@ -256,6 +290,7 @@ impl<M: LedgerMedium> Prover<M> {
         }
         self.primary = primary;
         self.batcher = None;
+        self.vouching = Vouching::default();
         if primary.is_some() {
             self.follow = Follow::default();
             self.begin_signing(now)?;
@@ -355,7 +390,8 @@ impl<M: LedgerMedium> Prover<M> {
     /// When [`Self::tick`] has something to do.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.batcher.as_ref().and_then(Batcher::deadline)
+        let batch = self.batcher.as_ref().and_then(Batcher::deadline);
+        [batch, self.checkpoint_due()].into_iter().flatten().min()
     }
 
     /// Closes a batch that is due.
@@ -364,7 +400,11 @@ impl<M: LedgerMedium> Prover<M> {
     /// [`ProverError`].
     pub fn tick(&mut self, now: Now) -> Result<(), ProverError> {
         let batch = self.batcher.as_mut().and_then(|b| b.poll(now.time));
-        batch.map_or(Ok(()), |batch| self.anchor(now, &batch))
+        batch.map_or(Ok(()), |batch| self.anchor(now, &batch))?;
+        match self.checkpoint_due() {
+            Some(due) if due <= now.time => self.checkpoint(now),
+            _ => Ok(()),
+        }
     }
 
     /// A session with a peer is open.
@@ -448,7 +488,7 @@ fn hash_frame(identity: &LogIdentity, bytes: &[u8]) -> Result<Hashed, FrameError
                 let payload = bytes.get(head.payload_range(record)).unwrap_or_default();
                 payload_hash(record.lba, payload)
             }
-            LeafKind::Zeroes | LeafKind::Trim => crate::hash::Digest::ZERO,
+            LeafKind::Zeroes | LeafKind::Trim => Digest::ZERO,
         };
         let at = Coordinates {
             epoch,

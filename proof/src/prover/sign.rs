@@ -1,16 +1,20 @@
 //! A primary's side: batches, anchors, keys, and serving what replicas ask for.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use hn4::types::Epoch;
+use hn4::types::{ChainHash, Epoch};
 
 use super::message::{Message, RECORD_BYTES};
 use super::{Now, Out, PeerState, Prover, ProverError};
-use crate::anchor::{Anchor, Phase, SignedAnchor, Step};
+use crate::anchor::{Anchor, Phase, SignedAnchor, StateAt, Step};
 use crate::batch::{Batch, Batcher};
+use crate::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::hash::Digest;
 use crate::ledger::file::LedgerMedium;
+use crate::ledger::verify::Verifier;
 use crate::ledger::{Body, LedgerHeader, Scope};
+use crate::sign::PublicKey;
 use crate::sign::keyring::KeyOffer;
 
 #[derive(Debug)]
@@ -45,16 +49,114 @@ impl Waiting {
     }
 }
 
+/// What a primary has to say at its next checkpoint.
+#[derive(Debug, Default)]
+pub(super) struct Vouching {
+    /// The newest state that is known and not in the ledger.
+    state: Option<(StateAt, ChainHash)>,
+    /// Epochs were anchored after the last checkpoint.
+    is_due: bool,
+    /// Nothing is due before.
+    since: Duration,
+}
+
+impl Vouching {
+    /// The state that an anchor of epochs up to this one can take along.
+    fn unsaid(&self, last: Epoch) -> Option<StateAt> {
+        let (state, _) = self.state?;
+        (state.epoch <= last).then_some(state)
+    }
+
+    fn anchored(&mut self, now: Duration, says_state: bool) {
+        if says_state {
+            self.state = None;
+        }
+        if !self.is_due {
+            self.since = self.since.max(now);
+        }
+        self.is_due = true;
+    }
+}
+
 impl<M: LedgerMedium> Prover<M> {
+    /// The state tree has this root at an epoch of this node's history.
+    pub fn state(&mut self, now: Now, (epoch, chain): (Epoch, ChainHash), root: Digest) {
+        let known = self.tip.as_ref().and_then(Verifier::state);
+        if self.primary.is_none() || known.is_some_and(|known| known.epoch >= epoch) {
+            return;
+        }
+        if self.vouching.state.is_none() && !self.vouching.is_due {
+            self.vouching.since = self.vouching.since.max(now.time);
+        }
+        self.vouching.state = Some((StateAt { epoch, root }, chain));
+    }
+
+    /// When a checkpoint is due: if there is a state to be told, or a signature for checkpoints
+    /// that newer epochs lack.
+    pub(super) fn checkpoint_due(&self) -> Option<Duration> {
+        let (last, _) = self.anchored_place()?;
+        let state = self.vouching.unsaid(last).is_some();
+        let signature = self.vouching.is_due && self.keys.signs_checkpoints();
+        let is_due = self.primary.is_some() && (state || signature);
+        is_due.then(|| self.vouching.since.saturating_add(self.checkpoint_age))
+    }
+
+    /// The last anchored epoch, if it is of the present term.
+    fn anchored_place(&self) -> Option<(Epoch, ChainHash)> {
+        let last = self.tip.as_ref()?.last()?;
+        (Some(last.term) == self.primary).then_some((last.last, last.chain))
+    }
+
+    pub(super) fn checkpoint(&mut self, now: Now) -> Result<(), ProverError> {
+        let Some((last, chain)) = self.anchored_place() else {
+            return Ok(());
+        };
+        let state = self.vouching.unsaid(last);
+        let (epoch, chain) = match (state, self.vouching.state) {
+            (Some(state), Some((_, chain))) => (state.epoch, chain),
+            _ => (last, chain),
+        };
+        let (Some(term), Some(tip)) = (self.primary, self.tip.as_mut()) else {
+            return Ok(());
+        };
+        let checkpoint = Checkpoint {
+            volume: self.identity.volume,
+            term,
+            step: tip.next_index(),
+            ledger_previous: tip.previous(),
+            epoch,
+            chain,
+            root: state.map(|state| state.root),
+            time_ms: now.wall_ms,
+        };
+        let signatures = self.keys.sign(&checkpoint.hash(), true)?;
+        let body = Body::Checkpoint(Box::new(SignedCheckpoint {
+            checkpoint,
+            signatures,
+        }));
+        let bytes = tip.encode_next(now.wall_ms, &body);
+        tip.push_bytes(&bytes)?;
+        self.ledger.append(&[bytes])?;
+        let state = self.vouching.state.filter(|_| state.is_none());
+        self.vouching = Vouching {
+            state,
+            is_due: false,
+            since: now.time,
+        };
+        self.serve_all()
+    }
+
     /// Makes ready to sign what follows the ledger: with the ledger that is there, if it leads up
     /// to the log and holds this node's key, else with a new one.
     pub(super) fn begin_signing(&mut self, now: Now) -> Result<(), ProverError> {
         if !self.placed {
             return Ok(());
         }
-        let id = self.key.public().id();
+        if let Some((key, at)) = self.retired_key() {
+            return Err(ProverError::Retired { key, at });
+        }
         let usable = self.tip.as_ref().map(|tip| {
-            let key = tip.keyring().may_sign(id, self.node);
+            let key = self.keys.authority(tip.keyring(), self.node).is_some();
             let place = tip
                 .last()
                 .is_none_or(|last| self.continues(last.last, last.chain));
@@ -71,6 +173,7 @@ impl<M: LedgerMedium> Prover<M> {
                 self.renew(now, Some("the ledger does not hold this node's key"))?;
             }
         }
+        self.settle_keys(now)?;
         if let Some(last) = self.anchored() {
             self.release_anchored(last);
         }
@@ -83,7 +186,7 @@ impl<M: LedgerMedium> Prover<M> {
     }
 
     /// Whether the log goes on where a ledger ends.
-    fn continues(&self, last: Epoch, chain: hn4::types::ChainHash) -> bool {
+    fn continues(&self, last: Epoch, chain: ChainHash) -> bool {
         if last == self.floor.0 {
             return chain == self.floor.1;
         }
@@ -103,9 +206,9 @@ impl<M: LedgerMedium> Prover<M> {
             created_ms: now.wall_ms,
         };
         let mut tip = self.ledger.renew(&header)?;
-        let offer = KeyOffer::new(self.identity.volume, self.node, &self.key)?;
+        let offer = KeyOffer::new(self.identity.volume, self.node, self.keys.main())?;
         let place = (self.identity.volume, 0, &tip.previous());
-        let body = Body::Key(offer.accept(place, &[])?);
+        let body = Body::Key(offer.accept(place, None, &[])?);
         let bytes = tip.encode_next(now.wall_ms, &body);
         tip.push_bytes(&bytes)?;
         self.ledger.append(&[bytes])?;
@@ -147,17 +250,19 @@ impl<M: LedgerMedium> Prover<M> {
             step: tip.next_index(),
             ledger_previous: tip.previous(),
             previous: tip.last_anchor(),
-            state: None,
+            state: self.vouching.unsaid(batch.last),
             dictionary: None,
             bytes: (raw_bytes, raw_bytes),
             time_ms: now.wall_ms,
         };
         let anchor = Anchor::new(batch, step);
-        let signatures = vec![self.key.sign(&anchor.hash())?];
+        let signatures = self.keys.sign(&anchor.hash(), false)?;
+        let says_state = anchor.state.is_some();
         let body = Body::Anchor(Box::new(SignedAnchor { anchor, signatures }));
         let bytes = tip.encode_next(now.wall_ms, &body);
         tip.push_bytes(&bytes)?;
         self.ledger.append(&[bytes])?;
+        self.vouching.anchored(now.time, says_state);
         self.release_anchored(batch.last);
         self.out.push_back(Out::Proven(batch.last, batch.chain));
         self.serve_all()
@@ -181,15 +286,22 @@ impl<M: LedgerMedium> Prover<M> {
         if tip.keyring().knows(offer.public.id()) {
             return Ok(());
         }
+        let Some(by) = self.keys.authority(tip.keyring(), self.node) else {
+            return Ok(());
+        };
+        // A node has one key of each algorithm: its new one ends the right of the old one.
+        let mut old = tip.keyring().active_of(offer.node).into_iter();
+        let old = old.find(|public| public.algorithm() == offer.public.algorithm());
+        let retire = old.map(PublicKey::id);
         let place = (volume, tip.next_index(), &tip.previous());
-        let body = Body::Key(offer.accept(place, &[&self.key])?);
+        let body = Body::Key(offer.accept(place, retire, &by)?);
         let bytes = tip.encode_next(now.wall_ms, &body);
         tip.push_bytes(&bytes)?;
         self.ledger.append(&[bytes])?;
         self.serve_all()
     }
 
-    fn serve_all(&mut self) -> Result<(), ProverError> {
+    pub(super) fn serve_all(&mut self) -> Result<(), ProverError> {
         let peers: Vec<u8> = self.waiting.0.keys().copied().collect();
         peers.into_iter().try_for_each(|peer| self.serve(peer))
     }

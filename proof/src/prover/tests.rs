@@ -10,7 +10,9 @@ use crate::anchor::Phase;
 use crate::ledger::file::MemoryMedium;
 use crate::ledger::scan::Records;
 use crate::ledger::{Body, HEADER_BYTES};
-use crate::sign::Algorithm;
+use crate::sign::{Algorithm, SecretKey};
+
+mod keys;
 
 const GATE: u64 = 8 << 20;
 
@@ -39,6 +41,10 @@ fn now(ms: u64) -> Now {
     }
 }
 
+fn key(seed: u8) -> SecretKey {
+    SecretKey::from_seed(Algorithm::Ed25519, &[seed; 32]).unwrap()
+}
+
 fn open(index: u8, medium: MemoryMedium) -> Prover<MemoryMedium> {
     let opened = LedgerFile::open(medium, identity().volume);
     let (ledger, tip, torn) = opened.expect("a good ledger");
@@ -46,7 +52,9 @@ fn open(index: u8, medium: MemoryMedium) -> Prover<MemoryMedium> {
     let setup = Setup {
         identity: identity(),
         node: node(index),
-        key: SecretKey::from_seed(Algorithm::Ed25519, &[index; 32]).unwrap(),
+        keys: key(index).into(),
+        required: Policy::default(),
+        checkpoint_age: Duration::from_secs(60),
         policy: BatchPolicy::for_log(64 << 20),
         gate: true,
         hold_bytes: GATE,
@@ -219,6 +227,8 @@ fn an_epoch_is_proven_at_the_replica_only_after_its_anchor_is_in_both_ledgers() 
             Body::Key(_) => 'k',
             Body::Anchor(_) => 'a',
             Body::Note(_) => 'n',
+            Body::Checkpoint(_) => 'c',
+            Body::Inspection(_) => 'i',
         });
     }
     assert_eq!(kinds, ['k', 'k', 'a'], "both nodes' keys, then the anchor");

@@ -68,18 +68,19 @@ impl KeyOffer {
         })
     }
 
-    /// The change that enrols the key at a place of the ledger, authorised by `keys`; none for the
-    /// first record.
+    /// The change that enrols the key at a place of the ledger and ends the right of another, if
+    /// there is one; authorised by `keys`, none for the first record.
     ///
     /// # Errors
     /// [`SignError`] of a key.
     pub fn accept(
         self,
         (volume, index, previous): (VolumeId, u64, &Digest),
+        retire: Option<KeyId>,
         keys: &[&SecretKey],
     ) -> Result<KeyChange, SignError> {
         let mut change = KeyChange {
-            retire: None,
+            retire,
             enroll: Some((self.node, self.public)),
             signatures: Vec::new(),
         };
@@ -238,6 +239,8 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Keyring {
     keys: BTreeMap<KeyId, Entry>,
+    // The keys were handed over, not read from the ledger's beginning.
+    handed: bool,
 }
 
 impl Keyring {
@@ -257,6 +260,7 @@ impl Keyring {
         };
         Self {
             keys: keys.iter().map(|key| (key.id(), entry(key))).collect(),
+            handed: true,
         }
     }
 
@@ -271,6 +275,34 @@ impl Keyring {
     pub fn may_sign(&self, key: KeyId, node: NodeId) -> bool {
         let entry = self.entry(key);
         entry.is_ok_and(|entry| entry.node.is_none_or(|owner| owner == node))
+    }
+
+    /// The record that retired a key.
+    #[must_use]
+    pub fn retired_at(&self, key: KeyId) -> Option<u64> {
+        self.keys.get(&key)?.retired
+    }
+
+    /// Active keys of a node, by algorithm.
+    #[must_use]
+    pub fn active_of(&self, node: NodeId) -> Vec<&PublicKey> {
+        let own = self.active().filter(|(_, owner)| *owner == Some(node));
+        let mut keys: Vec<_> = own.map(|(public, _)| public).collect();
+        keys.sort_by_key(|public| public.algorithm);
+        keys
+    }
+
+    /// What a node owes beside Ed25519, because it has such keys: whoever has one of its keys alone
+    /// cannot leave the others out.
+    #[must_use]
+    pub fn owed(&self, node: NodeId, is_checkpoint: bool) -> Vec<Algorithm> {
+        let keys = self.active_of(node).into_iter();
+        let mut owed: Vec<_> = keys
+            .map(PublicKey::algorithm)
+            .filter(|algorithm| is_checkpoint || !algorithm.is_for_checkpoints())
+            .collect();
+        owed.dedup();
+        owed
     }
 
     /// Whether the ring has no keys.
@@ -293,6 +325,19 @@ impl Keyring {
         }
     }
 
+    /// The key of a signature; `None` if a verifier who was handed some keys need not check it:
+    /// what must be there is asked for elsewhere.
+    fn needed(&self, signature: &Signature) -> Result<Option<&Entry>, KeyError> {
+        match self.entry(signature.key) {
+            Err(KeyError::Unknown(_))
+                if self.handed && signature.algorithm != Algorithm::Ed25519 =>
+            {
+                Ok(None)
+            }
+            entry => entry.map(Some),
+        }
+    }
+
     /// Checks the signatures over an anchor of `node`: one for each algorithm, in order, all good,
     /// all by active keys of that node, and among them Ed25519 and what else is `required`.
     ///
@@ -309,19 +354,19 @@ impl Keyring {
             return Err(KeyError::Order);
         }
         for signature in signatures {
-            let entry = self.entry(signature.key)?;
+            let Some(entry) = self.needed(signature)? else {
+                continue;
+            };
             if entry.node.is_some_and(|owner| owner != node) {
                 return Err(KeyError::OtherNode(signature.key));
             }
             entry.public.verify(digest, signature)?;
         }
         for algorithm in [Algorithm::Ed25519].iter().chain(required) {
-            if !signatures
-                .iter()
-                .any(|signature| signature.algorithm == *algorithm)
-            {
-                return Err(KeyError::Missing(*algorithm));
-            }
+            let is_it = |signature: &&Signature| signature.algorithm == *algorithm;
+            let found = signatures.iter().find(is_it);
+            let found = found.ok_or(KeyError::Missing(*algorithm))?;
+            self.entry(found.key)?;
         }
         Ok(())
     }
@@ -402,8 +447,11 @@ impl Keyring {
             .ok_or(KeyError::Missing(Algorithm::Ed25519))?;
         let node = self.entry(first.key)?.node;
         for signature in signatures {
-            let entry = self.entry(signature.key)?;
-            if entry.node != node {
+            let Some(entry) = self.needed(signature)? else {
+                continue;
+            };
+            let others = entry.node.zip(node).is_some_and(|(a, b)| a != b);
+            if others || (!self.handed && entry.node != node) {
                 return Err(KeyError::OtherNode(signature.key));
             }
             entry.public.verify(digest, signature)?;
@@ -425,153 +473,4 @@ impl Keyring {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const VOLUME: VolumeId = VolumeId([1; 16]);
-    const NODE: NodeId = NodeId([2; 16]);
-    const OTHER: NodeId = NodeId([3; 16]);
-
-    fn key(seed: u8) -> SecretKey {
-        SecretKey::from_seed(Algorithm::Ed25519, &[seed; 32]).unwrap()
-    }
-
-    fn change(
-        index: u64,
-        retire: Option<&SecretKey>,
-        enroll: Option<(NodeId, &SecretKey)>,
-        by: &[&SecretKey],
-    ) -> KeyChange {
-        let mut change = KeyChange {
-            retire: retire.map(|key| key.public().id()),
-            enroll: enroll.map(|(node, key)| (node, key.public().clone())),
-            signatures: Vec::new(),
-        };
-        change.sign((VOLUME, index, &Digest::ZERO), by).unwrap();
-        change
-    }
-
-    fn at(index: u64) -> (VolumeId, u64, &'static Digest) {
-        (VOLUME, index, &Digest::ZERO)
-    }
-
-    fn ring() -> Keyring {
-        let mut ring = Keyring::new();
-        ring.apply(&change(0, None, Some((NODE, &key(1))), &[&key(1)]), at(0))
-            .unwrap();
-        ring
-    }
-
-    #[test]
-    fn an_old_key_cannot_sign_new_history_and_never_returns() {
-        let mut ring = ring();
-        let digest = hash::ANCHOR.hash(&[b"x"]);
-        let old = [key(1).sign(&digest).unwrap()];
-        let new = [key(2).sign(&digest).unwrap()];
-        assert_eq!(ring.verify(&digest, NODE, &old, &[]), Ok(()));
-        let rotation = change(5, Some(&key(1)), Some((NODE, &key(2))), &[&key(1), &key(2)]);
-        ring.apply(&rotation, at(5)).unwrap();
-        let id = key(1).public().id();
-        let retired = KeyError::Retired { key: id, at: 5 };
-        assert_eq!(ring.verify(&digest, NODE, &old, &[]), Err(retired.clone()));
-        assert_eq!(ring.verify(&digest, NODE, &new, &[]), Ok(()));
-        let back = change(6, Some(&key(2)), Some((NODE, &key(1))), &[&key(2), &key(1)]);
-        assert_eq!(
-            ring.apply(&back, at(6)),
-            Err(KeyError::Change("the key was enrolled before"))
-        );
-        let own = change(6, None, Some((NODE, &key(3))), &[&key(1), &key(3)]);
-        assert_eq!(ring.apply(&own, at(6)), Err(retired));
-    }
-
-    #[test]
-    fn a_change_needs_authority_possession_and_its_own_place() {
-        let mut ring = ring();
-        let enroll = Some((OTHER, &key(2)));
-        let (k1, k2, k3) = (key(1), key(2), key(3));
-        let keys: [&[&SecretKey]; 5] = [&[], &[&k2], &[&k1], &[&k3, &k2], &[&k2, &k2]];
-        for by in keys {
-            assert!(
-                ring.apply(&change(3, None, enroll, by), at(3)).is_err(),
-                "{by:?}"
-            );
-        }
-        let good = change(3, None, enroll, &[&k1, &k2]);
-        assert!(ring.apply(&good, at(4)).is_err());
-        assert!(
-            ring.apply(&good, (VolumeId([9; 16]), 3, &Digest::ZERO))
-                .is_err()
-        );
-        assert!(ring.apply(&good, (VOLUME, 3, &Digest([1; 32]))).is_err());
-        assert_eq!(ring.apply(&good, at(3)), Ok(()));
-        let digest = hash::ANCHOR.hash(&[b"x"]);
-        let signature = [k2.sign(&digest).unwrap()];
-        assert_eq!(ring.verify(&digest, OTHER, &signature, &[]), Ok(()));
-        let id = k2.public().id();
-        assert_eq!(
-            ring.verify(&digest, NODE, &signature, &[]),
-            Err(KeyError::OtherNode(id))
-        );
-    }
-
-    #[test]
-    fn the_last_key_cannot_be_retired() {
-        let mut ring = ring();
-        let last = change(1, Some(&key(1)), None, &[&key(1)]);
-        let error = KeyError::Change("no ed25519 key would be left");
-        assert_eq!(ring.apply(&last, at(1)), Err(error));
-        assert_eq!(ring.active().count(), 1);
-    }
-
-    #[test]
-    fn required_algorithms_are_required_and_doubles_are_refused() {
-        let ring = ring();
-        let digest = hash::ANCHOR.hash(&[b"x"]);
-        let one = key(1).sign(&digest).unwrap();
-        let missing = KeyError::Missing(Algorithm::MlDsa65);
-        let required = [Algorithm::MlDsa65];
-        assert_eq!(
-            ring.verify(&digest, NODE, std::slice::from_ref(&one), &required),
-            Err(missing)
-        );
-        assert_eq!(
-            ring.verify(&digest, NODE, &[one.clone(), one], &[]),
-            Err(KeyError::Order)
-        );
-        let none = KeyError::Missing(Algorithm::Ed25519);
-        assert_eq!(ring.verify(&digest, NODE, &[], &[]), Err(none));
-    }
-
-    #[test]
-    fn a_flipped_bit_in_a_change_is_refused() {
-        let good_change = change(5, Some(&key(1)), Some((NODE, &key(2))), &[&key(1), &key(2)]);
-        let mut writer = Writer::new();
-        good_change.encode(&mut writer);
-        let good = writer.finish();
-        for bit in 0..good.len() * 8 {
-            let mut bad = good.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            let mut reader = Reader::new("change", &bad);
-            let Ok(change) = KeyChange::decode(&mut reader) else {
-                continue;
-            };
-            let accepted = reader.finish().is_ok() && ring().apply(&change, at(5)).is_ok();
-            assert!(!accepted, "bit {bit}");
-        }
-    }
-
-    #[cfg(feature = "ml-dsa")]
-    #[test]
-    fn a_node_with_a_post_quantum_key_changes_keys_only_with_it() {
-        let mut ring = ring();
-        let pq = SecretKey::from_seed(Algorithm::MlDsa65, &[7; 32]).unwrap();
-        ring.apply(&change(1, None, Some((NODE, &pq)), &[&key(1), &pq]), at(1))
-            .unwrap();
-        let rotation = (Some(&key(1)), Some((NODE, &key(2))));
-        let classic = change(2, rotation.0, rotation.1, &[&key(1), &key(2)]);
-        let missing = KeyError::Missing(Algorithm::MlDsa65);
-        assert_eq!(ring.apply(&classic, at(2)), Err(missing));
-        let both = change(2, rotation.0, rotation.1, &[&key(1), &pq, &key(2)]);
-        assert_eq!(ring.apply(&both, at(2)), Ok(()));
-    }
-}
+mod tests;

@@ -75,6 +75,12 @@ impl Algorithm {
         }
     }
 
+    /// Whether it signs checkpoints only, because its signatures are large and slow.
+    #[must_use]
+    pub fn is_for_checkpoints(self) -> bool {
+        self == Self::SlhDsaSha2128f
+    }
+
     fn seed_bytes(self) -> usize {
         match self {
             Self::Ed25519 | Self::MlDsa65 => 32,
@@ -257,6 +263,7 @@ fn key_text(text: &str) -> Result<(Algorithm, Vec<u8>), SignError> {
 
 /// A secret key: the seed that everything else is derived from. Its `Debug` does not show it, and
 /// it is overwritten when dropped.
+#[derive(Clone)]
 pub struct SecretKey {
     algorithm: Algorithm,
     seed: Vec<u8>,

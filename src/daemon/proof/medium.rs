@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <state_dir>/proof/<volume>/ledger            the shared ledger
+//! <state_dir>/proof/<volume>/local             what this node found on its own medium
 //! <state_dir>/proof/<volume>/ledger.aside-<n>  what was superseded, or could not be used
 //! ```
 
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 use hn4::types::VolumeId;
 use hn4_proof::ledger::file::LedgerMedium;
 use hn4_proof::tree::ReadAt;
+
+use super::local::local_path;
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 1 << 20;
@@ -36,8 +39,19 @@ impl LedgerOnDisk {
     /// # Errors
     /// What the system says.
     pub fn open(state_dir: &Path, volume: VolumeId) -> io::Result<Self> {
-        let path = ledger_path(state_dir, volume);
-        let folder = path.parent().unwrap_or(state_dir);
+        Self::open_at(ledger_path(state_dir, volume))
+    }
+
+    /// Opens the node's own ledger of a volume in the same way.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open_local(state_dir: &Path, volume: VolumeId) -> io::Result<Self> {
+        Self::open_at(local_path(state_dir, volume))
+    }
+
+    fn open_at(path: PathBuf) -> io::Result<Self> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)

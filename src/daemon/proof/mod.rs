@@ -5,7 +5,9 @@
 //! status, waits, and begins anew from its ledger: the volume serves on until unproven log fills it
 //! up.
 
+pub mod local;
 pub mod medium;
+pub(super) mod rotation;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,11 +20,14 @@ use hn4::types::{NodeId, Term};
 use hn4_engine::core::event::{ProofEvent, Tip};
 use hn4_engine::shard::ProofFeed;
 use hn4_proof::batch::BatchPolicy;
+use hn4_proof::hash::Digest;
 use hn4_proof::ledger::file::{LedgerFile, LedgerMedium};
+use hn4_proof::ledger::verify::Policy;
+use hn4_proof::prover::keys::NodeKeys;
+use hn4_proof::prover::message::Message;
 use hn4_proof::prover::{
     CREDIT_BYTES, Now, Out, PeerState, Prover, ProverError, ProverStatus, Setup,
 };
-use hn4_proof::sign::SecretKey;
 use tokio::sync::mpsc;
 
 use self::medium::LedgerOnDisk;
@@ -49,6 +54,10 @@ pub(super) enum ToProver {
     Disconnected(u8),
     /// A peer's prover says something.
     Message(u8, Bytes),
+    /// The node has other keys.
+    Keys(Box<NodeKeys>),
+    /// The root of the state tree at a place.
+    State(Tip, Digest),
 }
 
 /// From the prover.
@@ -79,8 +88,10 @@ pub(super) struct ProofSetup {
     pub(super) state_dir: PathBuf,
     pub(super) identity: LogIdentity,
     pub(super) node: NodeId,
-    /// Text of the node's secret key.
-    pub(super) key: SecretKey,
+    pub(super) keys: NodeKeys,
+    /// What it insists on in what primaries sign.
+    pub(super) required: Policy,
+    pub(super) checkpoint_age: Duration,
     pub(super) log_bytes: u64,
     pub(super) overlay_bytes: u64,
     pub(super) gate: bool,
@@ -113,6 +124,8 @@ pub(super) fn start(setup: ProofSetup) -> std::io::Result<ProofHandle> {
         standing: None,
         peers: BTreeMap::new(),
         fed_by: None,
+        state: None,
+        questions: BTreeMap::new(),
         report: ProverReport::default(),
         told: Duration::ZERO,
         owed_credit: 0,
@@ -130,6 +143,10 @@ struct Worker {
     standing: Option<Term>,
     peers: BTreeMap<u8, PeerState>,
     fed_by: Option<u8>,
+    /// The newest state root.
+    state: Option<(Tip, Digest)>,
+    /// The last question of each peer: it asks once, and a prover that is opened anew must know.
+    questions: BTreeMap<u8, Bytes>,
     report: ProverReport,
     /// When the daemon was told of `report`.
     told: Duration,
@@ -185,12 +202,13 @@ impl Worker {
             let (bytes, offset) = (torn.bytes, torn.offset);
             tracing::warn!(volume = %setup.name, bytes, offset, "cut a torn append off the ledger");
         }
-        let key = SecretKey::from_text(&setup.key.to_text()).map_err(|error| error.to_string())?;
         let mut prover = Prover::new(
             Setup {
                 identity: setup.identity,
                 node: setup.node,
-                key,
+                keys: setup.keys.clone(),
+                required: setup.required.clone(),
+                checkpoint_age: setup.checkpoint_age,
                 policy: BatchPolicy::for_log(setup.log_bytes),
                 gate: setup.gate,
                 hold_bytes: setup.log_bytes.min(setup.overlay_bytes) / 4,
@@ -203,6 +221,10 @@ impl Worker {
         }
         let again = prover.standing(self.now(), self.standing);
         let again = again.and_then(|()| self.fed_by.map_or(Ok(()), |peer| prover.fed_by(peer)));
+        let mut questions = self.questions.iter();
+        let again = again.and_then(|()| {
+            questions.try_for_each(|(peer, asked)| prover.message(self.now(), *peer, asked))
+        });
         again.map_err(|error| error.to_string())?;
         if self.report.failed.take().is_some() {
             self.tell();
@@ -254,9 +276,17 @@ impl Worker {
             ToProver::FedBy(peer) => self.fed_by = Some(*peer),
             ToProver::Disconnected(peer) => {
                 self.peers.remove(peer);
+                self.questions.remove(peer);
                 self.fed_by = self.fed_by.filter(|source| source != peer);
             }
-            ToProver::Feed(_) | ToProver::Message(..) => {}
+            ToProver::Keys(keys) => self.setup.keys = (**keys).clone(),
+            ToProver::State(at, root) => self.state = Some((*at, *root)),
+            ToProver::Message(peer, bytes) => {
+                if matches!(Message::decode(bytes), Ok(Message::Have { .. })) {
+                    self.questions.insert(*peer, bytes.clone());
+                }
+            }
+            ToProver::Feed(_) => {}
         }
     }
 
@@ -267,7 +297,16 @@ impl Worker {
     ) -> Result<(), ProverError> {
         let now = self.now();
         match message {
-            ToProver::Standing(term) => prover.standing(now, term),
+            ToProver::Standing(term) => {
+                prover.standing(now, term)?;
+                self.say_state(prover);
+                Ok(())
+            }
+            ToProver::State(..) => {
+                self.say_state(prover);
+                Ok(())
+            }
+            ToProver::Keys(keys) => prover.set_keys(now, *keys),
             ToProver::Feed(ProofFeed::Frame { epoch, bytes }) => prover.frame(now, epoch, &bytes),
             ToProver::Feed(ProofFeed::Cut(Tip { epoch, chain })) => prover.cut(now, epoch, chain),
             ToProver::Feed(ProofFeed::Failed) => {
@@ -284,6 +323,13 @@ impl Worker {
                 Ok(())
             }
             ToProver::Message(peer, bytes) => prover.message(now, peer, &bytes),
+        }
+    }
+
+    /// A primary vouches for the newest state root; it may have been known before it was primary.
+    fn say_state<M: LedgerMedium>(&self, prover: &mut Prover<M>) {
+        if let Some((at, root)) = self.state {
+            prover.state(self.now(), (at.epoch, at.chain), root);
         }
     }
 

@@ -10,6 +10,7 @@
 
 pub(super) mod compare;
 mod files;
+mod inspect;
 pub(super) mod verify;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use hn4::log::LogIdentity;
-use hn4::types::{BLOCK_BYTES, Epoch};
+use hn4::types::{BLOCK_BYTES, Epoch, NodeId};
 use hn4_engine::core::event::{Tip, TreeEvent, TreeWork};
 use hn4_engine::shard::TreeFeed;
 use hn4_proof::blocks;
@@ -30,6 +31,7 @@ use tokio::sync::mpsc;
 
 use self::files::{Backing, Files};
 use self::verify::{Record, Verify};
+use super::proof::local::LocalLedger;
 
 /// Pause before a tree that was given up is built anew.
 const RETRY: Duration = Duration::from_secs(60);
@@ -95,6 +97,9 @@ pub(super) struct TreeSetup {
     pub(super) state_dir: PathBuf,
     pub(super) backing: PathBuf,
     pub(super) identity: LogIdentity,
+    pub(super) node: NodeId,
+    /// Where results of a deep verify go.
+    pub(super) ledger: LocalLedger,
     /// Bytes of the backing that are read in a second, at most.
     pub(super) rate: u64,
     /// Hours between two deep verifies; 0: only when asked.
@@ -251,7 +256,8 @@ impl Worker {
         }
         if self.verify_at().is_some_and(|at| at <= Instant::now()) {
             self.asked = false;
-            self.verify = Some(Verify::new());
+            let first = self.at.map_or(Epoch(0), |at| at.epoch);
+            self.verify = Some(Verify::new(first));
             tracing::info!(volume = %self.setup.name, "a deep verify begins");
         }
         if self.wants_slice() && self.next_slice <= now {
@@ -302,8 +308,10 @@ impl Worker {
         if slice.next_block < blocks {
             self.verify = Some(verify);
         } else {
+            let first = verify.first;
             let record = verify.finish();
             let bad = record.count();
+            self.keep_inspection(first, &record);
             tracing::info!(volume = %self.setup.name, bad, "a deep verify has ended");
             self.record = Some(record);
             self.keep_record();

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hn4::types::Epoch;
 use hn4_proof::tree::keeper::BadBlock;
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +22,7 @@ const FORMAT: u32 = 1;
 pub(crate) struct Record {
     format: u32,
     /// Milliseconds since 1970 when this was begun: nothing was checked before that.
-    since_ms: u64,
+    pub(super) since_ms: u64,
     /// When the last verify ended.
     pub(crate) finished_ms: Option<u64>,
     /// Blocks that it has found bad, beyond those that are listed.
@@ -96,13 +97,16 @@ impl Record {
 pub(super) struct Verify {
     /// The block that is read next.
     pub(super) next: u64,
+    /// The backing was at this epoch when it began.
+    pub(super) first: Epoch,
     record: Record,
 }
 
 impl Verify {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(first: Epoch) -> Self {
         Self {
             next: 0,
+            first,
             record: Record::new(),
         }
     }
@@ -129,6 +133,12 @@ impl Verify {
 
 /// Ranges of sectors, for people: `LBA 8-23`.
 pub(crate) fn ranges(blocks: &BTreeSet<u64>, most: usize) -> Vec<String> {
+    let text = |(from, end): &(u64, u64)| format!("LBA {}-{}", from * 8, end * 8 - 1);
+    runs(blocks, most).iter().map(text).collect()
+}
+
+/// Runs of neighbouring blocks.
+pub(super) fn runs(blocks: &BTreeSet<u64>, most: usize) -> Vec<(u64, u64)> {
     let mut all: Vec<(u64, u64)> = Vec::new();
     for &block in blocks {
         let full = all.len() == most;
@@ -138,8 +148,7 @@ pub(crate) fn ranges(blocks: &BTreeSet<u64>, most: usize) -> Vec<String> {
             _ => all.push((block, block + 1)),
         }
     }
-    let text = |(from, end): &(u64, u64)| format!("LBA {}-{}", from * 8, end * 8 - 1);
-    all.iter().map(text).collect()
+    all
 }
 
 #[cfg(test)]

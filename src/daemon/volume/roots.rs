@@ -8,6 +8,7 @@ use hn4_proof::hash::Digest;
 use hn4_transport::session::{Input, StateRoot};
 
 use super::VolumeTask;
+use crate::daemon::proof::ToProver;
 use crate::daemon::tree::FromTree;
 
 fn to_wire(at: Tip, root: Digest) -> Input {
@@ -21,6 +22,7 @@ impl VolumeTask {
             FromTree::Core(event) => self.shard.send(ToShard::Tree(event)),
             FromTree::Report(state) => self.tree_state = Some(state),
             FromTree::Root { at, root, share } => {
+                self.tell_prover(ToProver::State(at, root));
                 let peers = self.peers.iter_mut().flatten().map(|peer| &mut peer.roots);
                 self.roots.ours((at, root), peers, Instant::now());
                 if share {

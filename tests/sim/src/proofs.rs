@@ -13,6 +13,7 @@ use hn4_engine::core::event::{Disk, PeerId, ProofEvent, Tip};
 use hn4_engine::core::{Action, Event};
 use hn4_proof::batch::BatchPolicy;
 use hn4_proof::ledger::file::{LedgerFile, MemoryMedium};
+use hn4_proof::ledger::verify::Policy;
 use hn4_proof::prover::{Now, Out, PeerState, Prover, Setup};
 use hn4_proof::sign::{Algorithm, SecretKey};
 use hn4_transport::session::Input;
@@ -61,7 +62,9 @@ impl Beside {
         let setup = Setup {
             identity,
             node: node_id(index),
-            key: key.map_err(|error| error.to_string())?,
+            keys: key.map_err(|error| error.to_string())?.into(),
+            required: Policy::default(),
+            checkpoint_age: Duration::from_secs(60),
             policy: BatchPolicy {
                 max_age: Duration::from_millis(plan.proof_age_ms),
                 ..BatchPolicy::for_log(plan.ring_bytes)
