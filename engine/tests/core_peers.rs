@@ -393,3 +393,33 @@ fn peers_do_not_change_in_the_middle_of_an_election() {
     let refused = bench.answer(change).cloned().expect("an answer");
     assert!(refused.is_err_and(|why| why.contains("change of role")));
 }
+
+#[test]
+fn a_node_that_is_primary_no_more_lets_nobody_go() {
+    let demoted = |bench: &mut Bench| {
+        let demote = bench.control(Control::Demote);
+        assert_eq!(bench.answer(demote), Some(&Ok(())));
+    };
+    let fenced = |bench: &mut Bench| {
+        let term = Term {
+            counter: 9,
+            node: NodeId([2; 16]),
+        };
+        bench.peer(1, PeerEvent::HigherTerm(term));
+    };
+    let ways: [&dyn Fn(&mut Bench); 2] = [&demoted, &fenced];
+    for way in ways {
+        let mut bench = Bench::new(AckMode::Durable, 1, 2);
+        bench.follow(0);
+        bench.follow(1);
+        let flush = bench.write_and_flush();
+        bench.acknowledge(0);
+        assert_eq!(bench.answer(flush), Some(&Ok(())));
+        // Only the peer that leaves has it.
+        let change = bench.change(&[Place::Empty, KEPT], false);
+        assert_eq!(bench.answer(change), None);
+        way(&mut bench);
+        let refused = bench.answer(change).cloned().expect("an answer");
+        assert!(refused.is_err_and(|why| why.contains("not primary any more")));
+    }
+}

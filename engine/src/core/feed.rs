@@ -111,7 +111,8 @@ impl Peer {
 
     /// Whether its acknowledgements count.
     pub(super) fn counts(&self) -> bool {
-        self.lag.state != LagState::Detached && !self.leaving
+        let leaving = self.leaving && !planted(Mutant::LeavingCounts);
+        self.lag.state != LagState::Detached && !leaving
     }
 
     /// How lag control sees it.
@@ -223,7 +224,8 @@ impl Volume {
             };
             rest = others;
             let head = FrameHead::decode_frame(&self.config.identity, frame);
-            head.is_ok_and(|head| head.header.epoch == *epoch)
+            // Where a write was lost, a whole frame of another history may lie.
+            head.is_ok_and(|head| self.journal.chain(*epoch) == Some(head.chain))
         });
         intact.count()
     }

@@ -71,11 +71,17 @@ pub enum Mutant {
     ShadowNotFlushed,
     /// A shadow is switched in although what it replaces was not saved.
     SwitchForgetsFork,
+    /// A peer is let go although the others do not have what it acknowledged.
+    LetGoAtOnce,
+    /// A peer that is about to be let go still acknowledges.
+    LeavingCounts,
+    /// What a peer acknowledged still counts when it is gone.
+    PlaceKeepsProgress,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 35] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -108,6 +114,9 @@ impl Mutant {
         Self::ForgetUnproven,
         Self::ShadowNotFlushed,
         Self::SwitchForgetsFork,
+        Self::LetGoAtOnce,
+        Self::LeavingCounts,
+        Self::PlaceKeepsProgress,
     ];
 }
 

@@ -20,6 +20,7 @@ use super::config::{AckMode, LagPolicy, MAX_PEERS};
 use super::event::{Action, Actions, Now, PeerId, PeerMessage, RequestId, Time};
 use super::feed::{Peer, peer_id};
 use super::lag::PeerLag;
+use super::mutants::{Mutant, planted};
 use super::replica::Obstacle;
 use super::volume::Volume;
 
@@ -65,6 +66,8 @@ pub(super) struct Regroup {
     set: Box<PeerSet>,
     /// Everything up to here must be held by those that stay.
     upto: Epoch,
+    /// This node is primary, and counted on somebody who leaves.
+    leads: bool,
     until: Option<Time>,
 }
 
@@ -87,6 +90,7 @@ impl Volume {
             id,
             set,
             upto: self.tip().epoch,
+            leads: self.role() == Role::Primary && self.peers.iter().any(|peer| peer.leaving),
             until: None,
         });
     }
@@ -118,10 +122,15 @@ impl Volume {
         let within_ms = regroup.set.within_ms;
         let until = *regroup.until.get_or_insert(now.time.plus_ms(within_ms));
         let (upto, accepts) = (regroup.upto, regroup.set.accept_fewer_copies);
-        let leaves = self.role() == Role::Primary && self.peers.iter().any(|peer| peer.leaving);
+        let leads = regroup.leads;
         let held = self.journal.durable() >= upto && (accepts || self.others_hold(upto));
-        if !leaves || held {
+        if !leads || held {
             return self.regroup(out);
+        }
+        if self.role() != Role::Primary {
+            // Nobody says any more what the others have.
+            let why = "this node is not primary any more; begin with the node that is";
+            return self.give_up_regroup(why, out);
         }
         if now.time >= until {
             let why = format!(
@@ -135,7 +144,7 @@ impl Volume {
 
     /// Whether enough of the peers that count have everything up to an epoch.
     fn others_hold(&self, upto: Epoch) -> bool {
-        if self.config.ack_mode == AckMode::Async {
+        if self.config.ack_mode == AckMode::Async || planted(Mutant::LetGoAtOnce) {
             return true;
         }
         let holds = |peer: &&Peer| peer.counts() && peer.progress.durable >= upto;
@@ -191,7 +200,11 @@ impl Volume {
         if !matches!(self.replica.obstacle, Some(Obstacle::NeedsSpace { .. })) {
             self.replica.obstacle = None;
         }
+        let progress = self.peers[index].progress;
         self.peers[index] = Peer::nobody();
+        if planted(Mutant::PlaceKeepsProgress) {
+            self.peers[index].progress = progress;
+        }
         out.push(Action::PeerRetired { peer });
     }
 

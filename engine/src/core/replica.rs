@@ -55,7 +55,7 @@ pub(super) struct ReplicaState {
     /// The newest anchor heard of; may be ahead of our tip.
     pub(super) hint: Option<Tip>,
     /// The hint is of the session with the source.
-    hinted: bool,
+    pub(super) hinted: bool,
     /// The source has said in this session that our log is the beginning of its own.
     pub(super) joined: bool,
     pub(super) last_ack: Option<Progress>,

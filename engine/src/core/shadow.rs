@@ -365,7 +365,8 @@ impl Volume {
 
     /// Where the copy will be exact, and anchored.
     fn shadow_target(&mut self) -> Target {
-        let hint = self.replica.hint;
+        // What an earlier session announced may be another history's, and further than this one's.
+        let hint = self.replica.hint.filter(|_| self.replica.hinted);
         let Some(shadow) = &mut self.replica.shadow else {
             return Target::Unknown;
         };

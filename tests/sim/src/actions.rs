@@ -26,16 +26,18 @@ impl World {
                 let Some(frame) = frame else {
                     return broken("P10", format!("node {node} has no frame of epoch {epoch}"));
                 };
-                let (link, side) = self.link_of(node, *peer);
-                self.send_frame(link, side, *epoch, frame);
+                if let Some((link, side)) = self.link_of(node, *peer) {
+                    self.send_frame(link, side, *epoch, frame);
+                }
             }
             Action::FeedRead {
                 peer,
                 offset,
                 frames,
             } => {
-                let (link, side) = self.link_of(node, *peer);
-                if let Some(session) = self.links[link].sides[side].open {
+                if let Some((link, side)) = self.link_of(node, *peer)
+                    && let Some(session) = self.links[link].sides[side].open
+                {
                     let frames = frames.clone();
                     let after = self.disk_time(node, Disk::Log);
                     let offset = offset.0;
@@ -56,8 +58,9 @@ impl World {
                 offset,
                 bytes,
             } => {
-                let (link, side) = self.link_of(node, *peer);
-                if let Some(session) = self.links[link].sides[side].open {
+                if let Some((link, side)) = self.link_of(node, *peer)
+                    && let Some(session) = self.links[link].sides[side].open
+                {
                     let after = self.disk_time(node, Disk::Backing);
                     let (offset, bytes) = (*offset, *bytes);
                     self.plan_in(
@@ -78,7 +81,13 @@ impl World {
             // No volume of the simulator has one yet.
             Action::Tree(_) => {}
             Action::DropShadow => self.nodes[node].drop_shadow(),
-            Action::Pinned { .. } | Action::PinsBroken | Action::PeerRetired { .. } => {}
+            Action::Pinned { .. } | Action::PinsBroken => {}
+            Action::PeerRetired { peer } => {
+                let retired =
+                    |event: &Event| matches!(event, Event::Peer { peer: from, .. } if from == peer);
+                self.inbox
+                    .retain(|(to, _, event)| *to != node || !retired(event));
+            }
             Action::Peer { peer, message } => self.peer_message(node, *peer, message),
             Action::ControlDone { id, result } => return self.control_done(node, *id, result),
             Action::SaveFork(fork) => self.save_fork(node, fork),
@@ -186,7 +195,9 @@ impl World {
     }
 
     fn peer_message(&mut self, node: usize, peer: PeerId, message: &PeerMessage) {
-        let (link, side) = self.link_of(node, peer);
+        let Some((link, side)) = self.link_of(node, peer) else {
+            return;
+        };
         if self.plan.real_sessions {
             return self.wire_input(link, side, translate::input(message.clone()));
         }

@@ -21,6 +21,9 @@ impl World {
             return Ok(());
         }
         for node in &self.nodes {
+            if !self.is_member(node.index) {
+                continue;
+            }
             let Some(live) = &node.live else {
                 return broken("P10", format!("node {} is dead at the end", node.index));
             };

@@ -396,12 +396,7 @@ impl World {
         if !primary || !counts || place.epoch == Epoch(0) {
             return Ok(());
         }
-        let others = self.nodes.iter().filter(|other| other.index != node);
-        let holds = |other: &&Node| {
-            let mut durable = other.durable.iter();
-            durable.any(|&tip| self.oracle.holds(tip, place))
-        };
-        let holders = others.filter(holds).count();
+        let holders = self.holders(node, place);
         if holders >= self.plan.ack_peers {
             return Ok(());
         }
@@ -416,8 +411,12 @@ impl World {
         // A peer that crashed after it acknowledged may be missed a little later: that is a second
         // failure, against which memory does not help.
         let there = |place: Tip| {
-            let others = self.nodes.iter().filter(|other| other.index != node);
-            let live = others.filter_map(|other| other.live.as_ref());
+            let counts = |other: &&Node| self.nodes[node].counts(other.index);
+            let live = self
+                .nodes
+                .iter()
+                .filter(counts)
+                .filter_map(|other| other.live.as_ref());
             let holders = live.filter(|live| self.oracle.holds(live.tip, place));
             holders.count() >= self.plan.ack_peers
         };

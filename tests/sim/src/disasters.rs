@@ -60,6 +60,7 @@ impl World {
                 // What a primary loses makes the others cut back their logs.
                 let primary = self.primary().filter(|_| self.rng.one_in(2));
                 let steps = self.rng.log_between(1, 500) - 1;
+                let node = if self.nodes[node].boot == 0 { 0 } else { node };
                 self.doom(primary.unwrap_or(node), steps, Fault::Crash);
             }
             Disaster::Reset | Disaster::Partition | Disaster::OneWay | Disaster::SlowLink => {
@@ -106,6 +107,7 @@ impl World {
                 }
             }
             Disaster::Stop => self.stop(node),
+            Disaster::Regroup => self.change_members(),
             Disaster::RottenLog => self.rot_log(node),
             Disaster::RottenBacking => {
                 let bytes = self.plan.blocks * hn4::types::BLOCK_BYTES;

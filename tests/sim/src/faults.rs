@@ -72,11 +72,17 @@ pub enum Fault {
     Wipe,
     /// A node is stopped in good order.
     Stop,
+    /// A node joins the volume.
+    AddPeer,
+    /// A replica leaves it.
+    RemovePeer,
+    /// A node joins in the place of one that leaves.
+    ReplacePeer,
 }
 
 impl Fault {
     /// How many kinds there are.
-    pub const KINDS: usize = Self::Stop as usize + 1;
+    pub const KINDS: usize = Self::ReplacePeer as usize + 1;
 
     /// All of them.
     pub const ALL: [Self; Self::KINDS] = [
@@ -111,6 +117,9 @@ impl Fault {
         Self::Drain,
         Self::Wipe,
         Self::Stop,
+        Self::AddPeer,
+        Self::RemovePeer,
+        Self::ReplacePeer,
     ];
 }
 

@@ -221,4 +221,35 @@ impl Plan {
             (Disaster::FailOver, rng.below(2)),
         ];
     }
+
+    /// Peers are added, removed and replaced while everything else goes on.
+    pub(crate) fn lean_to_other_peers(&mut self, rng: &mut Rng, knobs: &Knobs) {
+        if knobs.nodes.is_none() {
+            self.nodes = rng.pick(&[2, 3, 3, 3, 4, 4, 5]);
+        }
+        if self.nodes == 1 {
+            return;
+        }
+        self.regroups = true;
+        self.members = 1 + rng.index(self.nodes);
+        self.ack_mode = rng.pick(&[
+            AckMode::Durable,
+            AckMode::Durable,
+            AckMode::Durable,
+            AckMode::Received,
+            AckMode::Async,
+        ]);
+        if self.ack_mode != AckMode::Async {
+            self.members = self.members.max(2);
+            self.ack_peers = rng.pick(&[1, 1, self.members - 1]);
+        }
+        self.accepts_fewer_copies = rng.pick(&[0, 0, 4]);
+        self.fua = rng.pick(&[self.fua, 3]);
+        self.requests = self.requests.max(600);
+        self.fault_ms = self.fault_ms.min(100);
+        self.most_faults = self.most_faults.max(15);
+        let others: u64 = self.disasters.iter().map(|&(_, weight)| weight).sum();
+        let weight = rng.pick(&[1, others / 2, others]).max(1);
+        self.disasters.push((Disaster::Regroup, weight));
+    }
 }

@@ -15,6 +15,7 @@
 //! | `net`, `link`, `wire` | sessions: what they do to messages; modelled; real |
 //! | `clients` | requests, and what each answer promises |
 //! | `operator`, `disasters`, `faults` | disasters and repairs |
+//! | `peers` | who is a peer of whom, and changes of that |
 //! | `oracle`, `checkers` | what is legal |
 //! | `shrink` | the shortest list of faults that still fails |
 //! | `campaign` | many seeds on several threads |
@@ -35,6 +36,7 @@ mod node;
 mod operator;
 mod oracle;
 mod pages;
+mod peers;
 mod plan;
 mod proofs;
 mod rng;
@@ -106,7 +108,7 @@ pub fn run_seed(seed: u64, options: &Options) -> Report {
     };
     let mut stats = world.stats;
     for happened in &world.faults.happened {
-        stats.faults[happened.fault as usize] += 1;
+        stats.faults.count(happened.fault);
     }
     Report {
         seed,

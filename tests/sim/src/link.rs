@@ -179,7 +179,8 @@ impl Side {
 
     /// A subscription was refused.
     pub(crate) fn refused(&mut self, refusal: FeedRefusal) -> PeerEvent {
-        match refusal {
+        let before = self.asked;
+        let event = match refusal {
             FeedRefusal::Truncate(tip) => {
                 self.asked = Asked::TruncateFirst(tip);
                 PeerEvent::Truncate(tip)
@@ -192,7 +193,12 @@ impl Side {
                 self.asked = Asked::Never;
                 PeerEvent::TooOld { oldest }
             }
+        };
+        if before == Asked::Seed {
+            // As in the transport: a copy is not asked for twice.
+            self.asked = before;
         }
+        event
     }
 
     /// What to ask the peer now.

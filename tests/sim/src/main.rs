@@ -11,8 +11,8 @@ use std::time::Instant;
 use hn4_sim::{Happened, Options, Report, Stats, run_many, shrink};
 
 const USAGE: &str = "Usage: hn4-sim [--seeds N] [--seed FIRST] [--jobs N] [--trace] [--keep-going]
-  [--nodes N] [--requests N] [--real-sessions] [--modelled-sessions]
-  [--backing-damage] [--lying-flush] [--mutants [--mutant NAME] | --kept-mutants]";
+  [--nodes N] [--requests N] [--real-sessions] [--modelled-sessions] [--other-peers]
+  [--same-peers] [--backing-damage] [--lying-flush] [--mutants [--mutant NAME] | --kept-mutants]";
 
 /// Events in words that are shown of each node when a seed fails.
 const LAST_EVENTS: usize = 12;
@@ -64,6 +64,8 @@ fn arguments() -> Result<Arguments, String> {
             "--requests" => knobs.requests = Some(number()?),
             "--real-sessions" => knobs.real_sessions = Some(true),
             "--modelled-sessions" => knobs.real_sessions = Some(false),
+            "--other-peers" => knobs.other_peers = Some(true),
+            "--same-peers" => knobs.other_peers = Some(false),
             "--backing-damage" => knobs.backing_damage = true,
             "--lying-flush" => knobs.lying_flush = true,
             "--trace" => given.options.words = true,

@@ -1,6 +1,6 @@
 //! The network: when messages arrive, and when sessions begin and end.
 
-use hn4_engine::core::event::{PeerEvent, PeerId};
+use hn4_engine::core::event::PeerEvent;
 use hn4_transport::session::Event;
 
 use crate::link::{Lane, Message, peer_state};
@@ -16,26 +16,11 @@ impl World {
         usual / 2 + self.rng.below(usual * 2)
     }
 
-    /// The link between two nodes, and the side of the first.
-    pub(crate) fn link_of(&self, node: usize, peer: PeerId) -> (usize, usize) {
-        let other = usize::from(peer.0) + usize::from(usize::from(peer.0) >= node);
-        let link = self
-            .links
-            .iter()
-            .position(|link| link.side_of(node).is_some() && link.side_of(other).is_some());
-        let link = link.expect("all nodes are linked");
-        (link, usize::from(self.links[link].nodes[1] == node))
-    }
-
-    /// What a node calls the other side of a link.
-    pub(crate) fn peer_id(&self, link: usize, side: usize) -> PeerId {
-        let [own, other] = [side, 1 - side].map(|side| self.links[link].nodes[side]);
-        PeerId(u8::try_from(other - usize::from(other > own)).expect("few nodes"))
-    }
-
     pub(crate) fn post_peer(&mut self, link: usize, side: usize, event: PeerEvent) {
-        let (node, peer) = (self.links[link].nodes[side], self.peer_id(link, side));
-        self.post(node, hn4_engine::core::Event::Peer { peer, event });
+        let node = self.links[link].nodes[side];
+        if let Some(peer) = self.peer_id(link, side) {
+            self.post(node, hn4_engine::core::Event::Peer { peer, event });
+        }
     }
 
     pub(crate) fn plan_connect(&mut self, link: usize) {
@@ -58,6 +43,9 @@ impl World {
         let [Some(a), Some(b)] = states else {
             return; // Whoever starts connects again.
         };
+        if !self.are_peers(link) {
+            return; // One of them is turned away.
+        }
         let closed = self.links[link]
             .sides
             .iter()
@@ -208,8 +196,10 @@ impl World {
 
     /// Something of a session is for the prover.
     pub(crate) fn prover_hears(&mut self, link: usize, side: usize, job: impl FnOnce(u8) -> Job) {
-        let (node, peer) = (self.links[link].nodes[side], self.peer_id(link, side));
-        self.prove(node, job(peer.0));
+        let node = self.links[link].nodes[side];
+        if let Some(peer) = self.peer_id(link, side) {
+            self.prove(node, job(peer.0));
+        }
     }
 
     /// A session ends at a side; the other notices a little later.

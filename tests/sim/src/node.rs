@@ -13,6 +13,7 @@ use hn4_proof::ledger::file::MemoryMedium;
 use crate::disk::SimDisk;
 use crate::memory::SimMemory;
 use crate::oracle::{Change, Tag};
+use crate::peers::Leaving;
 use crate::plan::Plan;
 use crate::proofs::Beside;
 use crate::rng::Rng;
@@ -132,6 +133,12 @@ pub(crate) struct Node {
     pub(crate) skew_ms: u64,
     /// What its monotonic clock showed when the run began, in nanoseconds.
     pub(crate) clock_start: u64,
+    /// Its peers, as its configuration names them.
+    pub(crate) members: Vec<usize>,
+    /// Which peer is at which place of its core's list, while it is alive.
+    pub(crate) seats: Vec<Option<usize>>,
+    /// Who is about to lose its place.
+    pub(crate) leaving: Leaving,
 }
 
 /// The volume of every run.
@@ -180,6 +187,9 @@ impl Node {
             stopped_clean: false,
             skew_ms: 0,
             clock_start: 0,
+            members: Vec::new(),
+            seats: Vec::new(),
+            leaving: Leaving::default(),
         }
     }
 
@@ -233,9 +243,10 @@ impl Node {
     pub(crate) fn open(&mut self, plan: &Plan) -> Result<recovery::RecoveryReport, RecoveryError> {
         self.boot += 1;
         let mut mem = SimMemory::new(plan.slots);
-        let index = self.index;
+        let (index, peers) = (self.index, self.members.len());
+        self.seats = self.members.iter().copied().map(Some).collect();
         let opened = recovery::open(&mut self.log, &mut mem, |header| {
-            config(plan, index, header.ring_bytes)
+            config(plan, index, peers, header.ring_bytes)
         });
         let (volume, report) = opened?;
         let tip = volume.tip();
@@ -418,7 +429,7 @@ impl Node {
     }
 }
 
-fn config(plan: &Plan, index: usize, ring_bytes: u64) -> VolumeConfig {
+fn config(plan: &Plan, index: usize, peers: usize, ring_bytes: u64) -> VolumeConfig {
     let slots = plan.slots as usize;
     let mut config = VolumeConfig::new(identity(plan), node_id(index), ring_bytes, slots);
     config.lanes = Lanes {
@@ -435,8 +446,8 @@ fn config(plan: &Plan, index: usize, ring_bytes: u64) -> VolumeConfig {
     config.ack_mode = plan.ack_mode;
     config.ack_peers = plan.ack_peers;
     config.on_degraded = plan.on_degraded;
-    config.peers = plan.nodes - 1;
-    config.open_answers = plan.open_answers();
+    config.peers = peers;
+    config.open_answers = plan.open_answers(peers);
     config.start_alone_after_ms = plan.start_alone_after_ms;
     config.lag = [plan.lag; MAX_PEERS];
     config.replica_window_bytes = plan.window_bytes;

@@ -76,7 +76,15 @@ impl Operator {
 
     /// Whether a promotion is on its way.
     pub(crate) fn promotes(&self) -> bool {
-        !matches!(self.failover, Failover::None)
+        self.promoted().is_some()
+    }
+
+    /// Who was asked to become primary.
+    pub(crate) fn promoted(&self) -> Option<usize> {
+        match self.failover {
+            Failover::None => None,
+            Failover::Promote { node, .. } => Some(node),
+        }
     }
 }
 
@@ -148,6 +156,7 @@ impl World {
         }
         self.end_stopped();
         self.maintain()?;
+        self.maintain_members()?;
         self.fail_over()?;
         if self.quiet {
             if self.now > self.operator.quiet_since + QUIET_MS * MS {
@@ -178,6 +187,9 @@ impl World {
         id: RequestId,
         result: &Result<(), String>,
     ) -> Outcome {
+        if self.peers_changed(node, id, result)? {
+            return Ok(());
+        }
         let draining = &mut self.operator.draining;
         if let Some(index) = draining.iter().position(|&(_, drain)| drain == id) {
             draining.remove(index);
@@ -306,6 +318,7 @@ impl World {
     /// Makes a copy anew.
     pub(crate) fn wipe(&mut self, node: usize) {
         self.trace.note(self.now, Some(node), || "WIPE".to_owned());
+        self.forget_asked(node);
         self.nodes[node].crash(self.plan.shears, &mut self.rng);
         self.oracle.received = self.oracle.promised;
         self.drop_requests(node);
@@ -322,10 +335,11 @@ impl World {
     pub(crate) fn candidates(&self) -> Vec<usize> {
         let fit = self.nodes.iter().filter(|node| {
             let volume = node.live.as_ref().map(|live| &live.volume);
-            volume.is_some_and(|volume| {
+            let fit = volume.is_some_and(|volume| {
                 let usable = volume.superblock().copy.is_usable();
                 volume.role() == Role::Replica && !volume.is_opening() && usable
-            })
+            });
+            fit && (!self.plan.regroups || self.may_be_promoted(node.index))
         });
         fit.map(|node| node.index).collect()
     }
@@ -358,7 +372,8 @@ impl World {
             self.plan.accepts_loss
         };
         let accepts_loss = stuck || chosen.is_some() || self.rng.one_in(rate);
-        let wanted = self.plan.promotion_answers();
+        let peers = self.nodes[node].peer_count();
+        let wanted = self.plan.promotion_answers(peers);
         let answers = if accepts_loss { 0 } else { wanted };
         self.operator.top_term = counter;
         let safe = answers >= wanted && !self.operator.opened_alone;
@@ -460,9 +475,14 @@ impl World {
         let Some(tip) = self.nodes[primary].live.as_ref().map(|live| live.tip) else {
             return Ok(());
         };
+        let outside =
+            |node: &crate::node::Node| !self.is_member(node.index) && !self.is_gone(node.index);
+        if !self.is_settled() || self.nodes.iter().any(outside) {
+            return Ok(());
+        }
         let mut rested = self.pending.is_empty();
         let mut caught_up = rested;
-        for node in &self.nodes {
+        for node in self.nodes.iter().filter(|node| self.is_member(node.index)) {
             let Some(live) = &node.live else {
                 return Ok(());
             };
@@ -475,7 +495,8 @@ impl World {
         if caught_up && rested && self.operator.draining.is_empty() {
             self.operator.finished = true;
         } else if caught_up && self.operator.draining.is_empty() {
-            for node in 0..self.nodes.len() {
+            let members = (0..self.nodes.len()).filter(|&node| self.is_member(node));
+            for node in members.collect::<Vec<_>>() {
                 let id = self.control(node, Control::Drain);
                 self.operator.draining.push((node, id));
             }

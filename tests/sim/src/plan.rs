@@ -22,6 +22,8 @@ pub struct Knobs {
     pub requests: Option<u64>,
     /// Whether the transport's sessions run between the nodes.
     pub real_sessions: Option<bool>,
+    /// Whether peers are added and removed.
+    pub other_peers: Option<bool>,
 }
 
 /// Most nodes of a run.
@@ -46,6 +48,7 @@ pub(crate) enum Disaster {
     Stop,
     RottenLog,
     RottenBacking,
+    Regroup,
 }
 
 /// See the module. Rates are "once in so many", zero is never.
@@ -53,6 +56,12 @@ pub(crate) enum Disaster {
 pub(crate) struct Plan {
     /// Nodes, 1 to [`MOST_NODES`].
     pub(crate) nodes: usize,
+    /// So many of them belong to the volume at the start.
+    pub(crate) members: usize,
+    /// Peers are added and removed.
+    pub(crate) regroups: bool,
+    /// Removals for which the operator accepts that something is on fewer copies.
+    pub(crate) accepts_fewer_copies: u64,
     /// Blocks of the volume.
     pub(crate) blocks: u64,
     /// Slots of each node's memory.
@@ -191,24 +200,22 @@ fn disasters(rng: &mut Rng) -> Vec<(Disaster, u64)> {
 }
 
 impl Plan {
-    /// How many copies must answer, the candidate included, before nothing that was acknowledged
-    /// can be missed.
+    /// How many copies must answer, the candidate with so many peers included, before nothing that
+    /// was acknowledged can be missed.
     #[must_use]
-    pub(crate) fn promotion_answers(&self) -> usize {
+    pub(crate) fn promotion_answers(&self, peers: usize) -> usize {
         match self.ack_mode {
-            AckMode::Async => self.nodes,
-            AckMode::Received | AckMode::Durable => self.nodes - self.ack_peers,
+            AckMode::Async => peers + 1,
+            AckMode::Received | AckMode::Durable => peers + 1 - self.ack_peers,
         }
     }
 
-    /// How many peers a restarted primary must hear.
+    /// How many of so many peers a restarted primary must hear.
     #[must_use]
-    pub(crate) fn open_answers(&self) -> usize {
+    pub(crate) fn open_answers(&self, peers: usize) -> usize {
         match self.ack_mode {
-            AckMode::Async => 1.min(self.nodes - 1),
-            AckMode::Received | AckMode::Durable => {
-                (self.nodes - self.ack_peers).min(self.nodes - 1)
-            }
+            AckMode::Async => 1.min(peers),
+            AckMode::Received | AckMode::Durable => (peers + 1 - self.ack_peers).min(peers),
         }
     }
 
@@ -227,6 +234,7 @@ impl Plan {
         }
         plan.hot_blocks = plan.hot_blocks.min(plan.blocks);
         plan.shadow_bytes = 4 * plan.ring_bytes + 4 * plan.blocks * BLOCK_BYTES;
+        plan.members = plan.nodes;
         if let Some(requests) = knobs.requests {
             plan.requests = requests;
         }
@@ -244,6 +252,9 @@ impl Plan {
         let peers = nodes - 1;
         Self {
             nodes,
+            members: nodes,
+            regroups: false,
+            accepts_fewer_copies: 0,
             blocks,
             slots,
             ring_bytes: MIN_RING_BYTES + rng.pick(&[0, 0, 1, 7, 200]) * BLOCK_BYTES,

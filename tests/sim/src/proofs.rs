@@ -212,8 +212,9 @@ impl World {
             proves: true,
             max_epoch_bytes: self.plan.max_epoch_blocks as u64 * 4096,
         };
-        let peer = self.peer_id(link, side).0;
-        self.prove(ends[side], Job::Connected(peer, state));
+        if let Some(peer) = self.peer_id(link, side) {
+            self.prove(ends[side], Job::Connected(peer.0, state));
+        }
     }
 
     /// Frames that a prover asked for are read from the log.
@@ -311,7 +312,9 @@ impl World {
                 return;
             }
             Out::Send(peer, bytes) => {
-                let (link, side) = self.link_of(node, PeerId(peer));
+                let Some((link, side)) = self.link_of(node, PeerId(peer)) else {
+                    return;
+                };
                 if self.plan.real_sessions {
                     self.wire_input(link, side, Input::Proof(bytes.into()));
                 } else if let Some(session) = self.links[link].sides[side].open {

@@ -45,8 +45,29 @@ pub struct Stats {
     pub refused_proofs: u64,
     /// Ledgers, or parts of them, that were set aside.
     pub ledgers_aside: u64,
+    /// Changes of peers that were made everywhere.
+    pub regrouped: u64,
+    /// Changes of peers that a node refused.
+    pub regroups_refused: u64,
     /// Injected faults by kind.
-    pub faults: [u64; Fault::KINDS],
+    pub faults: Counts,
+}
+
+/// How often each kind of fault happened.
+#[derive(Clone, Copy, Debug)]
+pub struct Counts([u64; Fault::KINDS]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self([0; Fault::KINDS])
+    }
+}
+
+impl Counts {
+    /// It happened once more.
+    pub(crate) fn count(&mut self, fault: Fault) {
+        self.0[fault as usize] += 1;
+    }
 }
 
 impl Stats {
@@ -72,6 +93,8 @@ impl Stats {
             proven,
             refused_proofs,
             ledgers_aside,
+            regrouped,
+            regroups_refused,
             faults,
         } = other;
         self.events += events;
@@ -93,7 +116,9 @@ impl Stats {
         self.proven += proven;
         self.refused_proofs += refused_proofs;
         self.ledgers_aside += ledgers_aside;
-        for (sum, count) in self.faults.iter_mut().zip(faults) {
+        self.regrouped += regrouped;
+        self.regroups_refused += regroups_refused;
+        for (sum, count) in self.faults.0.iter_mut().zip(faults.0) {
             *sum += count;
         }
     }
@@ -110,6 +135,8 @@ impl fmt::Display for Stats {
             ("real sessions opened", self.real_sessions),
             ("dictionaries trained", self.dictionaries),
             ("promotions", self.promotions),
+            ("changes of peers made", self.regrouped),
+            ("changes of peers refused by a node", self.regroups_refused),
             ("copies became usable", self.usable),
             ("shadows were switched in", self.shadows),
             ("tails dropped", self.truncations),
@@ -127,7 +154,7 @@ impl fmt::Display for Stats {
         }
         writeln!(f, "injected faults:")?;
         for fault in Fault::ALL {
-            writeln!(f, "{:>12}  {fault:?}", self.faults[fault as usize])?;
+            writeln!(f, "{:>12}  {fault:?}", self.faults.0[fault as usize])?;
         }
         Ok(())
     }

@@ -17,8 +17,10 @@ impl World {
         self.trace.mix(&[self.now, node as u64]);
         self.trace
             .note(self.now, Some(node), || format!("{event:?}"));
-        if let Event::Request { id, .. } = &event {
-            self.note_request(node, *id)?;
+        match &event {
+            Event::Request { id, .. } => self.note_request(node, *id)?,
+            Event::Control { id, .. } => self.note_asked(node, *id),
+            _ => {}
         }
         let now = self.clocks(node);
         let is_timer = event == Event::Timer;
@@ -271,6 +273,7 @@ impl World {
     /// Power is lost at a node.
     pub(crate) fn crash(&mut self, node: usize) {
         self.trace.note(self.now, Some(node), || "CRASH".to_owned());
+        self.forget_asked(node);
         let live = self.nodes[node].live.as_ref();
         if live.is_some_and(|live| live.volume.role() != Role::Primary) {
             // What peers held in memory is gone.

@@ -19,6 +19,7 @@ use crate::link::{Link, Message};
 use crate::node::Node;
 use crate::operator::Operator;
 use crate::oracle::{Oracle, fill};
+use crate::peers::Membership;
 use crate::plan::Plan;
 use crate::proofs::Beside;
 use crate::rng::Rng;
@@ -168,6 +169,8 @@ pub(crate) struct World {
     pub(crate) pending: BTreeMap<RequestId, Pending>,
     pub(crate) next_request: u64,
     pub(crate) operator: Operator,
+    /// Who belongs to the volume.
+    pub(crate) membership: Membership,
     /// Faults have stopped, and clients are done.
     pub(crate) quiet: bool,
     /// What a step says, used again.
@@ -188,6 +191,10 @@ impl World {
         let mut plan = Plan::draw(&mut rng.fork(), &options.knobs);
         // Not drawn, so that the seeds that were kept stay what they were: none of them is such.
         plan.scxq2 = seed % 8 == 2;
+        let leans = matches!(seed % 32, 7 | 11 | 18 | 25 | 28);
+        if options.knobs.other_peers.unwrap_or(leans) {
+            plan.lean_to_other_peers(&mut Rng::new(seed.rotate_left(32)), &options.knobs);
+        }
         let sectors = plan.blocks * SECTORS_PER_BLOCK;
         let initial: Vec<u64> = (0..sectors).map(|_| rng.below(3)).collect();
         let mut backing = vec![0; initial.len() * 512];
@@ -212,6 +219,7 @@ impl World {
             clients: (0..plan.clients).map(|_| Client::default()).collect(),
             oracle: Oracle::new(initial),
             operator: Operator::default(),
+            membership: Membership::default(),
             plan,
             rng,
             now: 0,
@@ -234,7 +242,8 @@ impl World {
     /// # Errors
     /// The first promise that was broken.
     pub(crate) fn run(&mut self) -> Outcome {
-        for index in 0..self.nodes.len() {
+        self.found();
+        for index in 0..self.plan.members {
             let role = if index == 0 {
                 Role::Primary
             } else {
@@ -318,7 +327,7 @@ impl World {
             }
             What::Client(client) => self.client(client),
             What::Restart { node } => {
-                if self.nodes[node].live.is_none() {
+                if self.nodes[node].live.is_none() && !self.is_gone(node) {
                     self.start_node(node)?;
                 }
                 Ok(())
@@ -426,8 +435,14 @@ impl World {
             self.pending.len(),
             self.operator,
         );
+        if self.plan.regroups {
+            let _ = write!(text, "\n  {:?}", self.membership);
+        }
         for node in &self.nodes {
             let _ = write!(text, "\n  node {} boot {}: ", node.index, node.boot);
+            if self.plan.regroups {
+                let _ = write!(text, "members {:?} seats {:?} ", node.members, node.seats);
+            }
             let Some(live) = &node.live else {
                 text.push_str("dead");
                 continue;

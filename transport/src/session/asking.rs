@@ -72,10 +72,13 @@ impl Asked {
         ask
     }
 
-    /// The peer said no.
+    /// The peer refused a feed.
     pub(super) fn refused(&mut self, refusal: FeedRefusal) {
         let refused = match self {
             Self::Feed(tip) => Some(*tip),
+            // A copy was asked for since. It must not be asked for again: it would begin anew, and
+            // nobody would grant what the pieces on their way have cost.
+            Self::Seed => return,
             _ => None,
         };
         *self = match refusal {
@@ -96,6 +99,21 @@ mod tests {
         let mut primary = testing::state(1);
         primary.role = Role::Primary;
         (testing::state(2), primary)
+    }
+
+    #[test]
+    fn a_late_no_to_a_feed_does_not_ask_for_a_copy_twice() {
+        let (mut ours, theirs) = pair();
+        let mut asked = Asked::default();
+        assert_eq!(asked.next(&ours, &theirs), Some(Ask::Feed));
+        ours.copy = CopyState::Shadowing {
+            cursor_bytes: 0,
+            from: ours.tip,
+        };
+        let seed = Some(Ask::Seed { cursor_bytes: 0 });
+        assert_eq!(asked.next(&ours, &theirs), seed);
+        asked.refused(FeedRefusal::TooOld { oldest: Epoch(100) });
+        assert_eq!(asked.next(&ours, &theirs), None);
     }
 
     #[test]
