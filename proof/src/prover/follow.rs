@@ -183,9 +183,10 @@ impl<M: LedgerMedium> Prover<M> {
         if records.is_empty() && first <= self.ledger.records() {
             return Ok(());
         }
-        if same && first > self.ledger.records() {
-            // It answers what was asked before this ledger was set aside. What was asked since will
-            // be answered, too.
+        let due = if same { self.ledger.records() } else { 0 };
+        if first > due {
+            // It answers what was asked before this ledger, or the one in its place, was set aside.
+            // What was asked since will be answered, too.
             return Ok(());
         }
         if let Err(why) = self.make_way(
@@ -234,7 +235,7 @@ impl<M: LedgerMedium> Prover<M> {
         }
         let newer = ours.is_none_or(|ours| header.created_ms > ours.created_ms);
         let supersedes = source.term.counter > term || (source.term.counter == term && newer);
-        if same || first > 0 || !supersedes {
+        if same || !supersedes {
             return Ok(Err("a ledger that does not continue ours".to_owned()));
         }
         if ours.is_some() {
