@@ -3,13 +3,24 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use common::ledger::{ctl, ledger, ledger_folder, proof, public_key, refused, set_aside, settle};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use common::ledger::{
+    ctl, ledger, ledger_folder, proof, public_key, refused, set_aside, settle, state_dir,
+};
 use common::{LIMIT, folder, oracle, pair, running_pair, seed, succeed, times, tool};
+use hn4_proof::anchor::Anchor;
+use hn4_proof::envelope::aggregate::Aggregate;
+use hn4_proof::hash::Digest;
+use hn4_proof::ledger::{Body, Record};
+use hn4_proof::sign::{Algorithm, SecretKey};
+use hn4_replicad::config::keys;
 use hn4_replicad::control::Request;
+use hn4_replicad::control::api::VolumeReport;
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
 use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, quiesce_and_compare};
 
@@ -273,7 +284,168 @@ fn a_stranger_with_only_a_public_key_accepts_what_is_good_and_nothing_else() {
     let stranger = "11111111-2222-4333-8444-555555555555";
     refused(&mut verify(&file, stranger, range, &key));
     refuses_tampering(&file, volume, range, &key);
+    refuses_what_does_not_fit(&file, volume, range, &alpha);
     exports_valid_xml(&copy, &elsewhere);
     let shown = succeed(ctl().args(["keys", "show", "--config"]).arg(alpha.config()));
     assert!(shown.contains("public key  ed25519:"), "{shown}");
+}
+
+type Change = fn(&mut Anchor);
+
+/// A record of a document with its anchor changed, at a place, and signed by whoever holds the key.
+fn signed_again(record: &str, key: &SecretKey, at: (u64, Digest), change: Change) -> Vec<u8> {
+    let bytes = BASE64.decode(record).expect("base64");
+    let Body::Anchor(mut signed) = Record::decode(&bytes).expect("a record").0.body else {
+        panic!("an anchor");
+    };
+    change(&mut signed.anchor);
+    (signed.anchor.step, signed.anchor.ledger_previous) = at;
+    signed.signatures = vec![key.sign(&signed.anchor.hash()).expect("signed")];
+    Record::encode(at.0, 0, &at.1, &Body::Anchor(signed))
+}
+
+/// What even the holder of the key cannot make of a range: an anchor of another volume among its
+/// records, or epochs that are not there.
+fn refuses_what_does_not_fit(file: &Path, volume: &str, range: [u64; 2], node: &Node) {
+    let key = keys::node_key(&state_dir(node), Algorithm::Ed25519);
+    let key = key.expect("readable").expect("a key");
+    let text = std::fs::read_to_string(file).expect("the proof");
+    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let records = document["records"].as_array().expect("records");
+    let records: Vec<&str> = records.iter().filter_map(|it| it.as_str()).collect();
+    let (last, before) = records.split_last().expect("records");
+    let bytes = BASE64.decode(last).expect("base64");
+    let record = Record::decode(&bytes).expect("a record").0;
+    let cases: [(Change, &str); 3] = [
+        (|_| {}, ""),
+        (|anchor| anchor.volume.0[0] ^= 1, "is about volume"),
+        (
+            |anchor| {
+                anchor.first = anchor.first.next();
+                anchor.last = anchor.last.max(anchor.first);
+            },
+            "leaves a gap between epochs",
+        ),
+    ];
+    for (change, why) in cases {
+        let bytes = before.iter().map(|it| BASE64.decode(it));
+        let mut bytes: Vec<Vec<u8>> = bytes.collect::<Result<_, _>>().expect("base64");
+        let place = (record.index, record.previous);
+        bytes.push(signed_again(last, &key, place, change));
+        let changed = Aggregate::with_records(&bytes).expect("records");
+        let spoiled = file.with_extension("spoiled");
+        std::fs::write(&spoiled, changed.to_json().expect("JSON")).expect("written");
+        let mut check = verify(&spoiled, volume, range, &public_key(node));
+        if why.is_empty() {
+            succeed(&mut check);
+        } else {
+            let said = refused(&mut check);
+            assert!(said.contains(why), "{said}");
+        }
+    }
+}
+
+fn export_block(node: &Node, lba: u64, epoch: u64, file: &Path, format: &str) -> Command {
+    // `--out` names a new file.
+    let _ = std::fs::remove_file(file);
+    let mut command = ctl();
+    command.args(["proof", "export", VOLUME, "--format", format]);
+    command.args(["--lba", &lba.to_string(), "--epoch", &epoch.to_string()]);
+    command.arg("--out").arg(file);
+    command.arg("--config").arg(node.config());
+    command
+}
+
+fn verify_block(file: &Path, volume: &str, at: (u64, u64), data: &Path, key: &Path) -> Command {
+    let mut command = ctl();
+    command.args(["proof", "verify"]).arg(file);
+    command.args(["--volume", volume]).arg("--key").arg(key);
+    command.args(["--lba", &at.0.to_string(), "--epoch", &at.1.to_string()]);
+    command.arg("--data").arg(data);
+    command
+}
+
+/// A proof of a block that was changed anywhere is none.
+fn refuses_changed_bytes(file: &Path, volume: &str, at: (u64, u64), data: &Path, key: &Path) {
+    let good = std::fs::read(file).expect("a proof");
+    let spoiled = file.with_extension("spoiled");
+    for place in (0..16).map(|part| part * (good.len() - 2) / 16) {
+        let mut bad = good.clone();
+        bad[place] ^= 1;
+        std::fs::write(&spoiled, bad).expect("written");
+        refused(&mut verify_block(&spoiled, volume, at, data, key));
+    }
+}
+
+/// A volume of which nothing is written back before it is asked for.
+fn resting() -> Plan {
+    let policy = plan().policy;
+    let lines = policy.lines().filter(|it| !it.contains("destage_delay"));
+    let lines: String = lines.map(|line| format!("{line}\n")).collect();
+    let more = "tree = \"on\"\ncheckpoint_s = 1\ndestage_delay_ms = 60000\n";
+    Plan {
+        policy: format!("{lines}{more}"),
+        ..plan()
+    }
+}
+
+fn content(folder: &Path, byte: u8) -> PathBuf {
+    let path = folder.join(format!("content-{byte}"));
+    std::fs::write(&path, [byte; 4096]).expect("written");
+    path
+}
+
+fn tip(node: &Node) -> (u64, String) {
+    let state = node.report().expect("a report").state.expect("open");
+    (state.tip_epoch, state.volume_id)
+}
+
+#[test]
+fn what_a_block_was_is_proven_from_the_log_and_from_the_tree() {
+    let place = folder();
+    let (mut alpha, beta) = running_pair(place.path(), &resting());
+    let mut client = alpha.client().expect("a client");
+    let mut write = |block: u64, byte: u8| {
+        let written = client.write(block * 4096, &[byte; 4096], false);
+        written.and_then(|()| client.flush()).expect("written");
+        tip(&alpha)
+    };
+    let (first, volume) = write(3, 7);
+    let (second, _) = write(9, 8);
+    let [zero, one, seven, eight] = [0, 1, 7, 8].map(|byte| content(place.path(), byte));
+    let (key, other) = (public_key(&alpha), public_key(&beta));
+    let file = place.path().join("block");
+    // In the log: a record wrote it, and no later epoch touched it.
+    for (epoch, format) in [(first, "json"), (second, "json"), (second, "protobuf")] {
+        succeed(&mut export_block(&alpha, 24, epoch, &file, format));
+        let check = |at, data: &Path, key: &Path| verify_block(&file, &volume, at, data, key);
+        succeed(&mut check((24, epoch), &seven, &key));
+        refused(&mut check((24, epoch), &eight, &key));
+        refused(&mut check((24, epoch), &seven, &other));
+        refused(&mut check((72, epoch), &seven, &key));
+        refused(&mut check((24, epoch + 1), &seven, &key));
+    }
+    let stranger = "11111111-2222-4333-8444-555555555555";
+    let at = (24, second);
+    refused(&mut verify_block(&file, stranger, at, &seven, &key));
+    refuses_changed_bytes(&file, &volume, at, &seven, &key);
+
+    // In the backing: the state tree at a root that the ledger vouches for.
+    alpha.drain().expect("drained");
+    let vouched = |report: &VolumeReport| {
+        let state = report.state.as_ref();
+        let at = state.map(|state| state.applied_epoch);
+        state.is_some_and(|state| state.applied_epoch == state.tip_epoch)
+            && proof(report).and_then(|proof| proof.state_epoch) == at
+    };
+    alpha
+        .wait_for("have the state in the ledger", LIMIT, vouched)
+        .expect("vouched for");
+    let (tip, _) = tip(&alpha);
+    for (lba, data) in [(24, &seven), (72, &eight), (800, &zero)] {
+        succeed(&mut export_block(&alpha, lba, tip, &file, "json"));
+        succeed(&mut verify_block(&file, &volume, (lba, tip), data, &key));
+        refused(&mut verify_block(&file, &volume, (lba, tip), &one, &key));
+    }
+    refuses_changed_bytes(&file, &volume, (800, tip), &zero, &key);
 }

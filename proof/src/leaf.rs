@@ -186,21 +186,33 @@ impl Default for PayloadFold {
 /// Hash of the payload of a record that starts at `lba`.
 #[must_use]
 pub fn payload_hash(lba: Lba, payload: &[u8]) -> Digest {
-    let mut fold = PayloadFold::new();
+    let mut fold = Folder::new(Kind::Pieces);
+    each_piece(lba, payload, |piece| fold.push(piece));
+    fold.root()
+}
+
+/// Digests of the pieces of such a payload, in order.
+#[must_use]
+pub fn pieces(lba: Lba, payload: &[u8]) -> Vec<Digest> {
+    let mut pieces = Vec::new();
+    each_piece(lba, payload, |piece| pieces.push(piece));
+    pieces
+}
+
+fn each_piece(lba: Lba, payload: &[u8], mut each: impl FnMut(Digest)) {
     let into_block = lba.byte_offset() % BLOCK_BYTES;
     let (head, rest) = match usize::try_from(into_block) {
         Ok(0) | Err(_) => payload.split_at(0),
         Ok(skipped) => payload.split_at((BLOCK - skipped).min(payload.len())),
     };
     if !head.is_empty() {
-        fold.push_part(head);
+        each(hash::PIECE.hash(&[head]));
     }
-    blocks::leaves_of(rest, |leaf| fold.push_block(leaf));
+    blocks::leaves_of(rest, &mut each);
     let (_, tail) = rest.as_chunks::<BLOCK>();
     if !tail.is_empty() {
-        fold.push_part(tail);
+        each(hash::PIECE.hash(&[tail]));
     }
-    fold.finish()
 }
 
 /// Number of pieces of a record, and which of them is the block that starts at `block`; `None` if

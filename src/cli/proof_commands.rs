@@ -9,8 +9,10 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use hn4::types::{Epoch, VolumeId};
-use hn4_proof::envelope::aggregate::{Aggregate, verify_range};
+use hn4::types::{BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK, VolumeId};
+use hn4_proof::blocks;
+use hn4_proof::envelope::aggregate::Aggregate;
+use hn4_proof::envelope::claim::BlockDocument;
 use hn4_proof::ledger::scan::{Records, Recovered, recover};
 use hn4_proof::ledger::verify::{Policy, Verifier};
 use hn4_proof::ledger::xml::Export;
@@ -19,6 +21,7 @@ use hn4_proof::sign::{Algorithm, PublicKey};
 use hn4_proof::time::iso8601;
 
 use super::args::Cli;
+use super::claims;
 use super::run::{AnyError, DONE, ask, load};
 use crate::config::attach::attach_records;
 use crate::config::keys;
@@ -103,26 +106,69 @@ pub enum LedgerCommand {
     },
 }
 
-/// Which epochs.
+/// Which epochs, or which block at one.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct RangeArgs {
-    /// First epoch
-    #[arg(long, value_name = "EPOCH")]
-    pub first: u64,
-    /// Last epoch
-    #[arg(long, value_name = "EPOCH")]
-    pub last: u64,
+    /// First epoch of a range
+    #[arg(
+        long,
+        value_name = "EPOCH",
+        required_unless_present = "lba",
+        requires = "last"
+    )]
+    pub first: Option<u64>,
+    /// Last epoch of a range
+    #[arg(long, value_name = "EPOCH", requires = "first")]
+    pub last: Option<u64>,
+    /// First sector of a block of 4 KiB: prove what it was, not which epochs there were
+    #[arg(long, value_name = "N", requires = "epoch", conflicts_with = "first")]
+    pub lba: Option<u64>,
+    /// At the end of this epoch
+    #[arg(long, value_name = "EPOCH", requires = "lba")]
+    pub epoch: Option<u64>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Wanted {
+    Range(Epoch, Epoch),
+    Block(BlockIndex, Epoch),
+}
+
+impl RangeArgs {
+    fn wanted(&self) -> Result<Wanted, AnyError> {
+        match (self.first, self.last, self.lba, self.epoch) {
+            (Some(first), Some(last), None, None) => Ok(Wanted::Range(Epoch(first), Epoch(last))),
+            (None, None, Some(lba), Some(epoch)) if lba % SECTORS_PER_BLOCK == 0 => {
+                Ok(Wanted::Block(Lba(lba).block(), Epoch(epoch)))
+            }
+            _ => Err("--lba must be a multiple of 8: a block of 4 KiB begins there".into()),
+        }
+    }
+}
+
+/// How a document is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Format {
+    /// One line
+    Json,
+    /// As proof/schema/proof.proto says
+    Protobuf,
 }
 
 /// What to do with proofs.
 #[derive(Subcommand, Debug)]
 pub enum ProofCommand {
-    /// Write a proof of a range of epochs, for somebody who has nothing but a public key
+    /// Write a proof of a range of epochs, or of what a block was at an epoch, for somebody who has
+    /// nothing but a public key
     Export {
         #[command(flatten)]
         ledger: LedgerArg,
         #[command(flatten)]
         range: RangeArgs,
+        /// json or protobuf
+        #[arg(long, value_name = "FORMAT", default_value = "json")]
+        format: Format,
         /// Where to; by default standard output
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
@@ -136,6 +182,9 @@ pub enum ProofCommand {
         volume: VolumeId,
         #[command(flatten)]
         range: RangeArgs,
+        /// File that begins with what the block is said to have been, 4096 bytes
+        #[arg(long, value_name = "FILE", requires = "lba")]
+        data: Option<PathBuf>,
         /// File with a public key that is trusted
         #[arg(long = "key", value_name = "FILE", required = true)]
         keys: Vec<PathBuf>,
@@ -361,13 +410,36 @@ fn through(tip: &Verifier) -> String {
 /// Carries out `proof`.
 pub(super) fn run_proof(cli: &Cli, command: &ProofCommand) -> Result<u8, AnyError> {
     match command {
-        ProofCommand::Export { ledger, range, out } => {
-            let (medium, header) = open(&path_of(cli, ledger)?)?;
-            let tip = recovered(&medium, &header, Policy::default())?.tip;
-            let records = covering(&medium, &tip, *range)?;
-            let document = Aggregate::with_records(&records)?.to_json()?;
+        ProofCommand::Export {
+            ledger,
+            range,
+            format,
+            out,
+        } => {
+            let document = match (range.wanted()?, format) {
+                (Wanted::Range(first, last), format) => {
+                    let (medium, header) = open(&path_of(cli, ledger)?)?;
+                    let tip = recovered(&medium, &header, Policy::default())?.tip;
+                    let records = covering(&medium, &tip, (first.0, last.0))?;
+                    let document = Aggregate::with_records(&records)?;
+                    match format {
+                        Format::Json => document.to_json()?.into_bytes(),
+                        Format::Protobuf => document.to_protobuf()?,
+                    }
+                }
+                (Wanted::Block(block, epoch), format) => {
+                    let document = claims::prove(&files_of(cli, ledger)?, block, epoch)?;
+                    match format {
+                        Format::Json => document.to_json()?.into_bytes(),
+                        Format::Protobuf => document.to_protobuf()?,
+                    }
+                }
+            };
             let mut out = output(out.as_deref())?;
-            writeln!(out, "{document}")?;
+            out.write_all(&document)?;
+            if *format == Format::Json {
+                writeln!(out)?;
+            }
             out.flush()?;
             Ok(DONE)
         }
@@ -375,29 +447,113 @@ pub(super) fn run_proof(cli: &Cli, command: &ProofCommand) -> Result<u8, AnyErro
             file,
             volume,
             range,
+            data,
             keys,
             require,
         } => {
-            let text = std::fs::read_to_string(file)?;
-            let wanted = (*volume, Epoch(range.first), Epoch(range.last));
-            let proven = verify_range(&text, wanted, &public_keys(keys)?, require.policy())?;
-            writeln!(
-                io::stdout(),
-                "epochs {} to {} of volume {volume} are in {} anchors, all signed by trusted keys",
-                range.first,
-                range.last,
-                proven.anchors.len()
-            )?;
-            Ok(DONE)
+            let trusted = (public_keys(keys)?, require.policy());
+            match range.wanted()? {
+                Wanted::Range(first, last) => {
+                    verify_epochs(&read(file)?, (*volume, first, last), trusted)
+                }
+                Wanted::Block(block, epoch) => {
+                    let wanted = (*volume, block, epoch);
+                    verify_block(&read(file)?, wanted, data.as_deref(), trusted)
+                }
+            }
         }
     }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, AnyError> {
+    let read = std::fs::read(file);
+    Ok(read.map_err(|error| format!("{}: {error}", file.display()))?)
+}
+
+/// The text of a document in JSON; protobuf begins with another byte.
+fn json(bytes: &[u8]) -> Option<&str> {
+    let text = str::from_utf8(bytes).ok()?;
+    text.trim_start().starts_with('{').then_some(text)
+}
+
+fn verify_epochs(
+    bytes: &[u8],
+    wanted: (VolumeId, Epoch, Epoch),
+    (trusted, policy): (Vec<PublicKey>, Policy),
+) -> Result<u8, AnyError> {
+    let document = match json(bytes) {
+        Some(text) => Aggregate::from_json(text)?,
+        None => Aggregate::from_protobuf(bytes)?,
+    };
+    let proven = document.verify(wanted, &trusted, policy)?;
+    let (volume, first, last) = wanted;
+    let count = proven.anchors.len();
+    writeln!(
+        io::stdout(),
+        "epochs {first} to {last} of volume {volume} are in {count} anchors, all signed by \
+         trusted keys"
+    )?;
+    Ok(DONE)
+}
+
+fn verify_block(
+    bytes: &[u8],
+    wanted: (VolumeId, BlockIndex, Epoch),
+    data: Option<&Path>,
+    (trusted, policy): (Vec<PublicKey>, Policy),
+) -> Result<u8, AnyError> {
+    let document = match json(bytes) {
+        Some(text) => BlockDocument::from_json(text)?,
+        None => BlockDocument::from_protobuf(bytes)?,
+    };
+    let claim = document.verify(wanted, &trusted, policy)?;
+    let (volume, block, epoch) = wanted;
+    if let Some(path) = data {
+        let data = read(path)?;
+        let content = data
+            .first_chunk()
+            .ok_or("the data are shorter than a block")?;
+        if blocks::leaf(content) != claim.leaf {
+            let path = path.display();
+            return Err(format!("what {path} begins with is not what the block was").into());
+        }
+    }
+    writeln!(
+        io::stdout(),
+        "LBA {}-{} of volume {volume} at epoch {epoch}: leaf blake3:{}{}",
+        block.lba(),
+        block.lba().0 + SECTORS_PER_BLOCK - 1,
+        claim.leaf,
+        if data.is_some() {
+            ", the content that was given"
+        } else {
+            ""
+        }
+    )?;
+    Ok(DONE)
+}
+
+/// Files of a volume of this node.
+fn files_of(cli: &Cli, ledger: &LedgerArg) -> Result<claims::Files, AnyError> {
+    let name = ledger.volume.as_deref();
+    let name = name.ok_or("a proof about a block needs a volume of this node, not a file")?;
+    let config = load(cli)?;
+    let section = config.volume(name);
+    let section = section.ok_or_else(|| format!("the configuration has no volume {name}"))?;
+    let path = path_of(cli, ledger)?;
+    let volume = path.parent().and_then(Path::file_name).unwrap_or_default();
+    Ok(claims::Files {
+        log: section.log.clone(),
+        tree: config.node.state_dir.join("tree").join(volume),
+        ledger: path,
+    })
 }
 
 /// The records from the anchor that holds the first epoch to the one that holds the last.
 fn covering(
     medium: &LedgerOnDisk,
     tip: &Verifier,
-    range: RangeArgs,
+    (from, to): (u64, u64),
 ) -> Result<Vec<Vec<u8>>, AnyError> {
     let mut records = Records::new(medium)?;
     let mut taken = Vec::new();
@@ -409,16 +565,16 @@ fn covering(
             Body::Anchor(signed) => Some((signed.anchor.first.0, signed.anchor.last.0)),
             _ => None,
         };
-        let begins = anchor.is_some_and(|(first, last)| (first..=last).contains(&range.first));
+        let begins = anchor.is_some_and(|(first, last)| (first..=last).contains(&from));
         if begins || !taken.is_empty() {
             taken.push(records.bytes().to_vec());
         }
-        if !taken.is_empty() && anchor.is_some_and(|(_, last)| last >= range.last) {
+        if !taken.is_empty() && anchor.is_some_and(|(_, last)| last >= to) {
             return Ok(taken);
         }
     }
-    let (first, last, through) = (range.first, range.last, through(tip));
-    Err(format!("the ledger does not hold epochs {first} to {last}: {through}").into())
+    let through = through(tip);
+    Err(format!("the ledger does not hold epochs {from} to {to}: {through}").into())
 }
 
 fn output(path: Option<&Path>) -> Result<Box<dyn Write>, AnyError> {

@@ -12,8 +12,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use hn4::types::{Epoch, NodeId, VolumeId};
 use serde::{Deserialize, Serialize};
 
+use super::block::ClaimError;
 use super::{EnvelopeError, SignatureText, Subject, parse_blake3, parse_json};
-use crate::anchor::{Anchor, SignedAnchor, blake3_text};
+use crate::anchor::{Anchor, SignedAnchor, StateAt, blake3_text};
 use crate::fold::{self, InclusionProof, Kind};
 use crate::hash::{self, Digest};
 use crate::ledger::verify::{LedgerError, Policy, Verifier};
@@ -81,6 +82,9 @@ pub enum AggregateError {
     /// There is nothing to aggregate.
     #[error("no anchor lies in the range")]
     Empty,
+    /// What is claimed does not follow.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// Signing failed.
     #[error(transparent)]
     Sign(#[from] SignError),
@@ -97,6 +101,8 @@ pub struct Proven {
     pub proof_hashes: Vec<Digest>,
     /// The anchors; empty in the compact form.
     pub anchors: Vec<Anchor>,
+    /// States that anchors and checkpoints vouch for; empty in the compact form.
+    pub states: Vec<StateAt>,
 }
 
 fn digest(subject: &Subject, count: u64, root: &Digest, timestamp: &str) -> Digest {
@@ -114,7 +120,7 @@ fn digest(subject: &Subject, count: u64, root: &Digest, timestamp: &str) -> Dige
 
 impl Aggregate {
     /// With records: `records` are consecutive records of a ledger, in their encoding, the first
-    /// and the last of them anchors.
+    /// one an anchor, the last one an anchor or a checkpoint.
     ///
     /// # Errors
     /// [`AggregateError::Empty`] if there are none, [`AggregateError::Ledger`] if they are no
@@ -233,57 +239,80 @@ pub fn verify_range(
     trusted: &[PublicKey],
     policy: Policy,
 ) -> Result<Proven, AggregateError> {
-    let aggregate: Aggregate = parse_json(text, MAX_AGGREGATE_BYTES)?;
-    aggregate.check_shape()?;
-    let field = |name| AggregateError::Document(EnvelopeError::Field(name));
-    let mut raw = Vec::with_capacity(aggregate.records.len());
-    for record in &aggregate.records {
-        raw.push(BASE64.decode(record).map_err(|_| field("records"))?);
+    Aggregate::from_json(text)?.verify((volume, first, last), trusted, policy)
+}
+
+impl Aggregate {
+    /// Reads a document in JSON.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`] if it is none.
+    pub fn from_json(text: &str) -> Result<Self, EnvelopeError> {
+        parse_json(text, MAX_AGGREGATE_BYTES)
     }
-    let start = decode(raw.first().ok_or(AggregateError::Empty)?)?;
-    let mut verifier = Verifier::segment(volume, &start, trusted, policy);
-    let mut anchors = Vec::new();
-    for bytes in &raw {
-        // Asked before the rules, for the clearer answer.
-        if let Body::Anchor(signed) = &decode(bytes)?.body
-            && signed.anchor.volume != volume
-        {
-            let (expected, found) = (volume, signed.anchor.volume);
-            return Err(AggregateError::OtherVolume { expected, found });
+
+    /// As [`verify_range`], for a document that was read, from either form.
+    ///
+    /// # Errors
+    /// [`AggregateError`] naming the first thing wrong.
+    pub fn verify(
+        &self,
+        (volume, first, last): (VolumeId, Epoch, Epoch),
+        trusted: &[PublicKey],
+        policy: Policy,
+    ) -> Result<Proven, AggregateError> {
+        self.check_shape()?;
+        let field = |name| AggregateError::Document(EnvelopeError::Field(name));
+        let mut raw = Vec::with_capacity(self.records.len());
+        for record in &self.records {
+            raw.push(BASE64.decode(record).map_err(|_| field("records"))?);
         }
-        if let Body::Anchor(signed) = verifier.push_bytes(bytes)?.body {
-            anchors.push(*signed);
+        let start = decode(raw.first().ok_or(AggregateError::Empty)?)?;
+        let mut verifier = Verifier::segment(volume, &start, trusted, policy);
+        let (mut anchors, mut states) = (Vec::new(), Vec::new());
+        let mut ends = false;
+        for bytes in &raw {
+            // Asked before the rules, for the clearer answer.
+            if let Body::Anchor(signed) = &decode(bytes)?.body
+                && signed.anchor.volume != volume
+            {
+                let (expected, found) = (volume, signed.anchor.volume);
+                return Err(AggregateError::OtherVolume { expected, found });
+            }
+            ends = false;
+            match verifier.push_bytes(bytes)?.body {
+                Body::Anchor(signed) => {
+                    states.extend(signed.anchor.state);
+                    anchors.push(signed.anchor);
+                    ends = true;
+                }
+                Body::Checkpoint(signed) => {
+                    let epoch = signed.checkpoint.epoch;
+                    let root = signed.checkpoint.root;
+                    states.extend(root.map(|root| StateAt { epoch, root }));
+                    ends = true;
+                }
+                Body::Key(_) | Body::Note(_) | Body::Inspection(_) => {}
+            }
         }
-    }
-    let expected = Aggregate::with_records(&raw)?;
-    let is_end = |bytes: Option<&Vec<u8>>| {
-        bytes.is_some_and(|bytes| {
-            matches!(
-                decode(bytes),
-                Ok(Record {
-                    body: Body::Anchor(_),
-                    ..
-                })
-            )
+        let begins = matches!(start.body, Body::Anchor(_));
+        if *self != Self::with_records(&raw)? || !begins || !ends {
+            return Err(field("subject, proof_hashes, records or timestamp"));
+        }
+        let covers = anchors.first().is_some_and(|anchor| anchor.first <= first)
+            && anchors.last().is_some_and(|anchor| anchor.last >= last);
+        if !covers || first > last {
+            let found = self.subject.version.clone();
+            return Err(AggregateError::Range { first, last, found });
+        }
+        Ok(Proven {
+            first,
+            last,
+            proof_hashes: anchors.iter().map(|anchor| anchor.proof_hash).collect(),
+            anchors,
+            states,
         })
-    };
-    if aggregate != expected || !is_end(raw.first()) || !is_end(raw.last()) {
-        return Err(field("subject, proof_hashes, records or timestamp"));
     }
-    let anchors: Vec<Anchor> = anchors.into_iter().map(|signed| signed.anchor).collect();
-    let covers = anchors.first().is_some_and(|anchor| anchor.first <= first)
-        && anchors.last().is_some_and(|anchor| anchor.last >= last);
-    if !covers || first > last {
-        let found = aggregate.subject.version;
-        return Err(AggregateError::Range { first, last, found });
-    }
-    let proof_hashes = anchors.iter().map(|anchor| anchor.proof_hash).collect();
-    Ok(Proven {
-        first,
-        last,
-        proof_hashes,
-        anchors,
-    })
 }
 
 /// Verifies a compact aggregate: the fold, and the signature of `node` over it.
@@ -325,5 +354,6 @@ pub fn verify_compact(
         last,
         proof_hashes: aggregate.hashes()?,
         anchors: Vec::new(),
+        states: Vec::new(),
     })
 }

@@ -11,7 +11,7 @@
 
 use hn4::types::{BlockIndex, ChainHash, Epoch};
 
-use crate::anchor::Anchor;
+use crate::anchor::{Anchor, StateAt};
 use crate::batch::{MAX_EPOCHS, holds_epoch};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::fold::{InclusionProof, Kind};
@@ -122,12 +122,17 @@ fn is_anchored(
 }
 
 impl BlockProof {
-    /// Checks that the claim follows from `anchors`, which the caller has verified.
+    /// Checks that the claim follows from `anchors` and `states`, which the caller has verified.
     ///
     /// # Errors
     /// [`ClaimError`].
-    pub fn verify(&self, claim: &Claim, anchors: &[Anchor]) -> Result<(), ClaimError> {
-        let mut end = self.verify_base(claim, anchors)?;
+    pub fn verify(
+        &self,
+        claim: &Claim,
+        anchors: &[Anchor],
+        states: &[StateAt],
+    ) -> Result<(), ClaimError> {
+        let mut end = self.verify_base(claim, anchors, states)?;
         for table in &self.since {
             end = end.next();
             let mut builder = EpochBuilder::new(end, table.chain);
@@ -155,11 +160,15 @@ impl BlockProof {
         }
     }
 
-    fn verify_base(&self, claim: &Claim, anchors: &[Anchor]) -> Result<Epoch, ClaimError> {
+    fn verify_base(
+        &self,
+        claim: &Claim,
+        anchors: &[Anchor],
+        states: &[StateAt],
+    ) -> Result<Epoch, ClaimError> {
         match &self.base {
             Base::State { epoch, path } => {
-                let mut states = anchors.iter().filter_map(|anchor| anchor.state);
-                let state = states.find(|state| state.epoch == *epoch);
+                let state = states.iter().find(|state| state.epoch == *epoch);
                 let state = state.ok_or(ClaimError::NotAnchored(*epoch))?;
                 let holds =
                     path.block() == claim.block && path.computed_root(&claim.leaf) == state.root;

@@ -1,4 +1,4 @@
-//! Proofs as JSON documents. //= WORMHOLE_SPEC 4
+//! Proofs as documents, in JSON or protobuf. //= WORMHOLE_SPEC 4
 //!
 //! `scxq2.proof.v1` carries one anchor beside the data that it is about, or after it. The anchor's
 //! encoding is the proof; every other field repeats a part of it in the reference's names. A
@@ -13,7 +13,9 @@
 //! |---|---|
 //! | `mod.rs` | the envelope of one anchor |
 //! | [`aggregate`] | `scxq2.aggregate.v1`: a range of anchors, verified with public keys only |
-//! | [`block`] | "block X at epoch E was Y" |
+//! | [`block`] | "block X at epoch E was Y": the proof |
+//! | [`claim`] | `scxq2.block.v1`: that proof with what it stands on |
+//! | [`proto`] | all documents in protobuf |
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -31,6 +33,8 @@ use crate::time::iso8601;
 
 pub mod aggregate;
 pub mod block;
+pub mod claim;
+pub mod proto;
 
 /// Name of the document.
 pub const SCHEMA: &str = "scxq2.proof.v1";
@@ -266,12 +270,23 @@ pub(crate) fn parse_json<'a, T: Deserialize<'a>>(
     serde_json::from_str(text).map_err(|error| EnvelopeError::Json(error.to_string()))
 }
 
-/// Verifies an envelope up to and including its proof.
+/// Verifies an envelope in JSON up to and including its proof.
 ///
 /// # Errors
 /// [`EnvelopeError`] of the first step that fails.
 pub fn verify(text: &str, keys: &Keyring, policy: &Policy) -> Result<Verified, EnvelopeError> {
-    let envelope: Envelope = parse_json(text, MAX_ENVELOPE_BYTES)?;
+    verify_envelope(parse_json(text, MAX_ENVELOPE_BYTES)?, keys, policy)
+}
+
+/// The same for one that was read, from either form.
+///
+/// # Errors
+/// [`EnvelopeError`] of the first step that fails.
+pub fn verify_envelope(
+    envelope: Envelope,
+    keys: &Keyring,
+    policy: &Policy,
+) -> Result<Verified, EnvelopeError> {
     if envelope.schema != SCHEMA {
         return Err(EnvelopeError::Schema(envelope.schema));
     }

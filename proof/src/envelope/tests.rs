@@ -203,6 +203,46 @@ fn a_flipped_bit_in_a_range_is_refused() {
 }
 
 #[test]
+fn documents_have_the_same_contents_in_protobuf() {
+    let (_, records) = range();
+    let aggregate = Aggregate::with_records(&records).unwrap();
+    let bytes = aggregate.to_protobuf().unwrap();
+    assert_eq!(Aggregate::from_protobuf(&bytes), Ok(aggregate));
+    let Body::Anchor(signed) = Record::decode(&records[0]).unwrap().0.body else {
+        panic!("an anchor begins the range");
+    };
+    let envelope = Envelope::new(&signed);
+    let bytes = envelope.to_protobuf().unwrap();
+    assert_eq!(Envelope::from_protobuf(&bytes).as_ref(), Ok(&envelope));
+    let policy = Policy::default();
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let Ok(bad) = Envelope::from_protobuf(&bad) else {
+            continue;
+        };
+        let good = verify_envelope(bad.clone(), &ring(), &policy).is_ok();
+        assert!(!good, "bit {bit}: {bad:?}");
+    }
+    // What is not known is refused, and so is what is cut off.
+    let mut more = bytes.clone();
+    more.extend([0x78, 1]);
+    assert!(Envelope::from_protobuf(&more).is_err());
+    assert!(Envelope::from_protobuf(&bytes[..bytes.len() - 1]).is_err());
+}
+
+proptest! {
+    #[test]
+    fn bytes_of_a_stranger_are_a_document_or_an_error(
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        _ = Envelope::from_protobuf(&bytes);
+        _ = Aggregate::from_protobuf(&bytes);
+        _ = claim::BlockDocument::from_protobuf(&bytes);
+    }
+}
+
+#[test]
 fn one_signature_covers_many_proofs_and_each_is_provably_among_them() {
     let (_, records) = range();
     let anchors: Vec<SignedAnchor> = records
@@ -382,6 +422,18 @@ impl History {
     }
 }
 
+impl History {
+    fn proves(&self, proof: &BlockProof, claim: &Claim) -> bool {
+        let states = states(&self.anchors);
+        proof.verify(claim, &self.anchors, &states).is_ok()
+    }
+}
+
+/// States that anchors carry.
+fn states(anchors: &[Anchor]) -> Vec<StateAt> {
+    anchors.iter().filter_map(|anchor| anchor.state).collect()
+}
+
 fn history() -> History {
     History::new(&[
         vec![(0, 4)],
@@ -400,7 +452,7 @@ fn a_block_is_proven_by_its_record_and_by_the_state_tree() {
     let verify = |proof: &BlockProof, claim: &Claim| {
         let read = BlockProof::decode(&proof.encode()).unwrap();
         assert_eq!(read, *proof);
-        read.verify(claim, &history.anchors)
+        read.verify(claim, &history.anchors, &states(&history.anchors))
     };
     // Block 10 was written in epoch 4 as the second block of a record, and not touched until 7.
     let proof = history.by_record(10, 4, 7).unwrap();
@@ -440,7 +492,11 @@ fn a_block_is_proven_by_its_record_and_by_the_state_tree() {
     assert_eq!(verify(&hidden, &stale), Err(ClaimError::Epoch(Epoch(6))));
     // Without the anchors of the range nothing is proven.
     let claim = history.claim(10, 7);
-    let unknown = proof.verify(&claim, &history.anchors[..1]);
+    let unknown = proof.verify(
+        &claim,
+        &history.anchors[..1],
+        &states(&history.anchors[..1]),
+    );
     assert_eq!(unknown, Err(ClaimError::NotAnchored(Epoch(4))));
 }
 
@@ -454,7 +510,10 @@ fn a_flipped_bit_in_a_block_proof_is_refused() {
             (2, 5)
         };
         let claim = history.claim(block, end);
-        assert_eq!(proof.verify(&claim, &history.anchors), Ok(()));
+        assert_eq!(
+            proof.verify(&claim, &history.anchors, &states(&history.anchors)),
+            Ok(())
+        );
         let good = proof.encode();
         for bit in 0..good.len() * 8 {
             let mut bad = good.clone();
@@ -462,7 +521,11 @@ fn a_flipped_bit_in_a_block_proof_is_refused() {
             let Ok(bad) = BlockProof::decode(&bad) else {
                 continue;
             };
-            assert!(bad.verify(&claim, &history.anchors).is_err(), "bit {bit}");
+            assert!(
+                bad.verify(&claim, &history.anchors, &states(&history.anchors))
+                    .is_err(),
+                "bit {bit}"
+            );
         }
     }
 }
@@ -486,11 +549,11 @@ proptest! {
             let Some(proof) = history.by_record(block, written, last) else { continue };
             let claim = Claim { epoch: Epoch(last), ..history.claim(block, written) };
             let is_true = claim == history.claim(block, last);
-            prop_assert_eq!(proof.verify(&claim, &history.anchors).is_ok(), is_true);
+            prop_assert_eq!(history.proves(&proof, &claim), is_true);
         }
         let claim = Claim { epoch: Epoch(last), ..history.claim(block, 3) };
         let is_true = claim == history.claim(block, last);
-        let proven = history.by_state(block, last).verify(&claim, &history.anchors).is_ok();
+        let proven = history.proves(&history.by_state(block, last), &claim);
         prop_assert_eq!(proven, is_true);
     }
 

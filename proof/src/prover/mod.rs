@@ -470,9 +470,30 @@ impl<M: LedgerMedium> Prover<M> {
 
 /// The root of a frame; everything in it is checked again, since memory and log may have changed.
 fn hash_frame(identity: &LogIdentity, bytes: &[u8]) -> Result<Hashed, FrameError> {
+    let (head, leaves) = frame_leaves(identity, bytes)?;
+    let mut builder = EpochBuilder::new(head.header.epoch, head.chain);
+    for leaf in &leaves {
+        builder.record(leaf).expect("all records are of one epoch");
+    }
+    Ok(Hashed {
+        root: builder.finish(),
+        start: head.header.offset,
+        end: head.header.end(),
+        payload_bytes: head.header.payload_bytes(),
+    })
+}
+
+/// A frame's head, and the leaves of its records in the order of its table.
+///
+/// # Errors
+/// [`FrameError`] if anything in the frame is damaged.
+pub fn frame_leaves(
+    identity: &LogIdentity,
+    bytes: &[u8],
+) -> Result<(FrameHead, Vec<RecordLeaf>), FrameError> {
     let head = FrameHead::decode_frame(identity, bytes)?;
     let epoch = head.header.epoch;
-    let mut builder = EpochBuilder::new(epoch, head.chain);
+    let mut leaves = Vec::with_capacity(head.records.len());
     let mut lanes = head.lanes.iter().flat_map(|entry| {
         std::iter::repeat_n(entry.lane, usize::try_from(entry.records).unwrap_or(0))
     });
@@ -497,13 +518,7 @@ fn hash_frame(identity: &LogIdentity, bytes: &[u8]) -> Result<Hashed, FrameError
             lba: record.lba,
             sectors: u64::from(record.sectors),
         };
-        let leaf = RecordLeaf { at, payload };
-        builder.record(&leaf).expect("all records are of one epoch");
+        leaves.push(RecordLeaf { at, payload });
     }
-    Ok(Hashed {
-        root: builder.finish(),
-        start: head.header.offset,
-        end: head.header.end(),
-        payload_bytes: head.header.payload_bytes(),
-    })
+    Ok((head, leaves))
 }

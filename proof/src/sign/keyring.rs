@@ -311,6 +311,11 @@ impl Keyring {
         self.keys.is_empty()
     }
 
+    /// All keys that were ever enrolled.
+    pub fn all(&self) -> impl Iterator<Item = &PublicKey> {
+        self.keys.values().map(|entry| &entry.public)
+    }
+
     /// Keys whose right has not ended.
     pub fn active(&self) -> impl Iterator<Item = (&PublicKey, Option<NodeId>)> {
         let active = self.keys.values().filter(|entry| entry.retired.is_none());
