@@ -13,7 +13,7 @@
 //! 8. [`lanes`] runs volumes side by side in this process, [`drain`] goes on beyond the room of an
 //!    overlay.
 //! 9. [`replication`] starts two daemons and measures what acknowledgements, lag, catch-up and a
-//!    first copy cost.
+//!    first copy cost; [`proofs`] what proofs cost.
 //!
 //! **Architecture invariant:** every NBD server is measured by the same client, so that what the
 //! client costs is the same in each figure.
@@ -35,6 +35,7 @@ pub mod nbd;
 pub mod parity;
 pub mod pattern;
 pub mod progress;
+pub mod proofs;
 pub mod raw;
 pub mod replicated;
 pub mod replication;

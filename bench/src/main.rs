@@ -14,6 +14,7 @@ use hn4_bench::job::JobFile;
 use hn4_bench::lanes;
 use hn4_bench::parity;
 use hn4_bench::progress::Progress;
+use hn4_bench::proofs;
 use hn4_bench::replication;
 use hn4_bench::report;
 use hn4_bench::target::{Target, TargetSpec};
@@ -40,6 +41,8 @@ enum Command {
     Drain(drain::Options),
     /// Start two daemons on loopback and measure what replication costs.
     Replication(replication::Options),
+    /// Run a daemon with proofs and one without, in turns, and measure what proofs cost.
+    Proofs(proofs::Options),
     /// Count the instructions of a request in the engine's core, with valgrind.
     Instructions(instructions::Options),
     /// The work that `instructions` counts.
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Lanes(options) => lanes::run(&options),
         Command::Drain(options) => drain::run(&options),
         Command::Replication(options) => replication::run(&options),
+        Command::Proofs(options) => proofs::run(&options),
         Command::Instructions(options) => instructions::run(&options),
         Command::Work(options) => instructions::work(options),
     };
