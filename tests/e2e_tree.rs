@@ -24,7 +24,6 @@ fn plan() -> Plan {
         size_mib: 4,
         log_mib: 16,
         overlay_mib: 8,
-        policy: format!("{}tree = \"on\"\n", Plan::default().policy),
         ..Plan::default()
     }
 }
@@ -153,15 +152,6 @@ fn fill(path: &Path, bytes: u64) {
     file.sync_all().expect("flushed");
 }
 
-/// A node without peers that keeps a tree.
-fn alone(folder: &Path, plan: Plan) -> Node {
-    let node = single(folder, plan);
-    let text = std::fs::read_to_string(node.config()).expect("a configuration");
-    let on = text.replacen("[[volume]]\n", "[[volume]]\ntree = \"on\"\n", 1);
-    std::fs::write(node.config(), on).expect("edited");
-    node
-}
-
 fn built(report: &VolumeReport) -> u64 {
     let done = report.state.as_ref().map_or(0, |state| state.size_bytes);
     tree(report).map_or(0, |tree| match (&tree.root, tree.built_bytes) {
@@ -178,7 +168,7 @@ fn a_device_that_has_none_gets_a_tree_while_it_is_in_use_and_a_kill_loses_little
         size_mib: 160,
         ..plan()
     };
-    let mut node = alone(place.path(), plan);
+    let mut node = single(place.path(), plan);
     fill(&node.backing(), 160 << 20);
     let text = std::fs::read_to_string(node.config()).expect("a configuration");
     let slow = text.replacen("[[volume]]\n", "[[volume]]\nscan_mib_per_s = 40\n", 1);
@@ -219,7 +209,7 @@ fn a_device_that_has_none_gets_a_tree_while_it_is_in_use_and_a_kill_loses_little
 #[test]
 fn a_tree_that_cannot_be_kept_holds_nobody_up_and_is_told() {
     let place = folder();
-    let mut node = alone(place.path(), plan());
+    let mut node = single(place.path(), plan());
     // A file where its folder is to be.
     let state = node.folder().join("state");
     std::fs::create_dir_all(&state).expect("a state directory");
@@ -276,6 +266,8 @@ fn a_deep_verify_names_what_was_changed_and_nothing_else_also_under_load() {
     }
     load.stop().expect("no error");
     equal_roots(&mut alpha, &mut beta);
+    // Nobody is there from whom it could be repaired.
+    alpha.kill().expect("killed");
     for block in [3, 4, 700] {
         flip(&beta.backing(), block);
     }
@@ -287,22 +279,53 @@ fn a_deep_verify_names_what_was_changed_and_nothing_else_also_under_load() {
         findings.any(|found| found.state == "damaged" && found.cause.contains("LBA 24-39"))
     };
     beta.wait_for("say so", LIMIT, is_told).expect("it is told");
-    // It is remembered, and what is written again as a whole is good again.
+    let (volume, accept_loss) = (VOLUME.to_owned(), false);
+    let refused = beta.ask(&Request::Promote {
+        volume,
+        accept_loss,
+    });
+    let refused = refused.expect_err("it is damaged").to_string();
+    assert!(refused.contains("DAMAGED"), "{refused}");
+    // It is remembered, and repaired when a good copy is there.
     beta.kill().expect("killed");
     beta.start().expect("it recovers");
     beta.wait_for("say so again", LIMIT, is_told)
         .expect("it is told");
+    alpha.start().expect("it recovers");
     alpha.wait_for_peer(LIMIT).expect("beta follows");
+    beta.wait_for("be repaired", LIMIT, |report| {
+        tree(report).is_some_and(|tree| (tree.bad_blocks, tree.repaired_blocks) == (0, 3))
+    })
+    .expect("repaired");
+    equal_roots(&mut alpha, &mut beta);
+    assert_eq!(verify(&mut beta).bad_blocks, 0);
+}
+
+fn is_whole(report: &VolumeReport) -> bool {
+    tree(report).is_some_and(|tree| tree.bad_blocks == 0 && tree.root.is_some())
+}
+
+#[test]
+fn a_part_of_a_damaged_block_that_is_written_does_not_make_it_good() {
+    let (place, plan) = (folder(), plan());
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
     let mut client = alpha.client().expect("a client");
-    client.write(3 * 4096, &[9; 8192], false).expect("written");
-    client.write(700 * 4096, &[9; 512], false).expect("written");
+    client
+        .write(700 * 4096, &[8; 8192], false)
+        .expect("written");
+    client.flush().expect("flushed");
+    equal_roots(&mut alpha, &mut beta);
+    // Only the sweep that reads the block to merge it can find this.
+    flip(&beta.backing(), 700);
+    client
+        .write(700 * 4096 + 1024, &[9; 512], false)
+        .expect("written");
     client.flush().expect("flushed");
     alpha.drain().expect("drained");
-    beta.wait_for("have only one bad block", LIMIT, |report| {
-        tree(report).is_some_and(|tree| tree.bad_blocks == 1)
+    beta.wait_for("find the damage", LIMIT, |report| {
+        tree(report).is_some_and(|tree| tree.bad_lbas == ["LBA 5600-5607"])
     })
-    .expect("two are good again");
-    // A part of a damaged block does not make it good, and the other copy shows the difference.
+    .expect("found");
     assert_eq!(verify(&mut beta).bad_lbas, ["LBA 5600-5607"]);
     alpha
         .wait_for("see that the copies differ", LIMIT, |report| {
@@ -310,4 +333,59 @@ fn a_deep_verify_names_what_was_changed_and_nothing_else_also_under_load() {
             findings.any(|found| found.state == "copies-differ")
         })
         .expect("told");
+    client
+        .write(700 * 4096, &[7; 4096], false)
+        .expect("written");
+    client.flush().expect("flushed");
+    alpha.drain().expect("drained");
+    beta.wait_for("be whole", LIMIT, is_whole)
+        .expect("good again");
+    equal_roots(&mut alpha, &mut beta);
+}
+
+#[test]
+fn a_damaged_block_is_never_read_and_a_peer_repairs_it() {
+    let place = folder();
+    // Writers are served while the peer is away.
+    let plan = Plan {
+        policy: "ack = \"async\"\n".to_owned(),
+        ..plan()
+    };
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let mut client = alpha.client().expect("a client");
+    let contents: Vec<u8> = (0..64 << 10)
+        .map(|at: u32| at.to_le_bytes()[1] ^ 0x5A)
+        .collect();
+    client.write(0, &contents, false).expect("written");
+    client.flush().expect("flushed");
+    equal_roots(&mut alpha, &mut beta);
+    beta.kill().expect("killed");
+    flip(&alpha.backing(), 3);
+    flip(&alpha.backing(), 9);
+    assert_eq!(verify(&mut alpha).bad_blocks, 2);
+    let mut reader = alpha.client().expect("a client");
+    let mut read = |at: usize| {
+        let read = reader.read(at as u64, 4096);
+        read.map(|read| read == contents[at..at + 4096])
+    };
+    for at in [3, 9] {
+        let refused = read(at * 4096).expect_err("it is damaged").to_string();
+        assert!(refused.contains("error 5 "), "{refused}");
+    }
+    assert!(read(4 * 4096).expect("others are read"));
+    // What is written again is good at once, and in the backing.
+    let mut client = alpha.client().expect("a client");
+    client
+        .write(9 * 4096, &contents[9 * 4096..10 * 4096], false)
+        .expect("written");
+    assert!(read(9 * 4096).expect("from the overlay"));
+    beta.start().expect("it recovers");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    alpha
+        .wait_for("be whole", LIMIT, is_whole)
+        .expect("repaired");
+    assert!(read(3 * 4096).expect("from the backing"));
+    equal_roots(&mut alpha, &mut beta);
+    let report = alpha.report().expect("a report");
+    assert_eq!(tree(&report).map(|tree| tree.repaired_blocks), Some(1));
 }

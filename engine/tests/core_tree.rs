@@ -3,11 +3,11 @@
 //! The core alone, on a log in memory whose operations complete at once; the test is the tree.
 
 use hn4::log::{LogIdentity, RING_START, Role};
-use hn4::types::{Epoch, Incarnation, Lba, LogOffset, NodeId, Rank, Term, VolumeId};
+use hn4::types::{BlockIndex, Epoch, Incarnation, Lba, LogOffset, NodeId, Rank, Term, VolumeId};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{
-    Control, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerState, Request, RequestId, SeedOrigin,
-    SeedPiece, Time, Tip, TreeEvent, TreeWork,
+    Control, Damaged, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerState, Request, RequestId,
+    SeedOrigin, SeedPiece, Time, Tip, TreeEvent, TreeWork,
 };
 use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog};
 use hn4_engine::core::{Action, Actions, Event, Lanes, Volume, VolumeConfig};
@@ -52,6 +52,9 @@ struct Bench {
     requests: u64,
     /// What the tree was told, and where the backing was written, in order.
     seen: Vec<Seen>,
+    /// Requests that are complete, and whether they failed.
+    done: Vec<(u64, bool)>,
+    time: Time,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -95,6 +98,8 @@ impl Bench {
             mem,
             requests: 0,
             seen: Vec::new(),
+            done: Vec::new(),
+            time: Time(0),
         };
         bench.step(Event::Timer);
         bench
@@ -105,7 +110,7 @@ impl Bench {
         while let Some(event) = events.pop_front() {
             let mut actions = Actions::default();
             let now = Now {
-                time: Time(0),
+                time: self.time,
                 wall_ms: 0,
             };
             self.volume.step(now, event, &mut self.mem, &mut actions);
@@ -121,6 +126,7 @@ impl Bench {
                         result.expect("drained");
                         self.seen.push(Seen::Drained);
                     }
+                    Action::Complete { id, result } => self.done.push((id.0, result.is_err())),
                     _ => {}
                 }
             }
@@ -162,6 +168,23 @@ impl Bench {
             fua: false,
             slots,
         });
+    }
+
+    /// The number of the request.
+    fn read(&mut self, lba: u64, sectors: u32) -> u64 {
+        let blocks = (lba % 8 + u64::from(sectors)).div_ceil(8);
+        let slots = (0..blocks).map(|_| self.mem.alloc().expect("a slot"));
+        let slots = slots.collect();
+        self.ask(Request::Read {
+            lba: Lba(lba),
+            sectors,
+            slots,
+        });
+        self.requests
+    }
+
+    fn damage(&mut self, block: u64, damaged: Option<Damaged>) {
+        self.tree(TreeEvent::Damage(BlockIndex(block), damaged));
     }
 
     fn drain(&mut self) {
@@ -324,4 +347,53 @@ fn a_full_copy_is_written_only_when_no_tree_is_left() {
     assert_eq!(bench.take(), []);
     bench.tree(TreeEvent::Discarded);
     assert_eq!(bench.take(), [Seen::Backing(0, 4096)]);
+}
+
+#[test]
+fn what_is_known_to_be_damaged_is_not_read_until_it_is_repaired_or_written_again() {
+    let mut bench = Bench::new(Role::Primary);
+    bench.damage(5, Some(Damaged::Sought));
+    bench.done.clear();
+    let beside = [bench.read(0, 40), bench.read(48, 8)];
+    assert_eq!(bench.done, beside.map(|id| (id, false)), "others are read");
+    bench.done.clear();
+    let waits = [bench.read(32, 24), bench.read(47, 1)];
+    assert_eq!(bench.done, [], "they wait for the repair");
+    bench.damage(5, None);
+    assert_eq!(bench.done, waits.map(|id| (id, false)));
+
+    // There is no good copy: whoever waits hears of it, and whoever comes later.
+    bench.damage(5, Some(Damaged::Sought));
+    bench.done.clear();
+    let waits = bench.read(40, 8);
+    bench.damage(5, Some(Damaged::Lost));
+    let late = bench.read(40, 8);
+    assert_eq!(bench.done, [(waits, true), (late, true)]);
+
+    // What has been written since is good, and nothing else of the block is.
+    bench.write(42, 2);
+    bench.done.clear();
+    let (written, half) = (bench.read(42, 2), bench.read(42, 3));
+    assert_eq!(bench.done, [(written, false), (half, true)]);
+}
+
+#[test]
+fn a_read_does_not_wait_for_a_repair_for_ever() {
+    let mut bench = Bench::new(Role::Primary);
+    bench.damage(5, Some(Damaged::Sought));
+    bench.done.clear();
+    let read = bench.read(40, 8);
+    let deadline = bench.volume.next_deadline().expect("somebody waits");
+    bench.step(Event::Timer);
+    assert_eq!(bench.done, []);
+    bench.time = deadline;
+    bench.step(Event::Timer);
+    assert_eq!(bench.done, [(read, true)]);
+    assert_eq!(bench.volume.next_deadline(), None, "nobody waits any more");
+
+    let read = bench.read(40, 8);
+    bench.done.clear();
+    bench.volume.stop();
+    bench.step(Event::Timer);
+    assert_eq!(bench.done, [(read, true)]);
 }

@@ -15,7 +15,7 @@ use blake3::platform::Platform;
 use blake3::{CHUNK_LEN, IncrementCounter};
 use hn4::types::BLOCK_BYTES;
 
-use crate::hash::{DIGEST_BYTES, Digest, STATE_LEAF};
+use crate::hash::{DIGEST_BYTES, Digest, STATE_LEAF, STATE_NODE};
 
 /// Bytes in a block, as an array length.
 pub const BLOCK: usize = 4096;
@@ -130,6 +130,38 @@ fn leaves_wide(blocks: &[&Block], emit: &mut impl FnMut(Digest)) {
     upper.as_chunks().0[..blocks.len()]
         .iter()
         .for_each(|digest| emit(Digest(*digest)));
+}
+
+/// Nodes of the state tree over all pairs of `nodes`, many at a time, into the front of `nodes`;
+/// half as many as there were. The same as [`crate::tree::parent`], which knows zeroes by their
+/// level, since a zero node is the hash of the two below it.
+pub(crate) fn state_parents(nodes: &mut [[u8; DIGEST_BYTES]]) -> usize {
+    let platform = Platform::detect();
+    let key = blake3::platform::words_from_le_bytes_32(STATE_NODE.key());
+    let count = nodes.len() / 2;
+    let mut parents = [0; WIDTH * DIGEST_BYTES];
+    for first in (0..count).step_by(WIDTH) {
+        let some = WIDTH.min(count - first);
+        let mut inputs: [&[u8; 2 * DIGEST_BYTES]; WIDTH] = [&[0; 2 * DIGEST_BYTES]; WIDTH];
+        let pairs = nodes[2 * first..].as_flattened().as_chunks().0;
+        inputs[..some]
+            .iter_mut()
+            .zip(pairs)
+            .for_each(|(input, pair)| *input = pair);
+        // A pair is one block of one chunk, and that chunk is all.
+        platform.hash_many(
+            &inputs[..some],
+            &key,
+            0,
+            IncrementCounter::No,
+            DERIVE_KEY_MATERIAL,
+            CHUNK_START,
+            CHUNK_END | ROOT,
+            &mut parents,
+        );
+        nodes[first..first + some].copy_from_slice(&parents.as_chunks().0[..some]);
+    }
+    count
 }
 
 /// Hashes up to 32 pairs of chaining values under `flags`.

@@ -331,7 +331,7 @@ impl Log {
         let medium = Shade::new(files.tree.clone());
         let of = (self.identity.volume, geometry);
         let (mut keeper, found) = Keeper::open(medium, of, checkpoint)?;
-        if found != Opened::Whole || keeper.root()?.is_none() {
+        if found != Opened::Whole || keeper.settle()?.is_none() {
             return Err("there is no whole state tree (tree = \"on\")".into());
         }
         let path = BlockPath::build(&keeper.view(), block)?;

@@ -340,6 +340,9 @@ pub struct TreeReport {
     /// When the last deep verify ended, in milliseconds since 1970; null before the first.
     #[serde(default)]
     pub verified_at_ms: Option<u64>,
+    /// Blocks of 4 KiB that were damaged and have been written again from a peer's copy, ever.
+    #[serde(default)]
+    pub repaired_blocks: u64,
     /// Blocks of 4 KiB that are known not to be what was written there.
     #[serde(default)]
     pub bad_blocks: u64,

@@ -301,6 +301,11 @@ impl Volume {
             let next = format!("for an orderly change: hn4ctl switchover {name}");
             return error(what, why, next);
         }
+        if !accept_loss && let Some(why) = known_damage(&report) {
+            let next = "promote a copy without damage, or wait for the repair from a peer; to \
+                        serve this one with errors where it is damaged: --accept-loss";
+            return error(what, why, next);
+        }
         self.take_over(what, if accept_loss { 0 } else { self.answers() })
             .await
     }
@@ -421,4 +426,13 @@ impl Volume {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+/// What is known to be damaged in this copy.
+fn known_damage(report: &Report) -> Option<String> {
+    let tree = report.tree().filter(|tree| tree.bad_blocks > 0)?;
+    let (count, places) = (tree.bad_blocks, tree.bad_lbas.join(", "));
+    Some(format!(
+        "this copy is DAMAGED: {count} blocks of its backing are not what was written there: \
+         {places}"
+    ))
 }

@@ -63,6 +63,7 @@ pub(super) fn local_state(
         },
         proves,
         compares: false,
+        repairs: false,
     }
 }
 
@@ -132,6 +133,7 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
         | Output::Alive
         | Output::Proof(_)
         | Output::Root(_)
+        | Output::Tree(_)
         | Output::Refused { .. }
         | Output::Closed { .. } => return None,
     })

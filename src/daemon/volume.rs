@@ -107,14 +107,15 @@ impl Report {
     pub(super) fn tree(&self) -> Option<TreeReport> {
         let tree = self.tree.clone()?;
         Some(TreeReport {
-            epoch: tree.checkpoint.map(|epoch| epoch.0),
-            root: tree.root.map(|root| root.to_string()),
+            epoch: tree.root.map(|(epoch, _)| epoch.0),
+            root: tree.root.map(|(_, root)| root.to_string()),
             built_bytes: tree.built_bytes,
             leaves: tree.leaves,
             failed: tree.failed,
             notice: tree.notice,
             verified_bytes: tree.verified_bytes,
             verified_at_ms: tree.record.as_ref().and_then(|record| record.finished_ms),
+            repaired_blocks: tree.record.as_ref().map_or(0, |record| record.repaired),
             bad_blocks: tree.record.as_ref().map_or(0, verify::Record::count),
             bad_lbas: tree
                 .record
@@ -364,6 +365,7 @@ impl VolumeTask {
                 }
                 let state = LocalState {
                     compares: self.tree.is_some(),
+                    repairs: self.tree.is_some(),
                     ..translate::local_state(
                         &self.identity,
                         self.node,
@@ -410,6 +412,7 @@ impl VolumeTask {
                 peer.session = Some(session);
                 peer.role = Some(state.role);
                 peer.compares = state.compares;
+                peer.repairs = state.repairs;
                 peer.last_words.clear();
                 peer.refused = None;
                 let (volume, role, copy) = (&self.name, state.role, state.copy);
@@ -453,6 +456,7 @@ impl VolumeTask {
                 PeerEvent::Disconnected
             }
             Output::Root(root) => return self.peer_root(index, &root),
+            Output::Tree(message) => return self.peer_tree(index, message),
             Output::Proof(message) => {
                 return tell(&self.proof, ToProver::Message(id.0, message));
             }

@@ -11,7 +11,7 @@ use hn4::types::{
 
 pub use super::io::{Disk, Io, IoToken, Seg};
 use super::peers::PeerSet;
-pub use super::tree::{TreeEvent, TreeWork};
+pub use super::tree::{Damaged, TreeEvent, TreeWork};
 use crate::arena::SlotId;
 
 /// A reading of a monotonic clock, in nanoseconds since an arbitrary start.

@@ -18,6 +18,7 @@ pub mod recovery;
 mod apply;
 mod checkpoint;
 mod compare;
+mod damage;
 mod election;
 mod feed;
 mod fork;

@@ -14,8 +14,9 @@
 use std::ops::Range;
 
 use hn4::log::CopyState;
-use hn4::types::{BLOCK_BYTES, Epoch};
+use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch};
 
+pub use super::damage::Damaged;
 use super::event::{Action, Actions, Time, Tip};
 use super::sweep::Sweep;
 use super::volume::Volume;
@@ -60,7 +61,8 @@ pub enum TreeWork {
     Done {
         /// The new checkpoint.
         at: Tip,
-        /// The primary has marked it: all copies have this checkpoint.
+        /// The primary has marked it: all copies have this checkpoint. Answered by
+        /// [`TreeEvent::Rooted`], soon or much later.
         marked: bool,
     },
     /// Leave nothing of the tree; answered by [`TreeEvent::Discarded`].
@@ -74,8 +76,12 @@ pub enum TreeEvent {
     Took,
     /// The sweep to this epoch may begin.
     Ready(Epoch),
+    /// The root at a marked checkpoint is there, or there will be none.
+    Rooted,
     /// There is no tree.
     Discarded,
+    /// A block of the backing is damaged, or (`None`) good again.
+    Damage(BlockIndex, Option<Damaged>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -112,6 +118,8 @@ pub(super) struct Tree {
     hand: Hand,
     /// When an epoch was marked last.
     marked_at: Option<Time>,
+    /// The root at a marked checkpoint is being computed.
+    rooting: bool,
 }
 
 impl Tree {
@@ -164,7 +172,7 @@ impl Tree {
         };
     }
 
-    pub(super) fn event(&mut self, event: TreeEvent, cut: Option<Epoch>) {
+    fn event(&mut self, event: TreeEvent, cut: Option<Epoch>) {
         match event {
             TreeEvent::Took => {
                 if let Hand::Over { portions, .. } = &mut self.hand {
@@ -177,21 +185,24 @@ impl Tree {
             TreeEvent::Discarded if self.standing == Standing::Discarding => {
                 self.standing = Standing::Gone;
             }
+            TreeEvent::Rooted => self.rooting = false,
             // Of a sweep or a tree that is no more.
-            TreeEvent::Ready(_) | TreeEvent::Discarded => {}
+            TreeEvent::Ready(_) | TreeEvent::Discarded | TreeEvent::Damage(..) => {}
         }
     }
 
     /// The sweep was recorded.
     pub(super) fn recorded(&mut self, at: Tip, marked: bool, out: &mut Actions) {
         if std::mem::take(&mut self.hand) == Hand::Ready {
+            self.rooting |= marked;
             out.push(Action::Tree(TreeWork::Done { at, marked }));
         }
     }
 
-    /// Whether the epoch that is sealed now is to be marked.
+    /// Whether the epoch that is sealed now is to be marked: not more often than this copy can
+    /// compute roots.
     pub(super) fn marks(&mut self, now: Time, every_ms: u64) -> bool {
-        let due = self.marked_at.is_none_or(|at| now >= at.plus_ms(every_ms));
+        let due = self.marked_at.is_none_or(|at| now >= at.plus_ms(every_ms)) && !self.rooting;
         if due {
             self.marked_at = Some(now);
         }
@@ -200,6 +211,12 @@ impl Tree {
 }
 
 impl Volume {
+    pub(super) fn tree_event(&mut self, event: TreeEvent) {
+        self.damage.event(event);
+        let cut = self.sweep.as_ref().map(|sweep| sweep.cut);
+        self.tree.event(event, cut);
+    }
+
     /// Starts the tree when the backing is an exact state that only sweeps change.
     pub(super) fn tree_progress(&mut self, out: &mut Actions) {
         if !self.config.tree {

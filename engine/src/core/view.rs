@@ -195,10 +195,9 @@ impl Volume {
         let election = self.election.as_ref().and_then(Election::deadline);
         let regroup = self.regroup.as_ref().and_then(Regroup::deadline);
         let shadow = self.shadow_deadline();
-        [seal, destage, degrade, election, lag, regroup, shadow]
-            .into_iter()
-            .flatten()
-            .min()
+        let repair = self.damage.deadline();
+        let all = [seal, destage, degrade, election, lag, regroup, shadow];
+        all.into_iter().chain([repair]).flatten().min()
     }
 
     /// From now on nothing new is accepted.

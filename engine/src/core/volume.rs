@@ -21,6 +21,7 @@ use hn4::log::Role;
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK, Term};
 
 use super::config::VolumeConfig;
+use super::damage::Damage;
 use super::election::Election;
 use super::event::{
     Action, Actions, Control, CopyStatus, Disk, Event, Failure, IoToken, Now, Request, RequestId,
@@ -74,6 +75,7 @@ pub struct Volume {
     pub(super) prover: Prover,
     pub(super) failed: Option<FailedClosed>,
     pub(super) stopping: bool,
+    pub(super) damage: Damage,
     /// When the open epoch got its first record.
     pub(super) open_since: Option<Time>,
     /// The open epoch is to be sealed, but log or slots are short: whatever frees them is an event,
@@ -130,6 +132,7 @@ impl Volume {
             prover: Prover::new(config.apply_proven, proven),
             failed: None,
             stopping: false,
+            damage: Damage::default(),
             open_since: None,
             seal_blocked: false,
             discarded: false,
@@ -194,7 +197,7 @@ impl Volume {
             Event::Unpin { generation } => self.unpin(generation),
             Event::Peer { peer, event } => self.peer_event(peer, event, out),
             Event::Proof(event) => self.proof_event(event, out),
-            Event::Tree(event) => self.tree.event(event, self.sweep.as_ref().map(|s| s.cut)),
+            Event::Tree(event) => self.tree_event(event),
             Event::Control { id, control } => self.control(now, id, control, out),
         }
         self.progress(now, mem, out);
@@ -210,6 +213,7 @@ impl Volume {
         self.return_progress(mem, out);
         self.transition_progress(out);
         self.pins_progress(mem, out);
+        self.damage_progress(now, mem, out);
         self.apply_progress(mem, out);
         if self.failed.is_none() {
             self.try_seal(now, mem, out);
@@ -225,8 +229,7 @@ impl Volume {
             self.superblock_progress(mem, out);
         }
         let status = self.copy_status();
-        if self.last_status != Some(status) {
-            self.last_status = Some(status);
+        if self.last_status.replace(status) != Some(status) {
             out.push(Action::StateChanged);
         }
     }
@@ -266,7 +269,7 @@ impl Volume {
                 lba,
                 sectors,
                 slots,
-            } => self.read(id, lba, sectors, &slots, mem, out),
+            } => self.read_what_is_good(now, id, (lba, sectors, &slots), mem, out),
             Request::Write {
                 lba,
                 sectors,

@@ -9,10 +9,14 @@
 //! that is on its way. Whether a sweep that a crash has torn is still to be written again is known
 //! to the caller (the log's superblock says how far a sweep may have begun), not here.
 //!
+//! A sweep waits for nothing but its own leaves. The nodes above them and the merging of runs are
+//! left to [`Keeper::work`], which does a little at a time, between sweeps.
+//!
 //! Memory: the leaves of one sweep, those of one portion of the first build (640 KiB), the indexes
 //! of the runs and the top nodes. Not here: threads, rates, files.
 
 mod medium;
+mod work;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,10 +25,12 @@ use std::ops::Range;
 use hn4::types::{BLOCK_BYTES, Epoch, VolumeId};
 
 pub use self::medium::{Device, TreeMedium};
+pub use self::work::Worked;
+use self::work::{Merging, Summing};
 use super::manifest::{Manifest, Member, Recovery};
-use super::merge::{Merge, merge};
-use super::run::{Run, RunMeta, RunSummary, RunWriter};
-use super::view::{Nodes, Tops, View, refresh_middles};
+use super::merge::Merge;
+use super::run::{Run, RunSummary, RunWriter};
+use super::view::Tops;
 use super::{Geometry, MIDDLE_LEVEL, TreeError, zero_node};
 use crate::blocks;
 use crate::hash::Digest;
@@ -80,6 +86,12 @@ pub struct Keeper<M: TreeMedium> {
     /// The portion of the first build that is being gathered, and the block after it.
     portion: BTreeMap<u64, Digest>,
     portion_next: u64,
+    summing: Option<Summing<M>>,
+    merging: Option<Merging<M>>,
+    /// A root that was wanted, and its checkpoint.
+    rooted: Option<(Epoch, Digest)>,
+    /// There may be work.
+    is_due: bool,
 }
 
 impl<M: TreeMedium> Keeper<M> {
@@ -104,6 +116,10 @@ impl<M: TreeMedium> Keeper<M> {
             tops: Tops::default(),
             portion: BTreeMap::new(),
             portion_next: 0,
+            summing: None,
+            merging: None,
+            rooted: None,
+            is_due: true,
         };
         let found = match keeper.medium.manifest()? {
             None => Opened::New,
@@ -140,7 +156,6 @@ impl<M: TreeMedium> Keeper<M> {
 
     fn load(&mut self) -> Result<(), TreeError> {
         self.open_runs()?;
-        self.summarise_leaves()?;
         self.tops = Tops::load(self.geometry, &self.middles)?;
         Ok(())
     }
@@ -151,6 +166,7 @@ impl<M: TreeMedium> Keeper<M> {
     /// # Errors
     /// [`TreeError::Io`].
     pub fn begin_anew(&mut self, checkpoint: Epoch) -> Result<(), TreeError> {
+        (self.summing, self.merging, self.rooted) = (None, None, None);
         self.leaves.clear();
         self.middles.clear();
         self.tops = Tops::default();
@@ -230,6 +246,7 @@ impl<M: TreeMedium> Keeper<M> {
         // What the sweep writes was hashed too early, if it was hashed.
         self.portion
             .retain(|block, _| !leaves.contains_key(block) && !is_zeroed(*block));
+        self.catch_up()?;
         let meta = self.manifest.sweep_meta(cut);
         let mut writer = RunWriter::new(meta, self.medium.create(meta.id)?);
         let mut written = leaves.iter().peekable();
@@ -264,62 +281,8 @@ impl<M: TreeMedium> Keeper<M> {
     /// [`TreeError`] if no such sweep was begun, or its run cannot be read.
     pub fn finish_sweep(&mut self, cut: Epoch) -> Result<(), TreeError> {
         self.manifest.finish_sweep(cut).map_err(step)?;
+        self.is_due = true;
         self.open_runs()
-    }
-
-    /// Brings the middle nodes up to the leaves and merges runs where it is due.
-    ///
-    /// # Errors
-    /// [`TreeError`] of a run or the medium.
-    pub fn tidy(&mut self) -> Result<(), TreeError> {
-        self.summarise()?;
-        let mut merged = Vec::new();
-        while let Some(plan) = self.manifest.plan_merge() {
-            let meta = plan.meta;
-            let mut writer = RunWriter::new(meta, self.medium.create(meta.id)?);
-            let runs = if meta.level == 0 {
-                &self.leaves
-            } else {
-                &self.middles
-            };
-            let inputs = runs.iter();
-            let inputs = inputs.filter(|run| plan.inputs.contains(&run.summary().meta.id));
-            merge(inputs, plan.is_oldest, meta.level, &mut writer)?;
-            let run = self.finish(writer)?;
-            self.manifest.merge_done(&plan, run).map_err(step)?;
-            self.open_runs()?;
-            merged.extend(plan.inputs);
-        }
-        if !merged.is_empty() {
-            self.save()?;
-            merged
-                .into_iter()
-                .try_for_each(|id| self.medium.remove(id))?;
-        }
-        Ok(())
-    }
-
-    /// The root at the checkpoint; `None` while the first build is under way.
-    ///
-    /// # Errors
-    /// [`TreeError`] of a run or the medium.
-    pub fn root(&mut self) -> Result<Option<Digest>, TreeError> {
-        if self.manifest.first_build().is_some() {
-            return Ok(None);
-        }
-        self.summarise()?;
-        self.view().root().map(Some)
-    }
-
-    /// All nodes, as new as the last [`Self::root`] or [`Self::tidy`].
-    #[must_use]
-    pub fn view(&self) -> View<'_, M::Run> {
-        View {
-            geometry: self.geometry,
-            leaves: &self.leaves,
-            middles: &self.middles,
-            tops: &self.tops,
-        }
     }
 
     /// Leaves of the blocks of `range`, in order, zeroes included.
@@ -388,9 +351,9 @@ impl<M: TreeMedium> Keeper<M> {
         let run = self.finish(writer)?;
         let done = self.manifest.portion_done(run, self.portion_next);
         done.map_err(step)?;
+        self.is_due = true;
         self.open_runs()?;
-        self.save()?;
-        self.tidy()
+        self.save()
     }
 
     /// Reads up to `blocks` blocks from `from` on and compares them with the tree; what differs or
@@ -485,54 +448,6 @@ impl<M: TreeMedium> Keeper<M> {
             }
         }
         Ok(())
-    }
-
-    fn summarise(&mut self) -> Result<(), TreeError> {
-        if let Some(meta) = self.summarise_leaves()? {
-            let new = self.middles.iter();
-            let new = new.filter(|run| run.summary().meta == meta);
-            let mut touched = Vec::new();
-            for entry in new.flat_map(Run::iter) {
-                touched.push(entry?.0);
-            }
-            self.tops
-                .refresh(self.geometry, &self.middles, touched.into_iter())?;
-        }
-        Ok(())
-    }
-
-    /// Writes a run of the middle nodes above all leaves that have none yet. It is named with the
-    /// next manifest; until then opening would write it again.
-    fn summarise_leaves(&mut self) -> Result<Option<RunMeta>, TreeError> {
-        let ids: Vec<u64> = self
-            .manifest
-            .unsummarised()
-            .map(|member| member.run.meta.id)
-            .collect();
-        if ids.is_empty() {
-            return Ok(None);
-        }
-        let meta = self.manifest.middle_meta();
-        let mut writer = RunWriter::new(meta, self.medium.create(meta.id)?);
-        let new = self.leaves.iter();
-        let new = new.filter(|run| ids.contains(&run.summary().meta.id));
-        let mut failed = None;
-        let touched = Merge::new(new, 0).map_while(|entry| match entry {
-            Ok((block, _)) => Some(block),
-            Err(error) => {
-                failed = Some(error);
-                None
-            }
-        });
-        let emit = |index, node| writer.push(index, &node);
-        refresh_middles(self.geometry, &self.leaves, touched, emit)?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let run = self.finish(writer)?;
-        self.manifest.middles_done(run, &ids).map_err(step)?;
-        self.open_runs()?;
-        Ok(Some(meta))
     }
 }
 

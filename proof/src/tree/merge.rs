@@ -6,16 +6,18 @@ use super::run::{Run, RunIter, RunWriter};
 use super::{ReadAt, TreeError, zero_node};
 use crate::hash::Digest;
 
-/// A run, and the entry of it that comes next.
-type Input<'a, R> = (RunIter<'a, R>, Option<(u64, Digest)>);
-
 /// Iterator over the merged entries of runs, ascending.
 #[derive(Debug)]
 pub struct Merge<'a, R> {
-    // Newest first, each with the entry that comes next.
-    inputs: Vec<Input<'a, R>>,
+    // Newest first. `heads` and `nodes` are the entries that come next.
+    inputs: Vec<RunIter<'a, R>>,
+    heads: Vec<u64>,
+    nodes: Vec<Digest>,
     failed: Option<TreeError>,
 }
+
+/// Head of an input that has ended; no tree has such a node.
+const ENDED: u64 = u64::MAX;
 
 impl<'a, R: ReadAt> Merge<'a, R> {
     /// Merges `runs`, newest first, from node `from` on.
@@ -24,27 +26,43 @@ impl<'a, R: ReadAt> Merge<'a, R> {
     where
         R: 'a,
     {
-        let inputs = runs
-            .into_iter()
-            .map(|run| (run.iter_from(from), None))
-            .collect();
+        let inputs: Vec<_> = runs.into_iter().map(|run| run.iter_from(from)).collect();
+        let count = inputs.len();
         let mut merge = Self {
             inputs,
+            heads: vec![ENDED; count],
+            nodes: vec![Digest::ZERO; count],
             failed: None,
         };
-        (0..merge.inputs.len()).for_each(|input| merge.advance(input));
+        (0..count).for_each(|input| merge.advance(input));
         merge
     }
 
     fn advance(&mut self, input: usize) {
-        let (iterator, head) = &mut self.inputs[input];
-        match iterator.next().transpose() {
-            Ok(entry) => *head = entry,
-            Err(error) => {
-                *head = None;
-                self.failed = Some(error);
+        self.heads[input] = ENDED;
+        match self.inputs[input].next() {
+            Some(Ok((index, node))) => {
+                (self.heads[input], self.nodes[input]) = (index, node);
+            }
+            Some(Err(error)) => self.failed = Some(error),
+            None => {}
+        }
+    }
+
+    /// Leaves out what comes before node `index`.
+    pub fn seek(&mut self, index: u64) {
+        for input in 0..self.inputs.len() {
+            if self.heads[input] < index {
+                self.inputs[input].seek(index);
+                self.advance(input);
             }
         }
+    }
+
+    /// The next entry, if it lies before node `end`.
+    pub fn next_before(&mut self, end: u64) -> Option<<Self as Iterator>::Item> {
+        let is_there = self.failed.is_some() || self.heads.iter().any(|head| *head < end);
+        if is_there { self.next() } else { None }
     }
 }
 
@@ -53,17 +71,17 @@ impl<R: ReadAt> Iterator for Merge<'_, R> {
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(error) = self.failed.take() {
-            self.inputs.clear();
+            self.heads.fill(ENDED);
             return Some(Err(error));
         }
-        let heads = self.inputs.iter().filter_map(|(_, head)| *head);
-        let index = heads.map(|(index, _)| index).min()?;
+        let index = self.heads.iter().copied().min()?;
+        if index == ENDED {
+            return None;
+        }
         let mut newest = None;
         for input in 0..self.inputs.len() {
-            if let Some((at, node)) = self.inputs[input].1
-                && at == index
-            {
-                newest.get_or_insert(node);
+            if self.heads[input] == index {
+                newest.get_or_insert(self.nodes[input]);
                 self.advance(input);
             }
         }
@@ -71,24 +89,29 @@ impl<R: ReadAt> Iterator for Merge<'_, R> {
     }
 }
 
-/// Writes the merge of `runs`, newest first, into `writer`. With `is_oldest` nothing lies below
-/// them, and zero nodes are left out.
+/// Writes up to `limit` entries of the merge of `runs`, newest first, into `writer`, from node
+/// `from` on. With `is_oldest` nothing lies below them, and zero nodes are left out. Where the next
+/// slice begins; `None` at the end.
 ///
 /// # Errors
 /// [`TreeError`] of a run, or of the writer.
-pub fn merge<'a, R: ReadAt + 'a, W: io::Write>(
+pub fn merge_slice<'a, R: ReadAt + 'a, W: io::Write>(
     runs: impl IntoIterator<Item = &'a Run<R>>,
+    (from, limit): (u64, usize),
     is_oldest: bool,
-    level: u8,
     writer: &mut RunWriter<W>,
-) -> Result<(), TreeError> {
-    for entry in Merge::new(runs, 0) {
+) -> Result<Option<u64>, TreeError> {
+    let mut merged = Merge::new(runs, from);
+    let mut next = from;
+    for entry in merged.by_ref().take(limit) {
         let (index, node) = entry?;
-        if !(is_oldest && node == zero_node(level)) {
+        if !(is_oldest && node == zero_node(writer.meta().level)) {
             writer.push(index, &node)?;
         }
+        next = index + 1;
     }
-    Ok(())
+    let is_done = merged.next().transpose()?.is_none();
+    Ok(Some(next).filter(|_| !is_done))
 }
 
 #[cfg(test)]
@@ -105,7 +128,7 @@ mod tests {
         fn the_newest_entry_wins_and_zeroes_vanish_only_at_the_bottom(
             runs in prop::collection::vec(
                 prop::collection::btree_map(0_u64..300, 0_u64..4, 0..120), 1..6),
-            from in 0_u64..300,
+            from in 0_u64..300, limit in 1_usize..50,
         ) {
             let node = |number: u64| if number == 0 { zero_node(0) } else { leaf(number) };
             let mut expected = BTreeMap::new();
@@ -117,10 +140,23 @@ mod tests {
             }
             let merged: Vec<_> = Merge::new(&opened, from).map(Result::unwrap).collect();
             let range: Vec<_> = expected.range(from..).map(|(&at, &node)| (at, node)).collect();
-            prop_assert_eq!(merged, range);
+            prop_assert_eq!(&merged, &range);
+
+            let mut skipping = Merge::new(&opened, 0);
+            let third = skipping.next_before(from / 3);
+            prop_assert_eq!(
+                third.transpose().unwrap().map(|(at, _)| at),
+                expected.range(..from / 3).next().map(|(&at, _)| at)
+            );
+            skipping.seek(from);
+            let rest: Vec<_> = skipping.map(Result::unwrap).collect();
+            prop_assert_eq!(&rest, &range);
 
             let mut writer = RunWriter::new(meta(9, 0), Vec::new());
-            merge(&opened, true, 0, &mut writer).unwrap();
+            let mut next = Some(0);
+            while let Some(from) = next {
+                next = merge_slice(&opened, (from, limit), true, &mut writer).unwrap();
+            }
             let bottom = Run::open(writer.finish().unwrap().1).unwrap();
             let bottom: Vec<_> = bottom.iter().map(Result::unwrap).collect();
             expected.retain(|_, node| *node != zero_node(0));

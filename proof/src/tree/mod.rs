@@ -17,6 +17,7 @@
 //! | [`view`] | any node of the tree, from the runs |
 //! | [`path`] | proof that one block has one content |
 //! | [`compare`] | which 64 KiB groups of two trees differ |
+//! | [`exchange`] | asking a peer for the contents that a leaf stands for |
 //!
 //! **Invariant: a run is durable before the sweep whose blocks it names touches the backing**, so
 //! that tree and backing can be reconciled after a crash whatever came last.
@@ -31,6 +32,7 @@ use crate::hash::{self, Digest};
 
 pub mod build;
 pub mod compare;
+pub mod exchange;
 pub mod keeper;
 pub mod manifest;
 pub mod merge;

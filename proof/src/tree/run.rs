@@ -19,6 +19,7 @@
 //! The reader keeps the index in memory, 8 bytes for 102 leaves: 21 MiB for a TiB without holes.
 
 use std::io;
+use std::sync::Arc;
 
 use hn4::types::{Epoch, VolumeId};
 
@@ -96,6 +97,12 @@ impl<W: io::Write> RunWriter<W> {
             last: None,
             entries: 0,
         }
+    }
+
+    /// What the run is to hold.
+    #[must_use]
+    pub fn meta(&self) -> &RunMeta {
+        &self.meta
     }
 
     /// Appends an entry.
@@ -196,12 +203,21 @@ fn decode_trailer(bytes: &[u8]) -> Result<(RunMeta, u64, Digest), DecodeError> {
     ))
 }
 
-/// An open run.
+/// An open run. A clone is another handle of the same file.
 #[derive(Debug)]
-pub struct Run<R> {
+pub struct Run<R>(Arc<Opened<R>>);
+
+#[derive(Debug)]
+struct Opened<R> {
     source: R,
     summary: RunSummary,
     index: Vec<u64>,
+}
+
+impl<R> Clone for Run<R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
 }
 
 impl<R: ReadAt> Run<R> {
@@ -241,38 +257,41 @@ impl<R: ReadAt> Run<R> {
             .copied()
             .map(u64::from_le_bytes)
             .collect();
-        Ok(Self {
+        let summary = RunSummary {
+            meta,
+            entries,
+            digest,
+        };
+        Ok(Self(Arc::new(Opened {
             source,
-            summary: RunSummary {
-                meta,
-                entries,
-                digest,
-            },
+            summary,
             index,
-        })
+        })))
     }
 
     /// What the run holds.
     #[must_use]
     pub fn summary(&self) -> &RunSummary {
-        &self.summary
+        &self.0.summary
     }
 
     /// Entries from node `index` on, ascending.
     #[must_use]
     pub fn iter_from(&self, index: u64) -> RunIter<'_, R> {
-        // The page before the first one that begins behind `index` may hold it.
-        let page = self
-            .index
-            .partition_point(|&first| first <= index)
-            .saturating_sub(1);
         RunIter {
             run: self,
-            page,
+            page: self.page_of(index),
             loaded: Vec::new(),
             at: 0,
             from: index,
         }
+    }
+
+    /// The first page that may hold node `index` or a later one.
+    fn page_of(&self, index: u64) -> usize {
+        // The page before the first one that begins behind `index` may hold it.
+        let behind = self.0.index.partition_point(|&first| first <= index);
+        behind.saturating_sub(1)
     }
 
     /// All entries, ascending.
@@ -286,7 +305,7 @@ impl<R: ReadAt> Run<R> {
             meta,
             entries: total,
             ..
-        } = self.summary;
+        } = self.0.summary;
         let damaged = || TreeError::Damaged {
             run: meta.id,
             what: "a page",
@@ -296,7 +315,8 @@ impl<R: ReadAt> Run<R> {
             .expect("a page has at most 102 entries");
         let mut buffer = [0; PAGE_BYTES];
         let bytes = &mut buffer[..CHECKSUM + count * ENTRY];
-        self.source
+        self.0
+            .source
             .read_at(page as u64 * PAGE_BYTES as u64, bytes)?;
         let (checksum, body) = bytes.split_at(CHECKSUM);
         if checksum != page_checksum(meta.id, page as u64, body) {
@@ -326,6 +346,21 @@ pub struct RunIter<'a, R> {
     from: u64,
 }
 
+impl<R: ReadAt> RunIter<'_, R> {
+    /// Leaves out what comes before node `index`. Pages between are not read.
+    pub fn seek(&mut self, index: u64) {
+        self.from = self.from.max(index);
+        if self.loaded.last().is_some_and(|(last, _)| *last >= index) {
+            let rest = &self.loaded[self.at..];
+            self.at += rest.partition_point(|(at, _)| *at < index);
+            return;
+        }
+        self.loaded.clear();
+        self.at = 0;
+        self.page = self.page.max(self.run.page_of(index));
+    }
+}
+
 impl<R: ReadAt> Iterator for RunIter<'_, R> {
     type Item = Result<(u64, Digest), TreeError>;
 
@@ -337,11 +372,11 @@ impl<R: ReadAt> Iterator for RunIter<'_, R> {
                     return Some(Ok(entry));
                 }
             }
-            if self.page >= self.run.index.len() {
+            if self.page >= self.run.0.index.len() {
                 return None;
             }
             if let Err(error) = self.run.load(self.page, &mut self.loaded) {
-                self.page = self.run.index.len();
+                self.page = self.run.0.index.len();
                 self.loaded.clear();
                 return Some(Err(error));
             }
@@ -442,8 +477,15 @@ pub(crate) mod tests {
             let entries: Vec<_> = indexes.iter().map(|&at| (at, leaf(at))).collect();
             let run = Run::open(write(meta(1, 0), &entries)).unwrap();
             let read: Vec<_> = run.iter_from(from).map(Result::unwrap).collect();
-            let expected: Vec<_> = entries.into_iter().filter(|(at, _)| *at >= from).collect();
-            prop_assert_eq!(read, expected);
+            let after = |from: u64| entries.iter().copied().filter(move |(at, _)| *at >= from);
+            prop_assert_eq!(read, after(from).collect::<Vec<_>>());
+            let (mut iter, mut seen) = (run.iter(), 0);
+            for seek in [from / 3, from / 2, from] {
+                iter.seek(seek);
+                let next = iter.next().transpose().unwrap();
+                prop_assert_eq!(next, after(seek.max(seen)).next());
+                seen = next.map_or(u64::MAX, |(at, _)| at + 1);
+            }
         }
     }
 }

@@ -13,7 +13,8 @@ use super::build::SubtreeBuilder;
 use super::merge::Merge;
 use super::run::Run;
 use super::{Geometry, MIDDLE_LEVEL, ReadAt, TOP_LEVEL, TreeError, zero_node};
-use crate::hash::Digest;
+use crate::blocks;
+use crate::hash::{DIGEST_BYTES, Digest};
 
 /// Anything that knows the nodes of a tree.
 pub trait Nodes {
@@ -146,29 +147,69 @@ impl Tops {
     }
 }
 
-/// Computes the middle nodes above `touched` leaves, ascending, from `leaves`, newest run first,
-/// and hands each to `emit`, ascending.
+/// Leaves below a middle node.
+const BELOW_MIDDLE: usize = 1 << MIDDLE_LEVEL;
+/// From so many leaves on that are not zero, hashing them all side by side costs less than leaving
+/// out what is zero.
+const DENSE: usize = 24;
+
+/// Computes middle nodes above the leaves of the runs `new`, from `leaves`, newest run first, and
+/// hands each to `emit`, ascending: those from number `from` on, until they have cost about
+/// `budget` leaves. Where the next slice begins; `None` at the end.
 ///
 /// # Errors
 /// [`TreeError`] from the runs or from `emit`.
 pub fn refresh_middles<R: ReadAt>(
     geometry: Geometry,
-    leaves: &[Run<R>],
-    touched: impl Iterator<Item = u64>,
+    (leaves, new): (&[Run<R>], &[Run<R>]),
+    (from, mut budget): (u64, usize),
     mut emit: impl FnMut(u64, Digest) -> Result<(), TreeError>,
-) -> Result<(), TreeError> {
+) -> Result<Option<u64>, TreeError> {
     if geometry.height() < MIDDLE_LEVEL {
-        return Ok(());
+        return Ok(None);
     }
-    let mut last = None;
-    for index in touched.map(|leaf| leaf >> MIDDLE_LEVEL) {
-        if last.replace(index) != Some(index) {
-            let entries = Merge::new(leaves, index << MIDDLE_LEVEL);
-            let nodes = build_below(geometry, (MIDDLE_LEVEL, index, 0), 0, entries)?;
-            nodes.into_iter().try_for_each(|node| emit(index, node))?;
+    let mut touched = Merge::new(new, from << MIDDLE_LEVEL);
+    let mut known = Merge::new(leaves, from << MIDDLE_LEVEL);
+    while let Some((leaf, _)) = touched.next().transpose()? {
+        let index = leaf >> MIDDLE_LEVEL;
+        let (first, end) = (index << MIDDLE_LEVEL, (index + 1) << MIDDLE_LEVEL);
+        if budget == 0 {
+            return Ok(Some(index));
+        }
+        budget = budget.saturating_sub(BELOW_MIDDLE);
+        known.seek(first);
+        let mut below = [zero_node(0).0; BELOW_MIDDLE];
+        let mut count = 0;
+        while let Some((at, node)) = known.next_before(end).transpose()? {
+            below[usize::try_from(at - first).unwrap_or(0)] = node.0;
+            count += 1;
+        }
+        emit(index, middle_over(geometry, index, (&mut below, count))?)?;
+        touched.seek(end);
+    }
+    Ok(None)
+}
+
+/// The middle node over `below`, of which `count` are perhaps not zero.
+fn middle_over(
+    geometry: Geometry,
+    index: u64,
+    (below, count): (&mut [[u8; DIGEST_BYTES]; BELOW_MIDDLE], usize),
+) -> Result<Digest, TreeError> {
+    if count >= DENSE {
+        let mut rest = BELOW_MIDDLE;
+        while rest > 1 {
+            rest = blocks::state_parents(&mut below[..rest]);
+        }
+        return Ok(Digest(below[0]));
+    }
+    let mut builder = SubtreeBuilder::new(geometry, (MIDDLE_LEVEL, index), 0)?;
+    for (at, node) in (index << MIDDLE_LEVEL..).zip(below) {
+        if *node != zero_node(0).0 {
+            builder.push(at, Digest(*node))?;
         }
     }
-    Ok(())
+    Ok(builder.finish())
 }
 
 /// A tree in its runs.
@@ -269,7 +310,9 @@ pub(crate) mod tests {
                 .insert(0, Run::open(writer.finish().unwrap().1).unwrap());
             let mut writer = self.writer(MIDDLE_LEVEL);
             let emit = |index, node| writer.push(index, &node);
-            refresh_middles(self.geometry, &self.leaves, blocks.keys().copied(), emit).unwrap();
+            let runs = (&self.leaves[..], &self.leaves[..1]);
+            let next = refresh_middles(self.geometry, runs, (0, usize::MAX), emit).unwrap();
+            assert_eq!(next, None);
             self.middles
                 .insert(0, Run::open(writer.finish().unwrap().1).unwrap());
             let touched = blocks.keys().map(|leaf| leaf >> MIDDLE_LEVEL);

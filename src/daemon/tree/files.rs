@@ -13,6 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use hn4::types::{BLOCK_BYTES, VolumeId};
+use hn4_proof::blocks::{BLOCK, Block};
 use hn4_proof::tree::ReadAt;
 use hn4_proof::tree::keeper::{Device, TreeMedium};
 use nix::errno::Errno;
@@ -34,6 +35,32 @@ pub(super) struct Files {
 /// A run that is open.
 #[derive(Debug)]
 pub(super) struct RunFile(File);
+
+/// Bytes of a run after which they are flushed, so that no flush takes long.
+const FLUSH_EVERY: usize = 4 << 20;
+
+/// A run that is being written.
+#[derive(Debug)]
+pub(super) struct Sink {
+    file: File,
+    unflushed: usize,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.unflushed += written;
+        if self.unflushed >= FLUSH_EVERY {
+            self.file.sync_data()?;
+            self.unflushed = 0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 impl ReadAt for RunFile {
     fn len_bytes(&self) -> io::Result<u64> {
@@ -106,7 +133,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 
 impl TreeMedium for Files {
     type Run = RunFile;
-    type Sink = BufWriter<File>;
+    type Sink = BufWriter<Sink>;
 
     fn manifest(&self) -> io::Result<Option<Vec<u8>>> {
         read(&self.folder.join("manifest"))
@@ -123,12 +150,15 @@ impl TreeMedium for Files {
         self.replace("manifest", bytes)
     }
 
-    fn create(&mut self, id: u64) -> io::Result<BufWriter<File>> {
-        Ok(BufWriter::with_capacity(1 << 17, create(&self.run(id))?))
+    fn create(&mut self, id: u64) -> io::Result<BufWriter<Sink>> {
+        let file = create(&self.run(id))?;
+        let unflushed = 0;
+        let sink = Sink { file, unflushed };
+        Ok(BufWriter::with_capacity(1 << 17, sink))
     }
 
-    fn seal(&mut self, sink: BufWriter<File>) -> io::Result<()> {
-        sink.into_inner()?.sync_data()
+    fn seal(&mut self, sink: BufWriter<Sink>) -> io::Result<()> {
+        sink.into_inner()?.file.sync_data()
     }
 
     fn open(&self, id: u64) -> io::Result<RunFile> {
@@ -153,6 +183,7 @@ impl TreeMedium for Files {
 /// The backing of a volume, read past the page cache, without a lock: the shard has that.
 #[derive(Debug)]
 pub(super) struct Backing {
+    path: PathBuf,
     file: File,
     size_bytes: u64,
     tells_holes: bool,
@@ -176,11 +207,35 @@ impl Backing {
         let tells_holes =
             file.metadata()?.is_file() && known.contains(&fstatfs(&file)?.filesystem_type());
         Ok(Self {
+            path: path.to_owned(),
             file,
             size_bytes,
             tells_holes,
             scratch: Vec::new(),
         })
+    }
+}
+
+impl Backing {
+    /// Writes a block where nothing else writes at the moment, flushes it, and reads it again.
+    pub(super) fn repair(&mut self, block: u64, contents: &Block) -> io::Result<()> {
+        let offset = block * BLOCK_BYTES;
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC)
+            .open(&self.path)?;
+        self.scratch.resize(contents.len() + ALIGN, 0);
+        let start = self.scratch.as_ptr().align_offset(ALIGN);
+        let aligned = &mut self.scratch[start..start + contents.len()];
+        aligned.copy_from_slice(contents);
+        file.write_all_at(aligned, offset)?;
+        file.sync_data()?;
+        let mut again = [0; BLOCK];
+        self.read(offset, &mut again)?;
+        match again == *contents {
+            true => Ok(()),
+            false => Err(io::Error::other("it reads back as something else")),
+        }
     }
 }
 

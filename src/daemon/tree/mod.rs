@@ -1,7 +1,8 @@
 //! The state tree of a volume in a thread of its own.
 //!
 //! It hashes what each sweep is about to write, makes the leaves durable, and only then lets the
-//! sweep begin. In between it hashes a device that has no tree yet, at a bounded rate.
+//! sweep begin. In between it computes roots and merges its files, a little at a time, and hashes a
+//! device that has no tree yet, at a bounded rate.
 //!
 //! **Invariant: the volume never waits for a tree that cannot work.** If its files cannot be
 //! written or are damaged, it is given up, sweeps go on without it, and it is built anew later.
@@ -11,25 +12,29 @@
 pub(super) mod compare;
 mod files;
 mod inspect;
+mod mend;
+mod repair;
+mod sweep;
 pub(super) mod verify;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hn4::log::LogIdentity;
 use hn4::types::{BLOCK_BYTES, Epoch, NodeId};
 use hn4_engine::core::event::{Tip, TreeEvent, TreeWork};
 use hn4_engine::shard::TreeFeed;
-use hn4_proof::blocks;
 use hn4_proof::hash::Digest;
-use hn4_proof::tree::keeper::{Device, Keeper, Opened};
+use hn4_proof::tree::keeper::{Keeper, Opened, Worked};
 use hn4_proof::tree::{Geometry, TreeError};
 use tokio::sync::mpsc;
 
 use self::files::{Backing, Files};
+use self::repair::Repairs;
+use self::sweep::Gathering;
 use self::verify::{Record, Verify};
 use super::proof::local::LocalLedger;
 
@@ -37,11 +42,12 @@ use super::proof::local::LocalLedger;
 const RETRY: Duration = Duration::from_secs(60);
 /// How often at most the daemon is told of progress.
 const TELL: Duration = Duration::from_millis(200);
-/// Leaf of a block of which nobody knows any more what it is to be: it was damaged, and then only
-/// some of its sectors were written. No block has it.
-const DAMAGED: Digest = Digest([0xFF; 32]);
 /// Blocks that are read from the backing at once: a sweep may have to wait for that.
 const SLICE_BLOCKS: u64 = 256;
+/// Entries of the tree's files that are read at once, when nothing else is to be done.
+const WORK: usize = 1 << 14;
+/// After such work there is a pause of so many times its length.
+const REST: u32 = 2;
 /// What may be read faster than the rate after a time in which there was no occasion.
 const BURST: Duration = Duration::from_millis(250);
 
@@ -52,6 +58,10 @@ pub(super) enum ToTree {
     Feed(TreeFeed),
     /// Begin a deep verify, if none is under way.
     Verify,
+    /// From the tree of the peer at this place.
+    Peer(usize, Bytes),
+    /// There is no peer that could have been asked.
+    NoPeer,
 }
 
 /// From the tree.
@@ -60,12 +70,11 @@ pub(super) enum FromTree {
     /// For the core.
     Core(TreeEvent),
     /// The root at a checkpoint.
-    Root {
-        at: Tip,
-        root: Digest,
-        /// Peers may have it, too.
-        share: bool,
-    },
+    Root { at: Tip, root: Digest },
+    /// For the trees of all peers.
+    Ask(Bytes),
+    /// For the tree of the peer at this place.
+    Answer(usize, Bytes),
     /// What it looks like now.
     Report(TreeState),
 }
@@ -73,10 +82,8 @@ pub(super) enum FromTree {
 /// What is shown of a tree.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct TreeState {
-    /// The checkpoint that it describes.
-    pub(crate) checkpoint: Option<Epoch>,
-    /// The root there; `None` while it is being built.
-    pub(crate) root: Option<Digest>,
+    /// The last root, and the checkpoint at which it was; `None` while the tree is being built.
+    pub(crate) root: Option<(Epoch, Digest)>,
     /// Bytes of the device that the first build has done.
     pub(crate) built_bytes: Option<u64>,
     /// Leaves in its files.
@@ -136,11 +143,15 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
         gathering: None,
         sweeping: false,
         retry: None,
-        unshared: None,
+        rooting: None,
+        unrooted: false,
+        moved: now,
         asked: false,
         verify: None,
         record: None,
+        repairs: Repairs::new(now),
         next_slice: now,
+        next_work: now,
         told: now,
         state: TreeState::default(),
         untold: false,
@@ -158,14 +169,6 @@ struct Open {
     backing: Backing,
 }
 
-/// What a sweep will write, as far as it is known.
-struct Gathering {
-    cut: Epoch,
-    /// Blocks.
-    zeros: Vec<Range<u64>>,
-    leaves: BTreeMap<u64, Digest>,
-}
-
 struct Worker {
     setup: TreeSetup,
     tree: Option<Open>,
@@ -178,14 +181,20 @@ struct Worker {
     /// A sweep may be writing.
     sweeping: bool,
     retry: Option<Instant>,
-    /// A root that peers have not been told.
-    unshared: Option<(Tip, Digest)>,
+    /// The checkpoint whose root is being computed, and whether the core waits for it.
+    rooting: Option<(Tip, bool)>,
+    /// There is no root of the last checkpoint.
+    unrooted: bool,
+    /// When the last sweep ended.
+    moved: Instant,
     /// A deep verify is to begin.
     asked: bool,
     verify: Option<Verify>,
     /// What is known of the medium; there while there is a tree.
     record: Option<Record>,
+    repairs: Repairs,
     next_slice: Instant,
+    next_work: Instant,
     told: Instant,
     state: TreeState,
     untold: bool,
@@ -204,6 +213,8 @@ impl Worker {
             match message {
                 Ok(ToTree::Feed(feed)) => self.take(feed),
                 Ok(ToTree::Verify) => self.asked = true,
+                Ok(ToTree::Peer(index, message)) => self.peer_said(index, &message),
+                Ok(ToTree::NoPeer) => self.lose(true),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -225,27 +236,39 @@ impl Worker {
         (self.is_building() || self.verify.is_some()) && self.is_quiet()
     }
 
-    /// When a deep verify is to begin.
-    fn verify_at(&self) -> Option<Instant> {
-        let record = self.record.as_ref()?;
-        if self.verify.is_some() || self.is_building() {
-            return None;
-        }
-        let interval_ms = self.setup.verify_interval_h * 3_600_000;
-        let due = record.due_in_ms(interval_ms);
-        let by_itself = (interval_ms > 0).then_some(due);
-        let ms = if self.asked { Some(0) } else { by_itself };
-        ms.map(|ms| Instant::now() + Duration::from_millis(ms))
+    /// Whether the tree has something to do in its files.
+    fn has_work(&self) -> bool {
+        let tree = self.tree.as_ref();
+        tree.is_some_and(|tree| tree.keeper.has_work())
+    }
+
+    /// When a root is to be computed although no epoch was marked: nothing has come for a while,
+    /// and peers will come to this place, too.
+    fn root_at(&self) -> Option<Instant> {
+        let keeper = &self.tree.as_ref()?.keeper;
+        let is_free = !keeper.is_summing() && keeper.to_build().is_none();
+        let is_due = self.unrooted && self.rooting.is_none() && self.is_quiet();
+        (is_free && is_due).then_some(self.moved + TELL)
     }
 
     fn deadline(&self) -> Option<Instant> {
         let slice = self.wants_slice().then_some(self.next_slice);
+        let work = self.has_work().then_some(self.next_work);
         let retry = self.retry.filter(|_| self.is_quiet());
         let tell = self.untold.then_some(self.told + TELL);
-        [slice, retry, tell, self.verify_at()]
-            .into_iter()
-            .flatten()
-            .min()
+        let repair = self.repairs.deadline();
+        [
+            slice,
+            work,
+            retry,
+            tell,
+            self.root_at(),
+            self.verify_at(),
+            repair,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// What is due and does not come from outside.
@@ -259,6 +282,14 @@ impl Worker {
             let first = self.at.map_or(Epoch(0), |at| at.epoch);
             self.verify = Some(Verify::new(first));
             tracing::info!(volume = %self.setup.name, "a deep verify begins");
+        }
+        if self.root_at().is_some_and(|at| at <= now) {
+            self.want_root(false);
+        }
+        self.repair(now);
+        if self.has_work() && self.next_work <= now {
+            self.work();
+            self.next_work = Instant::now() + now.elapsed() * REST;
         }
         if self.wants_slice() && self.next_slice <= now {
             let earliest = now.checked_sub(BURST).unwrap_or(now);
@@ -285,81 +316,11 @@ impl Worker {
         };
         let slice = keeper.build_slice(backing, SLICE_BLOCKS)?;
         let built = keeper.to_build().is_none();
-        self.refresh()?;
+        self.refresh();
         if built {
             tracing::info!(volume = %self.setup.name, "the state tree is built");
-            self.announce();
         }
         Ok(slice.read_bytes)
-    }
-
-    fn verify_slice(&mut self) -> Result<u64, TreeError> {
-        let (Some(tree), Some(mut verify)) = (&mut self.tree, self.verify.take()) else {
-            return Ok(0);
-        };
-        let mut bad = Vec::new();
-        let from = (verify.next, SLICE_BLOCKS);
-        let slice = tree
-            .keeper
-            .verify_slice(&mut tree.backing, from, &mut bad)?;
-        verify.take(slice.next_block, &bad);
-        let blocks = tree.keeper.geometry().blocks();
-        self.damaged(bad.iter().map(|bad| bad.block));
-        if slice.next_block < blocks {
-            self.verify = Some(verify);
-        } else {
-            let first = verify.first;
-            let record = verify.finish();
-            let bad = record.count();
-            self.keep_inspection(first, &record);
-            tracing::info!(volume = %self.setup.name, bad, "a deep verify has ended");
-            self.record = Some(record);
-            self.keep_record();
-        }
-        self.untold = true;
-        Ok(slice.read_bytes)
-    }
-
-    /// These blocks of the backing are not what was written there.
-    fn damaged(&mut self, blocks: impl Iterator<Item = u64>) {
-        let new = match &mut self.record {
-            Some(record) => record.found(blocks),
-            None => return,
-        };
-        if !new.is_empty() {
-            let places = verify::ranges(&new.iter().copied().collect(), 16).join(", ");
-            tracing::error!(
-                volume = %self.setup.name, blocks = new.len(), %places,
-                "DAMAGED: blocks of the backing are not what was written there"
-            );
-            self.keep_record();
-        }
-    }
-
-    fn keep_record(&mut self) {
-        self.untold = true;
-        let Some(record) = &self.record else { return };
-        let bytes = record.encode();
-        let kept = bytes.and_then(|bytes| self.files()?.keep_record(&bytes));
-        if let Err(error) = kept {
-            tracing::error!(volume = %self.setup.name, %error, "a verify cannot be recorded");
-        }
-    }
-
-    /// What the sweep writes is good again.
-    fn rewritten(&mut self, gathering: &Gathering) {
-        let is_written = |block: u64| {
-            let whole = gathering.leaves.get(&block);
-            whole.is_some_and(|leaf| *leaf != DAMAGED)
-                || gathering.zeros.iter().any(|range| range.contains(&block))
-        };
-        if let Some(verify) = &mut self.verify {
-            verify.rewritten(is_written);
-        }
-        let healed = self.record.as_mut();
-        if healed.is_some_and(|record| record.rewritten(is_written)) {
-            self.keep_record();
-        }
     }
 
     fn take(&mut self, feed: TreeFeed) {
@@ -386,83 +347,63 @@ impl Worker {
         }
     }
 
-    fn take_blocks(&mut self, parts: &[(u64, u16)], bytes: &[u8], last: bool) {
-        let Some(mut gathering) = self.gathering.take() else {
-            return;
-        };
-        let exact = self.at.is_some_and(|at| at.epoch >= self.settled);
-        let mut bad = Vec::new();
-        let done = match &mut self.tree {
-            None => Ok(()),
-            Some(tree) => {
-                let checked = exact && tree.keeper.to_build().is_none();
-                let taken = hash_parts(&mut gathering, tree, parts, bytes, |block| {
-                    bad.extend(Some(block).filter(|_| checked));
-                    checked
-                });
-                taken.and_then(|()| match last {
-                    false => Ok(()),
-                    true => {
-                        let Gathering { cut, zeros, leaves } = &gathering;
-                        tree.keeper.begin_sweep(*cut, leaves, zeros)
-                    }
-                })
-            }
-        };
-        self.damaged(bad.into_iter());
-        match done {
-            Err(error) => self.give_up(&error),
-            Ok(()) if last => self.rewritten(&gathering),
-            Ok(()) => {}
-        }
-        if last {
-            self.sweeping = true;
-            self.say(FromTree::Core(TreeEvent::Ready(gathering.cut)));
-        } else {
-            self.gathering = Some(gathering);
-            self.say(FromTree::Core(TreeEvent::Took));
-        }
-    }
-
     fn finish(&mut self, at: Tip, marked: bool) {
         (self.at, self.sweeping) = (Some(at), false);
-        let Some(Open { keeper, .. }) = &mut self.tree else {
-            return;
+        (self.unrooted, self.moved) = (true, Instant::now());
+        let done = match &mut self.tree {
+            Some(tree) => tree.keeper.finish_sweep(at.epoch),
+            None => Ok(()),
         };
-        let done = keeper.finish_sweep(at.epoch).and_then(|()| keeper.tidy());
-        if let Err(error) = done.and_then(|()| self.refresh()) {
-            return self.give_up(&error);
+        match done {
+            Ok(()) => self.refresh(),
+            Err(error) => self.give_up(&error),
         }
-        if let Some(root) = self.state.root {
-            self.unshared = Some((at, root)).filter(|_| !marked);
-            self.say(FromTree::Root {
-                at,
-                root,
-                share: marked,
-            });
+        if marked {
+            self.want_root(true);
         }
     }
 
-    /// The root of a tree that was opened or built.
-    fn announce(&mut self) {
-        if let (Some(at), Some(root)) = (self.at, self.state.root) {
-            self.unshared = None;
-            let share = true;
-            self.say(FromTree::Root { at, root, share });
+    /// Begins to compute the root at the checkpoint, unless another one is still being computed.
+    fn want_root(&mut self, marked: bool) {
+        let exact = self.at.filter(|at| at.epoch >= self.settled);
+        let begun = match (&mut self.tree, exact) {
+            (Some(tree), Some(_)) => tree.keeper.want_root(),
+            _ => Ok(false),
+        };
+        match begun {
+            Ok(true) => self.rooting = exact.map(|at| (at, marked)),
+            Ok(false) if marked => self.say(FromTree::Core(TreeEvent::Rooted)),
+            Ok(false) => {}
+            Err(error) => self.give_up(&error),
+        }
+        self.unrooted &= self.rooting.is_none_or(|(at, _)| Some(at) != self.at);
+    }
+
+    fn work(&mut self) {
+        let Some(tree) = &mut self.tree else { return };
+        match tree.keeper.work(WORK) {
+            Ok(Worked::Nothing | Worked::Some) => {}
+            Ok(Worked::Root(epoch, root)) => {
+                self.state.root = Some((epoch, root));
+                self.untold = true;
+                if let Some((at, _)) = self.rooting.filter(|(at, _)| at.epoch == epoch) {
+                    self.say(FromTree::Root { at, root });
+                }
+                self.no_longer_rooting();
+            }
+            Err(error) => self.give_up(&error),
         }
     }
 
-    /// Nothing has come for a while: peers will come to this place, too.
-    fn share(&mut self) {
-        let unshared = self.unshared.take().filter(|_| self.is_quiet());
-        if let Some((at, root)) = unshared {
-            let share = true;
-            self.say(FromTree::Root { at, root, share });
+    fn no_longer_rooting(&mut self) {
+        if let Some((_, true)) = self.rooting.take() {
+            self.say(FromTree::Core(TreeEvent::Rooted));
         }
     }
 
     fn discard(&mut self) {
         (self.at, self.tree, self.retry) = (None, None, None);
+        self.no_longer_rooting();
         (self.sweeping, self.gathering) = (false, None);
         let gone = self.files().map_err(TreeError::from);
         if let Err(error) = gone.and_then(|mut files| Keeper::discard(&mut files)) {
@@ -470,6 +411,7 @@ impl Worker {
             tracing::error!(volume = %self.setup.name, %error, "the state tree cannot be removed");
         }
         self.state = TreeState::default();
+        self.repairs.forget_all();
         (self.verify, self.record) = (None, None);
         self.untold = true;
         self.say(FromTree::Core(TreeEvent::Discarded));
@@ -489,10 +431,8 @@ impl Worker {
                     tracing::warn!(volume = %self.setup.name, "{notice}");
                     self.state.notice = Some(notice);
                 }
-                match self.refresh() {
-                    Err(error) => self.give_up(&error),
-                    Ok(()) => self.announce(),
-                }
+                (self.unrooted, self.moved) = (true, Instant::now());
+                self.refresh();
             }
             Err(error) => self.give_up(&error),
         }
@@ -516,7 +456,9 @@ impl Worker {
             Opened::New | Opened::Anew(_) => None,
         };
         self.verify = None;
-        self.record = Some(record.unwrap_or_else(Record::new));
+        let record = record.unwrap_or_else(Record::new);
+        record.bad.iter().for_each(|block| self.seek(*block));
+        self.record = Some(record);
         self.keep_record();
         self.tree = Some(Open { keeper, backing });
         Ok(found)
@@ -526,6 +468,10 @@ impl Worker {
     fn give_up(&mut self, error: &TreeError) {
         tracing::error!(volume = %self.setup.name, %error, "the state tree is given up");
         self.tree = None;
+        self.no_longer_rooting();
+        // Nothing can tell good copies of these blocks any more.
+        self.lose(true);
+        self.repairs.forget_all();
         (self.verify, self.record) = (None, None);
         if let Ok(mut files) = self.files() {
             // If that fails, too: see `discard`.
@@ -540,23 +486,17 @@ impl Worker {
         self.untold = true;
     }
 
-    fn refresh(&mut self) -> Result<(), TreeError> {
-        let Some(Open { keeper, .. }) = &mut self.tree else {
-            return Ok(());
-        };
-        let exact = self.at.is_some_and(|at| at.epoch >= self.settled);
-        self.state.root = keeper.root()?.filter(|_| exact);
-        self.state.checkpoint = Some(keeper.checkpoint());
-        self.state.leaves = keeper.entries();
-        self.state.built_bytes = keeper.to_build().map(|block| block * BLOCK_BYTES);
-        self.untold = true;
-        Ok(())
+    fn refresh(&mut self) {
+        if let Some(Open { keeper, .. }) = &self.tree {
+            self.state.leaves = keeper.entries();
+            self.state.built_bytes = keeper.to_build().map(|block| block * BLOCK_BYTES);
+            self.untold = true;
+        }
     }
 
     fn tell(&mut self) {
         if self.untold && self.told.elapsed() >= TELL {
             (self.told, self.untold) = (Instant::now(), false);
-            self.share();
             self.state.record = self.record.clone();
             let verify = self.verify.as_ref();
             self.state.verified_bytes = verify.map(|verify| verify.next * BLOCK_BYTES);
@@ -568,59 +508,4 @@ impl Worker {
         // Fails only when the daemon is on its way out.
         let _ = self.outbox.send(word);
     }
-}
-
-/// Adds the leaves of the blocks to which `parts` belong: whole ones, and those of which only some
-/// sectors are written over what is there. If that is not what the tree says, `is_damage` is asked
-/// whether it is damaged, and such a block stays so.
-fn hash_parts(
-    gathering: &mut Gathering,
-    Open { keeper, backing }: &mut Open,
-    parts: &[(u64, u16)],
-    bytes: &[u8],
-    mut is_damage: impl FnMut(u64) -> bool,
-) -> Result<(), TreeError> {
-    let mut lost = Vec::new();
-    let mut whole: Vec<(u64, &blocks::Block)> = Vec::new();
-    let mut partial: BTreeMap<u64, blocks::Block> = BTreeMap::new();
-    let mut rest = bytes;
-    for &(offset, length) in parts {
-        let (part, later) = rest.split_at(usize::from(length).min(rest.len()));
-        rest = later;
-        let block = offset / BLOCK_BYTES;
-        if let Ok(part) = part.try_into() {
-            whole.push((block, part));
-            continue;
-        }
-        let base = match partial.entry(block) {
-            std::collections::btree_map::Entry::Occupied(base) => base.into_mut(),
-            std::collections::btree_map::Entry::Vacant(place) => {
-                let mut base = [0; blocks::BLOCK];
-                if !gathering.zeros.iter().any(|range| range.contains(&block)) {
-                    backing.read(block * BLOCK_BYTES, &mut base)?;
-                    let known = keeper.leaves(block..block + 1)?;
-                    if known.first() != Some(&blocks::leaf(&base)) && is_damage(block) {
-                        lost.push(block);
-                    }
-                }
-                place.insert(base)
-            }
-        };
-        let at = usize::try_from(offset % BLOCK_BYTES).unwrap_or(0);
-        base[at..at + part.len()].copy_from_slice(part);
-    }
-    let mut numbers = whole.iter().map(|(block, _)| *block);
-    blocks::leaves(whole.iter().map(|(_, bytes)| *bytes), |leaf| {
-        gathering
-            .leaves
-            .extend(numbers.next().map(|block| (block, leaf)));
-    });
-    let partial = partial.iter();
-    gathering
-        .leaves
-        .extend(partial.map(|(block, bytes)| (*block, blocks::leaf(bytes))));
-    gathering
-        .leaves
-        .extend(lost.into_iter().map(|block| (block, DAMAGED)));
-    Ok(())
 }

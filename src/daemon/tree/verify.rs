@@ -29,6 +29,9 @@ pub(crate) struct Record {
     more: u64,
     /// Blocks of 4 KiB.
     pub(crate) bad: BTreeSet<u64>,
+    /// Blocks that were repaired from a peer, ever.
+    #[serde(default)]
+    pub(crate) repaired: u64,
 }
 
 /// Milliseconds since 1970.
@@ -47,6 +50,7 @@ impl Record {
             finished_ms: None,
             more: 0,
             bad: BTreeSet::new(),
+            repaired: 0,
         }
     }
 
@@ -78,11 +82,12 @@ impl Record {
         blocks.filter(|block| self.add(*block)).collect()
     }
 
-    /// All of these blocks was written. Whether one of them was bad.
-    pub(super) fn rewritten(&mut self, is_written: impl Fn(u64) -> bool) -> bool {
-        let before = self.bad.len();
-        self.bad.retain(|block| !is_written(*block));
-        before != self.bad.len()
+    /// All of these blocks was written. Which of them were bad.
+    pub(super) fn rewritten(&mut self, is_written: impl Fn(u64) -> bool) -> Vec<u64> {
+        let good = self.bad.iter().copied().filter(|block| is_written(*block));
+        let good: Vec<u64> = good.collect();
+        self.bad.retain(|block| good.binary_search(block).is_err());
+        good
     }
 
     /// Milliseconds from now until the next verify is due.
@@ -122,10 +127,11 @@ impl Verify {
         let _ = self.record.rewritten(is_written);
     }
 
-    /// All blocks were read.
-    pub(super) fn finish(self) -> Record {
+    /// All blocks were read; `before` is what was known until now.
+    pub(super) fn finish(self, before: &Record) -> Record {
         Record {
             finished_ms: Some(wall_ms()),
+            repaired: before.repaired,
             ..self.record
         }
     }
@@ -170,8 +176,8 @@ mod tests {
         assert_eq!(Record::decode(&bytes), Some(record.clone()));
         assert_eq!(Record::decode(&bytes[1..]), None);
         assert_eq!(Record::decode(b"{}"), None);
-        assert!(record.rewritten(|block| block == 3));
-        assert!(!record.rewritten(|block| block == 3));
+        assert_eq!(record.rewritten(|block| block == 3), [3]);
+        assert!(record.rewritten(|block| block == 3).is_empty());
         assert_eq!((record.count(), record.bad.first()), (1, Some(&4)));
     }
 

@@ -30,6 +30,8 @@ pub(super) struct Peer {
     pub(super) role: Option<Role>,
     /// It takes roots.
     pub(super) compares: bool,
+    /// Its tree answers.
+    pub(super) repairs: bool,
     pub(super) roots: compare::Peer,
     /// The place of a difference that was told.
     pub(super) difference: Option<Epoch>,
@@ -92,6 +94,7 @@ impl Peer {
             session: None,
             role: None,
             compares: false,
+            repairs: false,
             roots: compare::Peer::default(),
             difference: None,
             alive: None,

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use hn4_engine::core::event::Tip;
 use hn4_engine::shard::ToShard;
 use hn4_proof::hash::Digest;
@@ -9,7 +10,7 @@ use hn4_transport::session::{Input, StateRoot};
 
 use super::VolumeTask;
 use crate::daemon::proof::ToProver;
-use crate::daemon::tree::FromTree;
+use crate::daemon::tree::{FromTree, ToTree};
 
 fn to_wire(at: Tip, root: Digest) -> Input {
     let at = (at.epoch, at.chain);
@@ -20,16 +21,43 @@ impl VolumeTask {
     pub(super) fn tree_said(&mut self, said: FromTree) {
         match said {
             FromTree::Core(event) => self.shard.send(ToShard::Tree(event)),
+            FromTree::Ask(message) => {
+                let asked = (0..self.peers.len())
+                    .filter(|index| self.tell_tree(*index, message.clone()))
+                    .count();
+                if asked == 0
+                    && let Some(tree) = &self.tree
+                {
+                    tree.send(ToTree::NoPeer);
+                }
+            }
+            FromTree::Answer(index, message) => _ = self.tell_tree(index, message),
             FromTree::Report(state) => self.tree_state = Some(state),
-            FromTree::Root { at, root, share } => {
+            FromTree::Root { at, root } => {
                 self.tell_prover(ToProver::State(at, root));
                 let peers = self.peers.iter_mut().flatten().map(|peer| &mut peer.roots);
                 self.roots.ours((at, root), peers, Instant::now());
-                if share {
-                    (0..self.peers.len()).for_each(|index| self.send_root(index, (at, root)));
+                for index in 0..self.peers.len() {
+                    self.send_root(index, (at, root));
+                    self.tell_difference(index);
                 }
-                (0..self.peers.len()).for_each(|index| self.tell_difference(index));
             }
+        }
+    }
+
+    /// Whether the peer is there and its tree takes it.
+    fn tell_tree(&self, index: usize, message: Bytes) -> bool {
+        let peer = self.peers.get(index).and_then(Option::as_ref);
+        let takes = peer.is_some_and(|peer| peer.session.is_some() && peer.repairs);
+        if takes {
+            self.tell_peer(index, Input::Tree(message));
+        }
+        takes
+    }
+
+    pub(super) fn peer_tree(&self, index: usize, message: Bytes) {
+        if let Some(tree) = &self.tree {
+            tree.send(ToTree::Peer(index, message));
         }
     }
 

@@ -110,6 +110,8 @@ pub struct LocalState {
     pub proves: bool,
     /// A state tree is kept beside the copy, so that [`Input::Root`] may be sent to it.
     pub compares: bool,
+    /// The state tree asks and answers, so that [`Input::Tree`] may be sent to it.
+    pub repairs: bool,
 }
 
 /// The root of a copy's state tree where its backing is at one place of the history.
@@ -267,6 +269,9 @@ pub enum Input {
     Proof(Bytes),
     /// Our root, if the peer's state says that it compares. One that was not sent yet is replaced.
     Root(StateRoot),
+    /// From our state tree to the peer's, if the peer's state says that it repairs. At most 60 KiB,
+    /// and few at a time: they are queued.
+    Tree(Bytes),
     /// End the session. The driver makes a new one after its backoff.
     Close,
 }
@@ -367,6 +372,8 @@ pub enum Output {
     Proof(Bytes),
     /// The peer's root. Unchecked.
     Root(StateRoot),
+    /// From the peer's state tree to ours. Unchecked.
+    Tree(Bytes),
     /// The session can not be: something that both must agree on differs. Followed by `Closed`.
     Refused {
         /// What differs.

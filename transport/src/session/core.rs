@@ -402,6 +402,7 @@ impl Session {
             Input::StepDown => self.ask_peer(ControlMessage::StepDown),
             Input::Proof(message) => self.ask_peer(ControlMessage::Proof(message)),
             Input::Root(root) => self.control.root(root),
+            Input::Tree(message) => self.ask_peer(ControlMessage::Tree(message)),
             Input::Close => self.close(CloseReason::Local, Some(ErrorMessage::Closing)),
             Input::FeedOpened { .. }
             | Input::FeedRefused(_)

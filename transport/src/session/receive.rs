@@ -207,6 +207,7 @@ impl Session {
             ControlMessage::StepDown => Output::StepDown,
             ControlMessage::Proof(message) => Output::Proof(message),
             ControlMessage::Root(root) => Output::Root(root),
+            ControlMessage::Tree(message) => Output::Tree(message),
         };
         self.output(Some(Stream::Control), output);
         // A refusal may already be answered by the state: the copy was dropped meanwhile.

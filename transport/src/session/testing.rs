@@ -28,5 +28,6 @@ pub(crate) fn state(node: u8) -> LocalState {
         copy: CopyState::Usable,
         proves: true,
         compares: true,
+        repairs: true,
     }
 }

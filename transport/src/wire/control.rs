@@ -66,6 +66,7 @@ pub enum ControlMessage {
     StepDown,
     Proof(Bytes),
     Root(StateRoot),
+    Tree(Bytes),
 }
 
 impl ControlMessage {
@@ -123,6 +124,7 @@ impl ControlMessage {
                 at: Some(tip_to_wire(*at)),
                 root: root.to_vec(),
             }),
+            Self::Tree(message) => Body::Tree(message.to_vec()),
         };
         proto::Control { body: Some(body) }.encode_to_vec()
     }
@@ -179,6 +181,7 @@ impl ControlMessage {
                         .try_into()
                         .map_err(|_| malformed("a state root is not 32 bytes"))?,
                 }),
+                Body::Tree(message) => Self::Tree(message.into()),
             },
         )
     }
@@ -399,6 +402,7 @@ fn state_to_wire(state: &LocalState) -> proto::State {
         tip_incarnation: state.tip_rank.incarnation.0,
         proves: state.proves,
         compares: state.compares,
+        repairs: state.repairs,
     }
 }
 
@@ -440,6 +444,7 @@ fn state_from_wire(state: proto::State) -> Result<LocalState, WireError> {
         applied: Epoch(state.applied),
         proves: state.proves,
         compares: state.compares,
+        repairs: state.repairs,
     })
 }
 

@@ -123,6 +123,7 @@ pub(crate) fn state(node: u8, role: Role) -> LocalState {
         copy: CopyState::Usable,
         proves: true,
         compares: false,
+        repairs: false,
     }
 }
 

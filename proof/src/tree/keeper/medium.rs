@@ -7,9 +7,9 @@ use super::super::ReadAt;
 /// Where the files of one tree lie.
 pub trait TreeMedium {
     /// A run that is open for reading.
-    type Run: ReadAt;
+    type Run: ReadAt + std::fmt::Debug;
     /// A run that is being written.
-    type Sink: io::Write;
+    type Sink: io::Write + std::fmt::Debug;
 
     /// The manifest, if there is one.
     ///

@@ -173,6 +173,7 @@ proptest! {
         let (mut keeper, found) = open(Files::default(), Epoch(3));
         prop_assert_eq!(found, Opened::New);
         let mut recorded = Epoch(3);
+        let mut wanted = None;
         for (change, what, partly) in steps {
             if keeper.to_build().is_some() {
                 keeper.build_slice(&mut device, 60).unwrap();
@@ -204,21 +205,26 @@ proptest! {
             }
             recorded = cut;
             prop_assert_eq!(keeper.checkpoint(), cut);
-            if what == 2 {
-                keeper.tidy().unwrap();
+            // A root that was wanted some sweeps ago is that of then.
+            for _ in 0..partly % 4 {
+                if let Worked::Root(at, root) = keeper.work(300).unwrap() {
+                    prop_assert_eq!(wanted.take(), Some((at, root)));
+                }
             }
-            if what < 4 && let Some(root) = keeper.root().unwrap() {
+            if what > 3 && keeper.want_root().unwrap() {
+                wanted = Some((cut, device.root()));
+            }
+            if what < 3 && let Some(root) = keeper.settle().unwrap() {
                 prop_assert_eq!(root, device.root());
                 prop_assert_eq!(damage(&keeper, &mut device), Vec::<u64>::new());
             }
         }
         build(&mut keeper, &mut device);
-        keeper.tidy().unwrap();
-        prop_assert_eq!(keeper.root().unwrap(), Some(device.root()));
+        prop_assert_eq!(keeper.settle().unwrap(), Some(device.root()));
         // Nothing is left behind: every file that is there is a part of the tree.
         let (mut keeper, found) = open(keeper.into_medium(), recorded);
         prop_assert_eq!(found, Opened::Whole);
-        prop_assert_eq!(keeper.root().unwrap(), Some(device.root()));
+        prop_assert_eq!(keeper.settle().unwrap(), Some(device.root()));
         prop_assert_eq!(damage(&keeper, &mut device), Vec::<u64>::new());
     }
 }
@@ -278,6 +284,6 @@ fn a_damaged_or_missing_run_makes_the_tree_anew() {
         let (mut keeper, found) = open(files, Epoch(7));
         assert!(matches!(found, Opened::Anew(_)), "{found:?}");
         build(&mut keeper, &mut device);
-        assert_eq!(keeper.root().unwrap(), Some(device.root()));
+        assert_eq!(keeper.settle().unwrap(), Some(device.root()));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::merge::merge;
+use super::super::merge::merge_slice;
 use super::super::run::{Run, RunWriter, tests::leaf};
 use super::super::view::{Nodes, Tops, View, refresh_middles, tests::from_leaves};
 use super::*;
@@ -68,21 +68,24 @@ impl Disk {
         if ids.is_empty() {
             return;
         }
-        let mut touched = std::collections::BTreeSet::new();
-        for run in leaves
-            .iter()
-            .filter(|run| ids.contains(&run.summary().meta.id))
-        {
-            touched.extend(run.iter().map(|entry| entry.unwrap().0));
-        }
+        let new = leaves.iter();
+        let new = new.filter(|run| ids.contains(&run.summary().meta.id));
+        let new: Vec<_> = new.cloned().collect();
         let geometry = self.manifest.geometry;
         let mut writer = RunWriter::new(self.manifest.middle_meta(), Vec::new());
-        let emit = |index, node: Digest| writer.push(index, &node);
-        refresh_middles(geometry, &leaves, touched.iter().copied(), emit).unwrap();
+        let mut touched = Vec::new();
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let emit = |index, node: Digest| {
+                touched.push(index);
+                writer.push(index, &node)
+            };
+            next = refresh_middles(geometry, (&leaves, &new), (from, 5000), emit).unwrap();
+        }
         let run = self.store(writer);
         self.manifest.middles_done(run, &ids).unwrap();
         let middles = self.open(MIDDLE_LEVEL);
-        let touched = touched.iter().map(|at| at >> MIDDLE_LEVEL);
+        let touched = touched.into_iter();
         self.tops.refresh(geometry, &middles, touched).unwrap();
     }
 
@@ -91,7 +94,9 @@ impl Disk {
             let input = |id: &u64| Run::open(self.files[id].clone()).unwrap();
             let inputs: Vec<_> = plan.inputs.iter().map(input).collect();
             let mut writer = RunWriter::new(plan.meta, Vec::new());
-            merge(&inputs, plan.is_oldest, plan.meta.level, &mut writer).unwrap();
+            let all = (0, usize::MAX);
+            let next = merge_slice(&inputs, all, plan.is_oldest, &mut writer).unwrap();
+            assert_eq!(next, None);
             let run = self.store(writer);
             self.manifest.merge_done(&plan, run).unwrap();
             plan.inputs.iter().for_each(|id| _ = self.files.remove(id));

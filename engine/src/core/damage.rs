@@ -1,0 +1,145 @@
+//! Blocks of the backing that are known not to be what was written there (P4).
+//!
+//! The state tree finds them. A read that needs one is never answered with what lies there: while
+//! a good copy is being looked for it waits, and if there is none it fails. What the overlay holds
+//! is good, so writers heal a block by writing it.
+//!
+//! Not here: finding damage and repairing it (`hn4_proof::tree`, `src/daemon/tree`).
+
+use std::collections::BTreeMap;
+
+use hn4::types::{BlockIndex, Lba, SECTORS_PER_BLOCK};
+
+use super::event::{Actions, Failure, Now, RequestId, Time, TreeEvent};
+use super::overlay::mask;
+use super::volume::Volume;
+use crate::arena::{SlotId, SlotMemory};
+
+/// How long a read waits for a repair, at most; whoever repairs is expected to say sooner.
+const PATIENCE_MS: u64 = 10_000;
+
+/// What is done about a damaged block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Damaged {
+    /// A good copy is being looked for.
+    Sought,
+    /// There was none.
+    Lost,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    since: Time,
+    id: RequestId,
+    lba: Lba,
+    sectors: u32,
+    slots: Vec<SlotId>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Damage {
+    blocks: BTreeMap<BlockIndex, Damaged>,
+    waiting: Vec<Waiting>,
+    /// Something has changed for those who wait.
+    changed: bool,
+}
+
+impl Damage {
+    pub(super) fn event(&mut self, event: TreeEvent) {
+        self.changed = true;
+        match event {
+            TreeEvent::Damage(block, Some(damaged)) => _ = self.blocks.insert(block, damaged),
+            TreeEvent::Damage(block, None) => _ = self.blocks.remove(&block),
+            // All of the backing is replaced.
+            TreeEvent::Discarded => self.blocks.clear(),
+            TreeEvent::Took | TreeEvent::Ready(_) | TreeEvent::Rooted => {}
+        }
+    }
+
+    /// When the first read that waits has waited long enough.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        let first = self.waiting.first()?;
+        Some(first.since.plus_ms(PATIENCE_MS))
+    }
+}
+
+impl Volume {
+    /// The worst that is known of what a read needs from the backing.
+    fn damage_in(&self, lba: Lba, sectors: u32) -> Option<Damaged> {
+        let end = lba.0 + u64::from(sectors);
+        let last = Lba(end.saturating_sub(1)).block();
+        let known = self.damage.blocks.range(lba.block()..=last);
+        let needed = known.filter(|(block, _)| {
+            let first = block.lba().0;
+            let from = lba.0.saturating_sub(first);
+            let to = (end - first).min(SECTORS_PER_BLOCK);
+            let bits = |sector: u64| u32::try_from(sector).expect("at most eight");
+            let wanted = mask(bits(from), bits(to));
+            // Readers of a replica pass by the overlay.
+            let pinned = self.pinned_epoch().is_some();
+            pinned || self.overlay.resolve(**block, wanted, |_| {}) != 0
+        });
+        needed
+            .map(|(_, damaged)| *damaged)
+            .max_by_key(|damaged| *damaged == Damaged::Lost)
+    }
+
+    /// Reads, unless something that is needed is damaged: then the read waits or fails.
+    pub(super) fn read_what_is_good(
+        &mut self,
+        now: Now,
+        id: RequestId,
+        (lba, sectors, slots): (Lba, u32, &[SlotId]),
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        if self.damage.blocks.is_empty() {
+            return self.read(id, lba, sectors, slots, mem, out);
+        }
+        match self.damage_in(lba, sectors) {
+            None => self.read(id, lba, sectors, slots, mem, out),
+            Some(Damaged::Lost) => out.complete(id, Err(Failure::Io)),
+            Some(Damaged::Sought) => self.damage.waiting.push(Waiting {
+                since: now.time,
+                id,
+                lba,
+                sectors,
+                slots: slots.to_vec(),
+            }),
+        }
+    }
+
+    /// Goes on with the reads that have waited for long enough, or for what has happened.
+    pub(super) fn damage_progress(
+        &mut self,
+        now: Now,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        if self.damage.waiting.is_empty() {
+            return;
+        }
+        let is_over = self.failed.is_some() || self.stopping;
+        let is_late = self.damage.deadline().is_some_and(|at| at <= now.time);
+        if !(std::mem::take(&mut self.damage.changed) || is_over || is_late) {
+            return;
+        }
+        for waiting in std::mem::take(&mut self.damage.waiting) {
+            let Waiting {
+                since,
+                id,
+                lba,
+                sectors,
+                ..
+            } = waiting;
+            let damaged = self.damage_in(lba, sectors);
+            let late = is_over || since.plus_ms(PATIENCE_MS) <= now.time;
+            match damaged {
+                None => self.read(id, lba, sectors, &waiting.slots, mem, out),
+                Some(Damaged::Sought) if !late => self.damage.waiting.push(waiting),
+                Some(_) => out.complete(id, Err(Failure::Io)),
+            }
+        }
+    }
+}
