@@ -68,6 +68,7 @@ destage_delay_ms = 0
 stop_drain_s = 0
 assume_strict_flush = true
 device_kind = "hdd"
+physical_sector = "4096"
 cpu = 3
 [[volume.peer]]
 name = "beta"
@@ -120,6 +121,8 @@ fn a_full_configuration_becomes_what_it_says() {
         Some(DeviceKind::Hdd)
     );
     assert_eq!(volume.log_options().kind_override, None);
+    assert_eq!(volume.backing_options().physical_override, Some(4096));
+    assert_eq!(volume.log_options().physical_override, None);
     assert!(volume.log_options().assume_strict_flush);
     assert_eq!(volume.cpu, Some(3));
     assert_eq!(volume.peers[0].transport, TransportKind::Wss);
@@ -140,6 +143,7 @@ fn a_small_configuration_gets_safe_defaults() {
     assert_eq!((volume.ack, volume.required_peers()), (AckMode::Async, 0));
     assert!(!volume.assume_strict_flush && !volume.insecure_tcp);
     assert_eq!(volume.device_kind, None);
+    assert_eq!(volume.physical_sector, None);
 }
 
 #[test]

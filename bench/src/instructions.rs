@@ -142,7 +142,9 @@ impl Bench {
         };
         recovery::create(&mut medium, &new)?;
         let mut arena = VecArena::new(SLOTS);
-        let (volume, _) = recovery::open(&mut medium, &mut arena, |header| {
+        // Nothing was cut off that would have to be written back.
+        let mut backing = Scratch(Vec::new());
+        let (volume, _) = recovery::open(&mut medium, &mut backing, &mut arena, |header| {
             VolumeConfig::new(header.identity, node, header.ring_bytes, SLOTS as usize)
         })?;
         let mut bench = Self {

@@ -85,12 +85,14 @@ impl Bench {
         };
         recovery::create(&mut log, &new).expect("a log");
         let mut mem = VecArena::new(SLOTS);
-        let opened = recovery::open(&mut log, &mut mem, |header| VolumeConfig {
-            ack_mode,
-            ack_peers,
-            peers,
-            destage_delay_ms: 0,
-            ..VolumeConfig::new(identity, node, header.ring_bytes, SLOTS as usize)
+        let opened = recovery::open(&mut log, &mut Memory(Vec::new()), &mut mem, |header| {
+            VolumeConfig {
+                ack_mode,
+                ack_peers,
+                peers,
+                destage_delay_ms: 0,
+                ..VolumeConfig::new(identity, node, header.ring_bytes, SLOTS as usize)
+            }
         });
         Self {
             volume: opened.expect("a volume").0,

@@ -88,10 +88,12 @@ impl Bench {
         };
         recovery::create(&mut log, &new).expect("a log");
         let mut mem = VecArena::new(SLOTS);
-        let opened = recovery::open(&mut log, &mut mem, |header| VolumeConfig {
-            tree: true,
-            peers: 1,
-            ..VolumeConfig::new(identity, node, header.ring_bytes, SLOTS as usize)
+        let opened = recovery::open(&mut log, &mut Memory(Vec::new()), &mut mem, |header| {
+            VolumeConfig {
+                tree: true,
+                peers: 1,
+                ..VolumeConfig::new(identity, node, header.ring_bytes, SLOTS as usize)
+            }
         });
         let mut bench = Self {
             volume: opened.expect("a volume").0,

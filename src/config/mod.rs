@@ -176,6 +176,8 @@ pub struct VolumeSection {
     pub apply: Apply,
     /// What the backing is; `None` means that it is detected.
     pub device_kind: Option<DeviceKind>,
+    /// What the backing writes at once in bytes, if detection should not be believed.
+    pub physical_sector: Option<u32>,
     /// Processor to stay on.
     pub cpu: Option<usize>,
     /// `[[volume.peer]]`, in the order of the file, which is the order of the engine's peer ids.
@@ -352,6 +354,7 @@ impl VolumeSection {
     pub fn backing_options(&self) -> DeviceOptions {
         DeviceOptions {
             kind_override: self.device_kind,
+            physical_override: self.physical_sector,
             ..self.log_options()
         }
     }

@@ -74,7 +74,10 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
     ("file", Some(DeviceKind::File)),
 ];
 
-const VOLUME_KEYS: [&str; 30] = [
+const PHYSICAL_SECTORS: [(&str, Option<u32>); 3] =
+    [("auto", None), ("512", Some(512)), ("4096", Some(4096))];
+
+const VOLUME_KEYS: [&str; 31] = [
     "name",
     "backing",
     "log",
@@ -103,6 +106,7 @@ const VOLUME_KEYS: [&str; 30] = [
     "verify_interval_h",
     "apply",
     "device_kind",
+    "physical_sector",
     "cpu",
     "peer",
 ];
@@ -320,6 +324,7 @@ impl<'t> Parser<'t> {
             verify_interval_h,
             apply: choice(reader, table, "apply", &apply),
             device_kind: choice(reader, table, "device_kind", &DEVICE_KINDS),
+            physical_sector: choice(reader, table, "physical_sector", &PHYSICAL_SECTORS),
             cpu: cpu.map(small),
             peers,
         };

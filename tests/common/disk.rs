@@ -42,6 +42,17 @@ impl Disk {
         Self::new(folder, name, Behind::Volatile(VolatileDisk::new(bytes)))
     }
 
+    /// The same, with physical sectors of 4096 bytes that are damaged as a whole.
+    pub(crate) fn with_large_sectors(folder: &Path, name: &str, bytes: u64) -> Self {
+        let disk = VolatileDisk::with_large_sectors(bytes);
+        Self::new(folder, name, Behind::Volatile(disk))
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.mount
+    }
+
     /// A disk that loses all that was not flushed.
     pub(crate) fn nbdkit(folder: &Path, name: &str, bytes: u64) -> Self {
         let file = folder.join(format!("{name}.disk"));
@@ -198,6 +209,13 @@ pub(crate) fn can_lose_power(programs: &[&str]) -> bool {
         return false;
     }
     true
+}
+
+/// Whether a loop device can be made here.
+pub(crate) fn can_make_loops() -> bool {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    file.as_file().set_len(1 << 20).expect("a size");
+    Loop::over(file.path(), &[]).is_some()
 }
 
 /// A loop device over a file, gone when dropped.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
 use hn4_replicad::quickstart::rig::{Node, Plan};
 
-use super::disk::Disk;
+use super::disk::{Disk, Loop, wait};
 use super::{LIMIT, folder, lonely, oracle, program};
 
 /// What the disks do with what was not flushed.
@@ -16,16 +16,37 @@ pub(crate) enum Cache {
     Lost,
     /// A random part of it is lost.
     PartlyLost,
+    /// The same, and of the backing, which has sectors of 512 bytes, some physical sectors of 4096
+    /// bytes are damaged that were being written.
+    LargeSectors,
+    /// The same disks, but the daemon is told that their physical sectors are small.
+    HiddenSectors,
     /// Flushed or not, all of it is lost: a disk that lies.
     Lying,
 }
 
-fn plan() -> Plan {
+impl Cache {
+    /// The backing is a loop device with sectors of 512 bytes over a disk with larger ones.
+    fn has_sectors(self) -> bool {
+        matches!(self, Self::LargeSectors | Self::HiddenSectors)
+    }
+}
+
+fn plan(cache: Cache) -> Plan {
+    let mut policy = "assume_strict_flush = true\n".to_owned();
+    if cache.has_sectors() {
+        // No loop device says so of itself. Sweeps are to be under way most of the time.
+        let bytes = match cache {
+            Cache::LargeSectors => "4096",
+            _ => "512",
+        };
+        policy += &format!("physical_sector = \"{bytes}\"\ndestage_delay_ms = 20\n");
+    }
     Plan {
         size_mib: 16,
         log_mib: 24,
         overlay_mib: 8,
-        policy: "assume_strict_flush = true\n".to_owned(),
+        policy,
         alone: true,
         ..Plan::default()
     }
@@ -35,24 +56,32 @@ struct Machine {
     node: Node,
     log: Disk,
     backing: Disk,
+    /// FUSE says nothing of sectors: a loop device does.
+    sectors: Option<Loop>,
 }
 
 impl Machine {
     fn new(place: &Path, cache: Cache, random: &mut Random) -> Self {
-        let plan = plan();
+        let plan = plan(cache);
         let (log, backing) = (plan.log_mib << 20, plan.size_mib << 20);
         let node = Node::existing("machine", place, program());
         let text = lonely("machine").replace("overlay_mib = 32\n", "overlay_mib = 8\n");
         std::fs::write(node.config(), text + &plan.policy).expect("a configuration");
         let disk = |name, bytes| match cache {
             Cache::PartlyLost => Disk::volatile(place, name, bytes),
+            _ if cache.has_sectors() && name == "backing" => {
+                Disk::with_large_sectors(place, "medium", bytes)
+            }
+            Cache::LargeSectors | Cache::HiddenSectors => Disk::volatile(place, name, bytes),
             Cache::Lost | Cache::Lying => Disk::nbdkit(place, name, bytes),
         };
         let mut machine = Self {
             log: disk("log", log),
             backing: disk("backing", backing),
             node,
+            sectors: None,
         };
+        machine.attach(cache);
         machine.node.create_on_existing().expect("a volume");
         if cache == Cache::Lying {
             // A new volume is there in any case; the question is what becomes of writes to it.
@@ -63,6 +92,35 @@ impl Machine {
             }
         }
         machine
+    }
+
+    /// Puts the loop device where the node looks for its backing.
+    fn attach(&mut self, cache: Cache) {
+        if !cache.has_sectors() {
+            return;
+        }
+        let found = Loop::over(self.backing.path(), &["--sector-size", "512"]);
+        let found = found.expect("looked for before");
+        let link = self.node.backing();
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&found.device, &link).expect("a link");
+        self.sectors = Some(found);
+    }
+
+    /// All disks come back.
+    fn power_on(&mut self, cache: Cache) {
+        if let Some(sectors) = self.sectors.take() {
+            // It lets go when the last operation on the dead disk has failed.
+            let name = sectors.device.file_name().expect("a device").to_owned();
+            drop(sectors);
+            let folder = Path::new("/sys/block").join(name);
+            wait("the loop device to let go", || {
+                !folder.join("loop/backing_file").exists()
+            });
+        }
+        self.log.power_on();
+        self.backing.power_on();
+        self.attach(cache);
     }
 
     fn cut_the_power(&mut self, random: &mut Random) {
@@ -94,7 +152,7 @@ pub(crate) fn cuts(
     let rig = |error: anyhow::Error| Ended::Rig(format!("{error:#}"));
     let broken = |cut, error: anyhow::Error| Ended::Promise(format!("cut {cut}: {error:#}"));
     let place = folder();
-    let plan = plan();
+    let plan = plan(cache);
     let mut random = Random::new(seed);
     let mut machine = Machine::new(place.path(), cache, &mut random);
     for (name, value) in variables {
@@ -108,15 +166,17 @@ pub(crate) fn cuts(
         let mut plan = LoadPlan::mixed(seed + cut);
         // FUSE takes direct transfers of whole pages only.
         (plan.connections, plan.depth, plan.align) = (2, 4, 8);
+        if cache.has_sectors() {
+            (plan.align, plan.sectors_max) = (1, 12);
+        }
         // nbdfuse makes a TRIM of a punched hole, and nbdkit's cache does not zero what is trimmed.
-        plan.holes = cache == Cache::PartlyLost;
+        plan.holes = cache == Cache::PartlyLost || cache.has_sectors();
         let load = Load::start(&machine.node, &oracle, plan).map_err(rig)?;
         load.wait_for_progress(100 + random.below(1500), LIMIT)
             .map_err(rig)?;
         machine.cut_the_power(&mut random);
         load.was_cut().map_err(rig)?;
-        machine.log.power_on();
-        machine.backing.power_on();
+        machine.power_on(cache);
         let started = Instant::now();
         machine.node.start().map_err(|error| broken(cut, error))?;
         slowest = slowest.max(started.elapsed());

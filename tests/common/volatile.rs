@@ -2,7 +2,9 @@
 //!
 //! A write is answered when it is in the cache; a flush moves the cache to the medium. When the
 //! power fails, each sector in the cache is on the medium or not, as chance will have it: what real
-//! disks do, where a cache that loses everything (nbdkit's) is the kindest case.
+//! disks do, where a cache that loses everything (nbdkit's) is the kindest case. A disk with large
+//! physical sectors damages some of those that were being written, and what lay beside the write in
+//! them.
 //!
 //! **Invariant:** a frozen disk answers nothing any more. So whatever its users do after that
 //! moment cannot rest on an answer that the power cut came before.
@@ -25,6 +27,10 @@ use hn4_replicad::quickstart::load::Random;
 
 /// What a disk writes as a whole or not at all.
 const SECTOR_BYTES: usize = 512;
+/// A large physical sector.
+const PHYSICAL_BYTES: usize = 4096;
+/// What a damaged one holds.
+const DAMAGED: u8 = 0xDB;
 
 /// A write that no flush has followed yet.
 struct Unflushed {
@@ -40,6 +46,7 @@ struct Cells {
     /// In the order of their arrival.
     cache: Vec<Unflushed>,
     is_frozen: bool,
+    has_large_sectors: bool,
 }
 
 impl Cells {
@@ -57,13 +64,23 @@ impl Cells {
     /// Each sector of each unflushed write is kept with this chance in eighths; a later one may
     /// be lost although an earlier one is kept.
     fn lose(&mut self, kept_eighths: u64, random: &mut Random) {
+        let mut damaged = Vec::new();
         for write in self.cache.drain(..) {
+            let first = write.at / PHYSICAL_BYTES * PHYSICAL_BYTES;
+            for at in (first..write.at + write.bytes.len()).step_by(PHYSICAL_BYTES) {
+                if self.has_large_sectors && random.below(8) == 0 {
+                    damaged.push(at);
+                }
+            }
             for (index, sector) in write.bytes.chunks(SECTOR_BYTES).enumerate() {
                 if random.below(8) < kept_eighths {
                     let at = write.at + index * SECTOR_BYTES;
                     self.medium[at..at + sector.len()].copy_from_slice(sector);
                 }
             }
+        }
+        for at in damaged {
+            self.medium[at..at + PHYSICAL_BYTES].fill(DAMAGED);
         }
         self.seen.copy_from_slice(&self.medium);
     }
@@ -88,11 +105,19 @@ impl VolatileDisk {
             seen: vec![0; bytes],
             cache: Vec::new(),
             is_frozen: false,
+            has_large_sectors: false,
         };
         Self {
             cells: Arc::new(Mutex::new(cells)),
             server: None,
         }
+    }
+
+    /// The same with physical sectors of 4096 bytes, which a power cut damages as a whole.
+    pub(crate) fn with_large_sectors(bytes: u64) -> Self {
+        let disk = Self::new(bytes);
+        lock(&disk.cells).has_large_sectors = true;
+        disk
     }
 
     /// Begins to serve one client at a socket.

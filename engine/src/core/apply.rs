@@ -1,19 +1,20 @@
 //! Writing the shadow over the backing, once a superblock has switched it in.
 //!
 //! Entry by entry, in the order in which they were made: what an entry changes does not overlap, so
-//! its writes may be on their way together; the next entry waits for them. Then the backing is
+//! its writes may be on their way together; the next entry waits for them. Where it changes a part
+//! of a block, `merge` sees to the rest. Then the backing is
 //! flushed, and one superblock says that the copy is usable and the shadow is nothing any more.
 //! Whatever part was written when the node dies is written again: the shadow does not change.
 //!
 //! **Invariant:** the backing is touched only when both slots of the superblock say that the shadow
 //! counts, and nobody reads it until the superblock says that it was written over.
 
-use hn4::log::{CopyState, FrameHead, FrameHeader, LogIdentity};
+use hn4::log::{CopyState, FrameHead, FrameHeader, LogIdentity, MergeUse};
 use hn4::types::{BLOCK_BYTES, LogOffset};
 
 use super::compare::whole;
 use super::event::{Action, Actions, Disk, Io, IoToken, Seg};
-use super::journal::WRITE_SLOTS;
+use super::merge::{Merge, Placing};
 use super::overlay::{DirtyBlock, runs};
 use super::seal::frame_changes;
 use super::sweep::split_zeros;
@@ -34,17 +35,33 @@ pub(super) struct Apply {
     /// Blocks of them that were dealt with.
     used: usize,
     phase: Phase,
+    /// Blocks of an entry.
+    pub(super) placing: Option<Placing>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Idle,
     Reading,
-    /// So many operations on the backing are on their way.
-    Writing(usize),
+    /// So much of the backing is being zeroed.
+    Zeroing(usize),
+    /// Blocks are on their way to the backing.
+    Writing,
     Flushing,
     /// The superblock is to say that it is done.
     Done,
+}
+
+impl Apply {
+    /// Lets the slots go when all that was read is dealt with.
+    fn forget_used(&mut self, mem: &mut dyn SlotMemory) {
+        if self.used == self.slots.len() {
+            self.at += (self.used * SLOT_BYTES) as u64;
+            self.used = 0;
+            let slots = std::mem::take(&mut self.slots);
+            super::volume::free_all(mem, &slots);
+        }
+    }
 }
 
 impl Volume {
@@ -70,12 +87,23 @@ impl Volume {
                 slots: Vec::new(),
                 used: 0,
                 phase: Phase::Idle,
+                placing: None,
             });
             // Into the other slot: then no older one can be found.
             self.superblock.dirty = true;
             return;
         };
         let both = persisted.generation > apply.since;
+        if apply.phase == Phase::Writing
+            && let Some(placing) = &mut apply.placing
+        {
+            if !placing.advance(&mut self.merge, persisted.merge_era, mem, out) {
+                return;
+            }
+            apply.placing = None;
+            apply.phase = Phase::Idle;
+            apply.forget_used(mem);
+        }
         if apply.phase != Phase::Idle || !both {
             return;
         }
@@ -148,6 +176,12 @@ impl Volume {
         let payload = apply.used + blocks(head.header.head_bytes);
         let end = apply.used + blocks(head.header.frame_bytes);
         let (dirty, zeros) = frame_changes(&head, &apply.slots[payload..end]);
+        let mut placing = Placing::new(MergeUse::Shadow, IoToken::Apply, self.config.sweep_depth);
+        let merges = self.merge.is_some();
+        for block in &dirty {
+            placing.add(parts(block), merges);
+        }
+        apply.placing = Some(placing);
         let mut count = 0;
         for (range, trim) in zeros {
             for (offset, bytes, trim) in split_zeros(range, trim) {
@@ -161,11 +195,10 @@ impl Volume {
                 out.push(Action::Io { token, io });
             }
         }
-        count += write_blocks(&dirty, out);
         apply.used = end;
-        if count > 0 {
-            apply.phase = Phase::Writing(count);
-        } else {
+        apply.phase = Phase::Zeroing(count);
+        if count == 0 {
+            apply.phase = Phase::Writing;
             self.apply_progress(mem, out);
         }
     }
@@ -184,29 +217,26 @@ impl Volume {
             && header.previous == from_chain
     }
 
-    pub(super) fn apply_io_done(&mut self, mem: &mut dyn SlotMemory) {
+    pub(super) fn apply_io_done(&mut self) {
         let Some(apply) = &mut self.replica.apply else {
             return;
         };
         match &mut apply.phase {
-            Phase::Writing(left) if *left > 1 => {
-                *left -= 1;
-                return;
+            Phase::Zeroing(left) if *left > 1 => *left -= 1,
+            Phase::Zeroing(_) => apply.phase = Phase::Writing,
+            Phase::Writing => {
+                if let Some(placing) = &mut apply.placing {
+                    placing.io_done();
+                }
             }
             Phase::Flushing => {
+                self.merge.iter_mut().for_each(Merge::flushed);
                 apply.phase = Phase::Done;
                 self.superblock.desired.copy = CopyState::Usable;
                 self.superblock.dirty = true;
-                return;
             }
-            Phase::Reading | Phase::Writing(_) => apply.phase = Phase::Idle,
-            Phase::Idle | Phase::Done => return,
-        }
-        if apply.used == apply.slots.len() {
-            apply.at += (apply.used * SLOT_BYTES) as u64;
-            apply.used = 0;
-            let slots = std::mem::take(&mut apply.slots);
-            super::volume::free_all(mem, &slots);
+            Phase::Reading => apply.phase = Phase::Idle,
+            Phase::Idle | Phase::Done => {}
         }
     }
 
@@ -240,41 +270,15 @@ fn first_frame(
     FrameHead::decode_frame(identity, &frame.concat()).ok()
 }
 
-/// Starts the writes of blocks, as few as there can be. Returns how many.
-fn write_blocks(dirty: &[DirtyBlock], out: &mut Actions) -> usize {
-    let mut count = 0;
-    let mut run: Option<(u64, usize, u64)> = None;
-    let mut push = |(offset, first, _): (u64, usize, u64), out: &mut Actions| {
-        count += 1;
-        let io = Io::Write {
-            disk: Disk::Backing,
-            offset,
-            segs: first..out.segs.len(),
-            then_fsync: false,
+/// What is written of a block.
+fn parts(dirty: &DirtyBlock) -> impl Iterator<Item = (u64, Seg)> {
+    let (start, slot) = (dirty.block.lba().byte_offset(), dirty.slot);
+    runs(dirty.mask).map(move |run| {
+        let seg = Seg {
+            slot,
+            offset: u16::try_from(run.start).expect("a slot has 4096 bytes"),
+            bytes: u16::try_from(run.len()).expect("a slot has 4096 bytes"),
         };
-        let token = IoToken::Apply;
-        out.push(Action::Io { token, io });
-    };
-    for block in dirty {
-        for part in runs(block.mask) {
-            let offset = block.block.lba().byte_offset() + part.start as u64;
-            if let Some((start, first, end)) = run
-                && (end != offset || out.segs.len() - first >= WRITE_SLOTS)
-            {
-                push((start, first, end), out);
-                run = None;
-            }
-            let (start, first, _) = run.unwrap_or((offset, out.segs.len(), offset));
-            out.segs.push(Seg {
-                slot: block.slot,
-                offset: u16::try_from(part.start).expect("a slot has 4096 bytes"),
-                bytes: u16::try_from(part.len()).expect("a slot has 4096 bytes"),
-            });
-            run = Some((start, first, offset + part.len() as u64));
-        }
-    }
-    if let Some(run) = run {
-        push(run, out);
-    }
-    count
+        (start + run.start as u64, seg)
+    })
 }

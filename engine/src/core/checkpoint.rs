@@ -74,9 +74,10 @@ impl Volume {
     ) {
         self.tree_progress(out);
         self.start_sweep(now, mem);
+        let merge = (&mut self.merge, self.superblock.persisted().merge_era);
         if let Some(sweep) = &mut self.sweep
             && self.tree.admits(sweep, out)
-            && sweep.advance(out) == SweepStep::WriteSuperblock
+            && sweep.advance(merge, mem, out) == SweepStep::WriteSuperblock
         {
             let cut = sweep.cut;
             let info = *self
@@ -138,7 +139,8 @@ impl Volume {
                 marked = sealed.header.checkpoint_mark;
                 room
             });
-        Sweep::plan(&self.overlay, epochs, self.config.sweep_depth)
+        let how = (self.config.sweep_depth, self.merge.is_some());
+        Sweep::plan(&self.overlay, epochs, how)
     }
 
     /// Lets the log go that nobody needs any more, when it is worth a superblock.

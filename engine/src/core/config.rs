@@ -71,6 +71,9 @@ pub struct VolumeConfig {
     pub destage_delay_ms: u64,
     /// A sweep takes epochs until it has so many blocks.
     pub sweep_blocks: usize,
+    /// The backing's physical sectors are larger than the volume's: a block of which only a part
+    /// is written is merged first, since a write that is cut off may damage the rest of it.
+    pub merge: bool,
     /// Operations of a sweep on their way at the same time.
     pub sweep_depth: usize,
     /// Slots that writes may not take: for reads, heads of frames and the superblock.
@@ -139,6 +142,7 @@ impl VolumeConfig {
             log_age_ms: 100,
             destage_delay_ms: 1000,
             sweep_blocks: (slots / 4).clamp(16, 16 * 1024),
+            merge: false,
             sweep_depth: 16,
             reserve_slots,
             write_ack_durable: false,

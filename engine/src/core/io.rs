@@ -39,6 +39,12 @@ pub enum IoToken {
     SweepWrite,
     /// The flush of the backing after a sweep.
     SweepFsync,
+    /// A block of which a part is to be written, read whole: its place in the batch.
+    MergeRead(u8),
+    /// A batch of such blocks, into the merge area of the log, and its flush.
+    MergeWrite,
+    /// The flush of the backing before the next batch.
+    MergeFsync,
     /// Part of a client's read.
     Read(u32),
     /// A piece of a full copy.
@@ -49,6 +55,24 @@ pub enum IoToken {
     Shadow,
     /// Writing the shadow over the backing: reading it, writing, and the flush at the end.
     Apply,
+}
+
+impl IoToken {
+    /// On which disk, and for what; `reads_shadow`: what is under way there.
+    pub(super) fn place(self, reads_shadow: bool) -> (Disk, &'static str) {
+        match self {
+            Self::LogWrite(_) | Self::LogFsync(_) => (Disk::Log, "writing an epoch"),
+            Self::Superblock => (Disk::Log, "writing the superblock"),
+            Self::SweepZero | Self::SweepWrite => (Disk::Backing, "destaging"),
+            Self::MergeWrite => (Disk::Log, "writing the merge area"),
+            Self::SweepFsync | Self::MergeFsync => (Disk::Backing, "flushing"),
+            Self::SeedWrite | Self::SeedFsync => (Disk::Backing, "writing a full copy"),
+            Self::Apply if reads_shadow => (Disk::Shadow, "reading a full copy"),
+            Self::Apply => (Disk::Backing, "writing a full copy"),
+            Self::Shadow => (Disk::Shadow, "writing a full copy"),
+            Self::Read(_) | Self::MergeRead(_) => (Disk::Backing, "reading"),
+        }
+    }
 }
 
 /// An operation on a disk. Buffers are slots, named by a range of [`super::event::Actions::segs`].

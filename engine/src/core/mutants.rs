@@ -77,11 +77,19 @@ pub enum Mutant {
     LeavingCounts,
     /// What a peer acknowledged still counts when it is gone.
     PlaceKeepsProgress,
+    /// Blocks are written in part although their physical sectors are larger.
+    SweepUnmerged,
+    /// Such blocks are written in place before the merge area is flushed.
+    MergeNotFlushed,
+    /// The merge area is written over before what it protects was flushed.
+    MergeReusedEarly,
+    /// Recovery does not look into the merge area.
+    MergeNotRestored,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 39] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -117,6 +125,10 @@ impl Mutant {
         Self::LetGoAtOnce,
         Self::LeavingCounts,
         Self::PlaceKeepsProgress,
+        Self::SweepUnmerged,
+        Self::MergeNotFlushed,
+        Self::MergeReusedEarly,
+        Self::MergeNotRestored,
     ];
 }
 

@@ -1,4 +1,4 @@
-//! Creating, inspecting and opening a log.
+//! Inspecting and opening a log.
 //!
 //! Opening scans the ring forward from the oldest kept frame, refills the overlay with every epoch
 //! after the checkpoint, and stops at the first frame that is not valid. What lies there is a torn
@@ -13,21 +13,21 @@ use std::io;
 
 use hn4::log::frame::MAX_HEAD_BYTES;
 use hn4::log::{
-    CopyState, FrameError, FrameHead, FrameHeader, HEADER_A, HEADER_B, HeaderError, LogHeader,
-    LogIdentity, RING_START, Role, SUPERBLOCK_0, SUPERBLOCK_1, Stamp, Superblock, SuperblockError,
+    FrameError, FrameHead, FrameHeader, HEADER_A, HEADER_B, HeaderError, LogHeader, LogIdentity,
+    RING_START, Role, SUPERBLOCK_0, SUPERBLOCK_1, Stamp, Superblock, SuperblockError,
 };
-use hn4::types::{
-    BLOCK_BYTES, ChainHash, Epoch, Incarnation, LogOffset, NodeId, Rank, Term, VolumeId,
-};
+use hn4::types::{BLOCK_BYTES, Epoch, Incarnation, LogOffset, VolumeId};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::config::VolumeConfig;
+pub use super::create::{NewLog, create};
 use super::event::Tip;
 use super::journal::{FrameInfo, Journal, Sealed};
+use super::merge::{self, Merge};
 use super::mutants::{Mutant, planted};
 use super::overlay::Overlay;
-use super::seal::{Lanes, bytes_to_slots, frame_changes};
+use super::seal::{bytes_to_slots, frame_changes};
 use super::superblock::SuperblockWriter;
 use super::volume::Volume;
 use crate::arena::SlotMemory;
@@ -72,6 +72,17 @@ pub enum RecoveryError {
     Io {
         /// Reading, writing or flushing.
         doing: &'static str,
+        /// Where.
+        offset: u64,
+        /// The device's error.
+        source: io::Error,
+    },
+    /// The backing did not take what the merge area holds of it.
+    #[error(
+        "the last run was cut off while it wrote parts of blocks, and writing them back whole at \
+         byte {offset} of the backing failed: {source}"
+    )]
+    Backing {
         /// Where.
         offset: u64,
         /// The device's error.
@@ -149,21 +160,8 @@ pub struct RecoveryReport {
     /// A frame after the tip was incomplete and was dropped: it had not been acknowledged as
     /// durable.
     pub torn_tail: bool,
-}
-
-/// What a new log is for.
-#[derive(Clone, Copy, Debug)]
-pub struct NewLog {
-    /// The volume.
-    pub identity: LogIdentity,
-    /// The node it is on.
-    pub node: NodeId,
-    /// How blocks are dealt out.
-    pub lanes: Lanes,
-    /// Primary (the backing's contents are the volume) or replica (they are nothing yet).
-    pub role: Role,
-    /// Milliseconds since 1970.
-    pub created_ms: u64,
+    /// Blocks that were being written in part, and were written back whole.
+    pub restored_blocks: u64,
 }
 
 fn read_blocks(
@@ -179,7 +177,7 @@ fn read_blocks(
     })
 }
 
-fn write_blocks(
+pub(super) fn write_blocks(
     medium: &mut dyn Medium,
     offset: u64,
     blocks: &[AlignedBlock],
@@ -192,7 +190,7 @@ fn write_blocks(
     })
 }
 
-fn flush(medium: &mut dyn Medium) -> Result<(), RecoveryError> {
+pub(super) fn flush(medium: &mut dyn Medium) -> Result<(), RecoveryError> {
     let result = medium.flush();
     result.map_err(|source| RecoveryError::Io {
         doing: "flushing",
@@ -201,81 +199,13 @@ fn flush(medium: &mut dyn Medium) -> Result<(), RecoveryError> {
     })
 }
 
-fn block_at(medium: &mut dyn Medium, offset: u64) -> Result<AlignedBlock, RecoveryError> {
+pub(super) fn block_at(
+    medium: &mut dyn Medium,
+    offset: u64,
+) -> Result<AlignedBlock, RecoveryError> {
     let mut block = [AlignedBlock([0; 4096])];
     read_blocks(medium, offset, &mut block)?;
     Ok(block[0])
-}
-
-/// Writes header and superblock of a new log. The ring must be allocated already.
-///
-/// # Errors
-/// If there is anything at the start of the device, or it is too small, or it fails.
-pub fn create(medium: &mut dyn Medium, new: &NewLog) -> Result<LogHeader, RecoveryError> {
-    for offset in [HEADER_A, HEADER_B, SUPERBLOCK_0, SUPERBLOCK_1] {
-        let block = block_at(medium, offset)?;
-        if let Ok(header) = LogHeader::decode(&block.0) {
-            let volume = header.identity.volume;
-            return Err(RecoveryError::InUse(format!(
-                "this is the log of volume {volume}"
-            )));
-        }
-        if block.0.iter().any(|&byte| byte != 0) {
-            let why = format!("the device holds data at byte {offset}");
-            return Err(RecoveryError::InUse(why));
-        }
-    }
-    let ring_bytes = medium.size_bytes().saturating_sub(RING_START) / BLOCK_BYTES * BLOCK_BYTES;
-    let header = LogHeader {
-        identity: new.identity,
-        ring_bytes,
-        lanes: new.lanes.count,
-        stripe_blocks: new.lanes.stripe_blocks,
-        created_ms: new.created_ms,
-    };
-    let mut block = AlignedBlock([0; 4096]);
-    header.encode(&mut block.0);
-    LogHeader::decode(&block.0).map_err(RecoveryError::Header)?;
-    let primary = new.role == Role::Primary;
-    let superblock = Superblock {
-        generation: 1,
-        checkpoint: Epoch(0),
-        checkpoint_offset: LogOffset(0),
-        checkpoint_chain: ChainHash::default(),
-        retained: Epoch(0),
-        retained_offset: LogOffset(0),
-        retained_chain: ChainHash::default(),
-        retained_rank: Rank::default(),
-        durable: Epoch(0),
-        swept: Epoch(0),
-        session: 1,
-        term: if primary {
-            Term {
-                counter: 1,
-                node: new.node,
-            }
-        } else {
-            Term::default()
-        },
-        incarnation: Incarnation(0),
-        node: new.node,
-        role: new.role,
-        own_tail: false,
-        copy: if primary {
-            CopyState::Usable
-        } else {
-            CopyState::Fresh
-        },
-    };
-    let mut superblock_block = AlignedBlock([0; 4096]);
-    superblock.encode(&new.identity, &mut superblock_block.0);
-    write_blocks(medium, SUPERBLOCK_0, &[superblock_block])?;
-    flush(medium)?;
-    // The headers come last: a creation that was cut off leaves no log behind.
-    write_blocks(medium, HEADER_B, &[block])?;
-    write_blocks(medium, HEADER_A, &[block])?;
-    flush(medium)?;
-    Ok(header)
 }
 
 /// Reads header and superblock without changing anything. The index is the slot that the superblock
@@ -310,17 +240,20 @@ pub fn inspect(medium: &mut dyn Medium) -> Result<(LogHeader, Superblock, usize)
 
 /// Opens a log and brings the volume back to where it was.
 ///
+/// `backing` is written only where the last run was cut off while it wrote parts of blocks.
 /// `configure` gets the header and decides limits and policies.
 ///
 /// # Errors
 /// If the log is damaged in a way that could hide lost data, or the device fails.
 pub fn open(
     medium: &mut dyn Medium,
+    backing: &mut dyn Medium,
     mem: &mut dyn SlotMemory,
     configure: impl FnOnce(&LogHeader) -> VolumeConfig,
 ) -> Result<(Volume, RecoveryReport), RecoveryError> {
     let (header, superblock, slot) = inspect(medium)?;
     let config = configure(&header);
+    let restored_blocks = merge::restore(medium, backing, &header.identity, &superblock)?;
     let mut scan = Scan::new(medium, mem, &header, &superblock);
     let torn_tail = scan.run()?;
     let Scan {
@@ -341,6 +274,11 @@ pub fn open(
     if next.role == Role::Primary {
         next.incarnation = Incarnation(next.incarnation.0.saturating_add(1));
     }
+    if config.merge && superblock.merge_era.is_none() {
+        merge::clear(medium)?;
+        flush(medium)?;
+    }
+    next.merge_era = config.merge.then_some(next.session);
     let mut block = AlignedBlock([0; 4096]);
     next.encode(&header.identity, &mut block.0);
     write_blocks(medium, [SUPERBLOCK_0, SUPERBLOCK_1][1 - slot], &[block])?;
@@ -348,7 +286,15 @@ pub fn open(
     let too_small = RecoveryError::OverlayTooSmall {
         needed: replayed_bytes * 2,
     };
-    let buffer = mem.alloc().ok_or(too_small)?;
+    let mut buffers = || {
+        let buffer = mem.alloc()?;
+        let merge = match config.merge {
+            true => Some(Merge::new(header.identity, mem)?),
+            false => None,
+        };
+        Some((buffer, merge))
+    };
+    let (buffer, merge) = buffers().ok_or(too_small)?;
     let writer = SuperblockWriter::new(header.identity, next, 1 - slot, buffer);
     // A primary, also one that was fenced, may have acknowledged all of it. What a sweep may have
     // begun to write cannot be dropped, whoever knows of it.
@@ -361,13 +307,15 @@ pub fn open(
     let mut journal = journal;
     journal.session = next.session;
     let checkpoint = next.checkpoint;
-    let volume = Volume::new(config, journal, overlay, writer, anchored);
+    let mut volume = Volume::new(config, journal, overlay, writer, anchored);
+    volume.merge = merge;
     let report = RecoveryReport {
         checkpoint,
         tip: tip.epoch,
         replayed,
         replayed_bytes,
         torn_tail,
+        restored_blocks,
     };
     Ok((volume, report))
 }

@@ -188,6 +188,8 @@ impl Volume {
         next.retained_offset = offset;
         next.retained_rank = rank;
         next.own_tail = false;
+        // What is in the merge area is of the log before.
+        next.merge_era = next.merge_era.map(|_| session);
         next.copy = copy;
         self.superblock.dirty = true;
     }

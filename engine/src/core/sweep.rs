@@ -4,21 +4,30 @@
 //! The order is zeroed extents, then blocks by LBA in large writes, then a flush of the backing,
 //! then the superblock that names the new checkpoint; only after that are slots and log freed. A
 //! sweep that is torn at any point is redone from the log, which still holds every epoch of it.
+//! What the log does not hold, and a torn write may damage nevertheless, is for `merge` to keep.
 //!
 //! **Invariant:** what a sweep writes is the newest contents at the cut, never anything newer.
 
 use std::ops::Range;
 
+use hn4::log::MergeUse;
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch};
 
 use super::event::{Action, Actions, Disk, Io, IoToken, Seg};
 use super::extents::ExtentMap;
-use super::journal::{Sealed, WRITE_SLOTS};
+use super::journal::Sealed;
+use super::merge::{Merge, Placing};
 use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, Zeroed, runs};
+use crate::arena::{SlotId, SlotMemory};
 
 /// Longest zeroing in one request: devices take their time over very long ones.
 const ZERO_BYTES: u64 = 1 << 30;
+const NO_SEG: Seg = Seg {
+    slot: SlotId(0),
+    offset: 0,
+    bytes: 0,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
@@ -37,9 +46,8 @@ pub(super) struct Sweep {
     pub(super) marked: bool,
     phase: Phase,
     zeros: Vec<(u64, u64, bool)>,
-    /// Byte offset on the backing and where its contents are, in ascending order.
-    parts: Vec<(u64, Seg)>,
     next: usize,
+    pub(super) placing: Placing,
     in_flight: usize,
     depth: usize,
 }
@@ -59,7 +67,7 @@ impl Sweep {
     pub(super) fn plan<'a>(
         overlay: &Overlay,
         epochs: impl Iterator<Item = &'a Sealed>,
-        depth: usize,
+        (depth, merges): (usize, bool),
     ) -> Self {
         let (mut cut, mut marked) = (Epoch(0), false);
         let mut blocks: Vec<u64> = Vec::new();
@@ -80,9 +88,19 @@ impl Sweep {
         }
         blocks.sort_unstable();
         blocks.dedup();
-        let mut parts = Vec::with_capacity(blocks.len());
+        let mut placing = Placing::new(MergeUse::Sweep(cut), IoToken::SweepWrite, depth);
+        placing.reserve(blocks.len());
         for block in blocks {
-            plan_block(overlay, BlockIndex(block), cut, &zeros, &mut parts);
+            let zeroed = zeros.get(block).map(|zeroed| zeroed.epoch);
+            // What this sweep zeroes around a write comes from the log too.
+            let merges = merges && zeroed.is_none();
+            plan_block(
+                overlay,
+                BlockIndex(block),
+                (cut, zeroed),
+                merges,
+                &mut placing,
+            );
         }
         let zeros = zeros
             .iter()
@@ -92,8 +110,8 @@ impl Sweep {
             marked,
             phase: Phase::Zeros,
             zeros: zeros.collect(),
-            parts,
             next: 0,
+            placing,
             in_flight: 0,
             depth,
         }
@@ -106,24 +124,30 @@ impl Sweep {
 
     /// Byte offset and contents of what is written, ascending.
     pub(super) fn parts(&self) -> &[(u64, Seg)] {
-        &self.parts
+        self.placing.parts()
     }
 
     /// Starts as many operations as the depth allows, and moves on to the next phase when all are
     /// done.
-    pub(super) fn advance(&mut self, out: &mut Actions) -> SweepStep {
+    pub(super) fn advance(
+        &mut self,
+        (merge, era): (&mut Option<Merge>, Option<u64>),
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) -> SweepStep {
         loop {
-            match self.phase {
-                Phase::Zeros => self.issue_zeros(out),
-                Phase::Blocks => self.issue_blocks(out),
-                Phase::Flush | Phase::Superblock => {}
+            if self.phase == Phase::Zeros {
+                self.issue_zeros(out);
             }
             if self.in_flight > 0 {
                 return SweepStep::Busy;
             }
             match self.phase {
-                Phase::Zeros => (self.phase, self.next) = (Phase::Blocks, 0),
+                Phase::Zeros => self.phase = Phase::Blocks,
                 Phase::Blocks => {
+                    if !self.placing.advance(merge, era, mem, out) {
+                        return SweepStep::Busy;
+                    }
                     self.phase = Phase::Flush;
                     if planted(Mutant::NoFlushBeforeCheckpoint) {
                         continue;
@@ -139,6 +163,7 @@ impl Sweep {
                     return SweepStep::Busy;
                 }
                 Phase::Flush => {
+                    merge.iter_mut().for_each(Merge::flushed);
                     self.phase = Phase::Superblock;
                     return SweepStep::WriteSuperblock;
                 }
@@ -149,6 +174,9 @@ impl Sweep {
 
     /// Takes a completion; [`Self::advance`] is to follow.
     pub(super) fn io_done(&mut self) {
+        if self.phase == Phase::Blocks {
+            return self.placing.io_done();
+        }
         assert!(
             self.in_flight > 0,
             "completions come from operations that are on their way"
@@ -176,66 +204,38 @@ impl Sweep {
             });
         }
     }
-
-    fn issue_blocks(&mut self, out: &mut Actions) {
-        while self.in_flight < self.depth && self.next < self.parts.len() {
-            let (offset, _) = self.parts[self.next];
-            let first_seg = out.segs.len();
-            let mut end = offset;
-            while let Some(&(at, seg)) = self.parts.get(self.next)
-                && at == end
-                && out.segs.len() - first_seg < WRITE_SLOTS
-            {
-                out.segs.push(seg);
-                end += u64::from(seg.bytes);
-                self.next += 1;
-            }
-            self.in_flight += 1;
-            let segs = first_seg..out.segs.len();
-            let io = Io::Write {
-                disk: Disk::Backing,
-                offset,
-                segs,
-                then_fsync: false,
-            };
-            out.push(Action::Io {
-                token: IoToken::SweepWrite,
-                io,
-            });
-        }
-    }
 }
 
 fn plan_block(
     overlay: &Overlay,
     block: BlockIndex,
-    cut: Epoch,
-    zeros: &ExtentMap<Zeroed>,
-    parts: &mut Vec<(u64, Seg)>,
+    (cut, zeroed): (Epoch, Option<Epoch>),
+    merges: bool,
+    placing: &mut Placing,
 ) {
-    let zeroed = zeros.get(block.0).map(|zeroed| zeroed.epoch);
-    let start = parts.len();
     let cut = if planted(Mutant::SweepBeyondCut) {
         Epoch(u64::MAX)
     } else {
         cut
     };
+    // A block has at most eight runs of sectors.
+    let mut parts = [(0, NO_SEG); 8];
+    let mut count = 0;
     overlay.resolve_at(block, cut, zeroed, |slot, mask| {
         for run in runs(mask) {
             let offset = block.lba().byte_offset() + run.start as u64;
             let bytes = u16::try_from(run.len()).expect("a slot has 4096 bytes");
             let run_start = u16::try_from(run.start).expect("a slot has 4096 bytes");
-            parts.push((
-                offset,
-                Seg {
-                    slot,
-                    offset: run_start,
-                    bytes,
-                },
-            ));
+            let seg = Seg {
+                slot,
+                offset: run_start,
+                bytes,
+            };
+            parts[count] = (offset, seg);
+            count += 1;
         }
     });
-    parts[start..].sort_unstable_by_key(|&(offset, _)| offset);
+    placing.add(parts[..count].iter().copied(), merges);
 }
 
 pub(super) fn split_zeros(range: Range<u64>, trim: bool) -> impl Iterator<Item = (u64, u64, bool)> {

@@ -31,6 +31,7 @@ use super::feed::Peer;
 use super::fork::Return;
 use super::journal::{Journal, Sealed};
 use super::lag::{LagRoom, PeerLag};
+use super::merge::Merge;
 use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, mask};
 use super::peers::Regroup;
@@ -65,6 +66,8 @@ pub struct Volume {
     pub(super) journal: Journal,
     pub(super) superblock: SuperblockWriter,
     pub(super) sweep: Option<Sweep>,
+    /// Where the backing's sectors ask for it.
+    pub(super) merge: Option<Merge>,
     pub(super) tree: Tree,
     pub(super) waiters: Waiters,
     pub(super) reads: Reads,
@@ -123,6 +126,7 @@ impl Volume {
             overlay,
             journal,
             sweep: None,
+            merge: None,
             tree: Tree::default(),
             waiters: Waiters::default(),
             reads: Reads::default(),
@@ -512,6 +516,9 @@ impl Volume {
         if token == IoToken::Shadow {
             return self.shadow_io_done(result, mem, out);
         }
+        if let IoToken::MergeRead(index) = token {
+            return self.merge_read_done(index, result.is_ok());
+        }
         if let Err(errno) = result
             && !planted(Mutant::IgnoreErrors)
         {
@@ -538,9 +545,10 @@ impl Volume {
                     sweep.io_done();
                 }
             }
+            IoToken::MergeWrite | IoToken::MergeFsync => self.merge_io_done(),
             IoToken::SeedWrite | IoToken::SeedFsync => self.seed_io_done(mem, out),
-            IoToken::Apply => self.apply_io_done(mem),
-            IoToken::Shadow | IoToken::Read(_) => {}
+            IoToken::Apply => self.apply_io_done(),
+            IoToken::Shadow | IoToken::Read(_) | IoToken::MergeRead(_) => {}
         }
     }
 
@@ -561,17 +569,7 @@ impl Volume {
 
     /// P5: stop, say why, and never try again.
     pub(super) fn fail(&mut self, token: IoToken, errno: i32, out: &mut Actions) {
-        let (disk, doing) = match token {
-            IoToken::LogWrite(_) | IoToken::LogFsync(_) => (Disk::Log, "writing an epoch"),
-            IoToken::Superblock => (Disk::Log, "writing the superblock"),
-            IoToken::SweepZero | IoToken::SweepWrite => (Disk::Backing, "destaging"),
-            IoToken::SweepFsync => (Disk::Backing, "flushing"),
-            IoToken::SeedWrite | IoToken::SeedFsync => (Disk::Backing, "writing a full copy"),
-            IoToken::Apply if self.reads_shadow() => (Disk::Shadow, "reading a full copy"),
-            IoToken::Apply => (Disk::Backing, "writing a full copy"),
-            IoToken::Shadow => (Disk::Shadow, "writing a full copy"),
-            IoToken::Read(_) => (Disk::Backing, "reading"),
-        };
+        let (disk, doing) = token.place(self.reads_shadow());
         self.failed
             .get_or_insert(FailedClosed { disk, doing, errno });
         self.waiters.fail_all(|id, control| {

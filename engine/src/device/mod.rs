@@ -45,6 +45,8 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 pub struct DeviceOptions {
     /// What the device is, if detection should not be believed.
     pub kind_override: Option<DeviceKind>,
+    /// What the medium writes at once in bytes, if the kernel's word should not be believed.
+    pub physical_override: Option<u32>,
     /// Accept a device whose flush cannot be judged. Never helps against a refusal.
     pub assume_strict_flush: bool,
     /// Open for reading, with a shared lock.
@@ -60,6 +62,7 @@ impl Default for DeviceOptions {
     fn default() -> Self {
         Self {
             kind_override: None,
+            physical_override: None,
             assume_strict_flush: false,
             read_only: false,
             direct: true,
@@ -394,7 +397,9 @@ fn gather(
         medium: options.kind_override.unwrap_or(medium),
         size_bytes,
         logical_bytes,
-        physical_bytes: fact(|facts| facts.physical).unwrap_or(SAFE_ALIGN),
+        physical_bytes: (options.physical_override)
+            .or(fact(|facts| facts.physical))
+            .unwrap_or(SAFE_ALIGN),
         memory_align: align.memory,
         offset_align: align.offset,
         write_cache: facts.as_ref().and_then(|facts| facts.write_cache),

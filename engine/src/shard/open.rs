@@ -55,8 +55,11 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
     let (shadow, no_shadow) = open_shadow(&setup, &superblock.copy)?;
     let has_shadow = shadow.is_some();
     let configure = setup.configure;
-    let (volume, report) = recovery::open(&mut medium, &mut arena, |header| {
+    let mut under = DeviceMedium::new(&backing).map_err(os("opening the backing"))?;
+    let merge = tears_neighbours(&header.identity, backing.info());
+    let (volume, report) = recovery::open(&mut medium, &mut under, &mut arena, |header| {
         let mut config = configure(header, capacity);
+        config.merge = merge;
         config.shadow_space_bytes *= u64::from(has_shadow);
         config
     })
@@ -88,7 +91,7 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         identity: header.identity,
         log: medium,
         ring_bytes: header.ring_bytes,
-        backing: DeviceMedium::new(&backing).map_err(os("opening the backing"))?,
+        backing: under,
         holes: backing.extents().map_err(os("opening the backing"))?,
         shadow: shadow_device
             .map(DeviceMedium::new)
@@ -112,6 +115,13 @@ fn open_shadow(
         Err(error) if matches!(copy, CopyState::Applying { .. }) => Err(error.into()),
         Err(error) => Ok((None, Some(error.to_string()))),
     }
+}
+
+/// Whether a write of some sectors of a block may damage others, if it is cut off. What a disk
+/// writes at once is at least a sector; for larger units than a block it is its own affair.
+fn tears_neighbours(identity: &LogIdentity, backing: &DeviceInfo) -> bool {
+    let whole = u64::from(identity.sector_bytes) >= BLOCK_BYTES;
+    !whole && backing.physical_bytes > identity.sector_bytes
 }
 
 fn check_backing(

@@ -7,6 +7,7 @@
 //! 32 KiB     superblock 0      checkpoint, term, chain head; written alternately, the newer
 //! 48 KiB     superblock 1      valid one counts
 //! 64 KiB     HN4 template      a wormhole superblock for tools, if the volume holds HN4
+//! 80 KiB     merge area        blocks that are being written in place, whole (`merge`)
 //! 128 KiB    ring of frames    one frame an epoch, contiguous in log offsets, wrapping at the end
 //! ```
 //!
@@ -17,11 +18,13 @@
 
 pub mod frame;
 pub mod header;
+pub mod merge;
 pub mod record;
 pub mod superblock;
 
 pub use frame::{FrameError, FrameHead, FrameHeader, Stamp};
 pub use header::{HeaderError, LogHeader, LogIdentity};
+pub use merge::{MERGE_AREA, MERGE_BLOCKS, MergeHead, MergeUse, MergedBlock};
 pub use record::{LaneEntry, Record, RecordKind, TableError};
 pub use superblock::{CopyState, Role, Superblock, SuperblockError};
 

@@ -15,6 +15,14 @@ use crate::types::{ChainHash, Epoch, Incarnation, LogOffset, NodeId, Rank, Term,
 
 const MAGIC: [u8; 8] = *b"HN4DLTSB";
 
+/// Version of a superblock that names a merge area: a program that does not know the area must not
+/// open the log, since the backing may need what is in it.
+const VERSION_WITH_MERGES: u16 = 2;
+
+fn version_of(merge_era: Option<u64>) -> u16 {
+    merge_era.map_or(FORMAT_VERSION, |_| VERSION_WITH_MERGES)
+}
+
 /// What this node does for the volume. Kept here, because a restart must not change it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
@@ -122,6 +130,9 @@ pub struct Superblock {
     pub own_tail: bool,
     /// How complete the copy is.
     pub copy: CopyState,
+    /// Batches in the merge area that name this number may be needed. `None`: nobody uses the
+    /// area.
+    pub merge_era: Option<u64>,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -157,7 +168,9 @@ struct Wire {
     shadow_bytes: U64,
     seed_from_chain: [u8; 32],
     swept: U64,
-    reserved_end: [u8; 212],
+    /// Zero: none.
+    merge_era: U64,
+    reserved_end: [u8; 204],
     crc32c: U32,
 }
 
@@ -185,7 +198,10 @@ pub enum SuperblockError {
         expected: u32,
     },
     /// Another format version.
-    #[error("superblock version {0} is not supported (this program reads {FORMAT_VERSION})")]
+    #[error(
+        "superblock version {0} is not supported (this program reads {FORMAT_VERSION} and \
+         {VERSION_WITH_MERGES})"
+    )]
     Version(u16),
     /// It belongs to another volume than the header.
     #[error("superblock is of volume {found}, the log header says {expected}")]
@@ -211,7 +227,7 @@ impl Superblock {
         let copy = WireCopy::of(&self.copy);
         let mut wire = Wire {
             magic: MAGIC,
-            version: FORMAT_VERSION.into(),
+            version: version_of(self.merge_era).into(),
             role: match self.role {
                 Role::Primary => 0,
                 Role::Replica => 1,
@@ -243,7 +259,8 @@ impl Superblock {
             shadow_bytes: copy.shadow.into(),
             seed_from_chain: copy.from_chain.0,
             swept: self.swept.0.into(),
-            reserved_end: [0; 212],
+            merge_era: self.merge_era.unwrap_or(0).into(),
+            reserved_end: [0; 204],
             crc32c: U32::ZERO,
         };
         wire.crc32c = crc32c::crc32c(&wire.as_bytes()[..WIRE_BYTES - 4]).into();
@@ -267,7 +284,7 @@ impl Superblock {
                 expected,
             });
         }
-        if wire.version.get() != FORMAT_VERSION {
+        if ![FORMAT_VERSION, VERSION_WITH_MERGES].contains(&wire.version.get()) {
             return Err(SuperblockError::Version(wire.version.get()));
         }
         if wire.volume != identity.volume.0 || wire.birth_nonce != identity.birth_nonce {
@@ -309,7 +326,11 @@ impl Superblock {
                 other => return impossible("own_tail", other.into()),
             },
             copy: decode_copy(&wire)?,
+            merge_era: Some(wire.merge_era.get()).filter(|&era| era != 0),
         };
+        if wire.version.get() != version_of(superblock.merge_era) {
+            return impossible("merge_era", wire.merge_era.get());
+        }
         superblock.check(identity)?;
         Ok(superblock)
     }
@@ -489,6 +510,7 @@ mod tests {
                 from: Epoch(4),
                 until: Some(Epoch(0)),
             },
+            merge_era: None,
         }
     }
 
@@ -518,6 +540,18 @@ mod tests {
             let block = encoded(&superblock);
             assert_eq!(Superblock::decode(&identity(), &block), Ok(superblock));
         }
+    }
+
+    #[test]
+    fn a_superblock_that_names_a_merge_area_has_a_version_that_older_programs_refuse() {
+        let merges = Superblock {
+            merge_era: Some(3),
+            ..sample(1)
+        };
+        let block = encoded(&merges);
+        assert_eq!(block[8..10], [2, 0]);
+        assert_eq!(Superblock::decode(&identity(), &block), Ok(merges));
+        assert_eq!(encoded(&sample(1))[8..10], [1, 0]);
     }
 
     #[test]

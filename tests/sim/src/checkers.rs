@@ -1,5 +1,6 @@
 //! What must hold at the end of a run, when every copy was drained.
 
+use hn4::log::MERGE_BLOCKS;
 use hn4::types::SECTORS_PER_BLOCK;
 use hn4_engine::arena::SlotMemory;
 use hn4_engine::core::event::Disk;
@@ -15,6 +16,7 @@ impl World {
                 let faults = node.disk(disk).faults;
                 self.stats.torn += faults.torn;
                 self.stats.lost_in_cache += faults.lost_in_cache;
+                self.stats.neighbours += faults.neighbours;
             }
         }
         if self.operator.lost {
@@ -46,8 +48,9 @@ impl World {
             }
             self.stats.compared += contents.len() as u64;
             let (free, all) = (live.mem.free_slots(), live.mem.capacity());
-            // One holds the superblock.
-            if free != all - 1 || live.volume.dirty_slots() != 0 {
+            // One holds the superblock, some more the merge area and its head.
+            let merges = usize::from(self.plan.large_sectors) * (MERGE_BLOCKS + 1);
+            if free != all - 1 - merges || live.volume.dirty_slots() != 0 {
                 return broken(
                     "P8",
                     format!("node {}: {free} of {all} slots are free", node.index),

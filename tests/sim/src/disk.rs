@@ -3,9 +3,10 @@
 //! What was written is visible to reads at once, but survives a crash for certain only if a flush
 //! that *began* after the write's completion has completed. At a crash every other write (also one
 //! that never completed) has persisted wholly, not at all, or sector by sector at random, and on
-//! some disks a sector may even be left half old and half new; writes to
-//! the same sector persist in order. Two writes to the same sector at the same time have no order
-//! at all; a core that issues them is wrong, and the disk says so.
+//! some disks a sector may even be left half old and half new; writes to the same sector persist in
+//! order. On some disks a physical sector is eight of these, and one that is being written when the
+//! power fails may come out as rubbish, with all that is in it. Two writes to the same sector at
+//! the same time have no order at all; a core that issues them is wrong, and the disk says so.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,6 +19,10 @@ use crate::rng::Rng;
 
 /// Sectors are what a device writes atomically.
 pub(crate) const SECTOR: usize = 512;
+/// Physical sectors of those disks that have larger ones.
+const PHYSICAL: usize = 4096;
+/// What is in a physical sector that was damaged.
+const DAMAGED: u8 = 0xDB;
 
 /// Buffers that are kept.
 const SPARE: usize = 64;
@@ -46,6 +51,17 @@ pub(crate) struct DiskFaults {
     pub(crate) torn: u64,
     /// Writes that a crash lost.
     pub(crate) lost_in_cache: u64,
+    /// Physical sectors that a crash damaged, of which only a part was being written.
+    pub(crate) neighbours: u64,
+}
+
+/// How a disk behaves in a power loss.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tears {
+    /// A sector may be left half old and half new.
+    pub(crate) shears: bool,
+    /// All of a physical sector may be damaged, also what was not being written.
+    pub(crate) physical: bool,
 }
 
 /// See the module.
@@ -217,8 +233,9 @@ impl SimDisk {
 
     /// Power is lost.
     ///
-    /// `shears` also lets sectors be left half old and half new.
-    pub(crate) fn crash(&mut self, shears: bool, rng: &mut Rng) {
+    /// Also what was not being written may be damaged, see [`Tears`].
+    pub(crate) fn crash(&mut self, tears: Tears, rng: &mut Rng) {
+        let shears = tears.shears;
         let mut pending = std::mem::take(&mut self.pending);
         // Back to what is durable, the newest first; what each wrote is in its hands again.
         for write in pending.iter_mut().rev() {
@@ -247,11 +264,26 @@ impl SimDisk {
                         .copy_from_slice(&sector[..half]);
                 }
             }
+            if tears.physical && fate >= 2 {
+                self.damage(write.range(), rng);
+            }
             self.faults.torn += u64::from(fate >= 2);
             self.faults.lost_in_cache += u64::from(fate == 1);
             self.recycle(write.data);
         }
         self.dies_after = None;
+    }
+
+    /// Some of the physical sectors at this place were being written.
+    fn damage(&mut self, range: Range<usize>, rng: &mut Rng) {
+        let first = range.start / PHYSICAL * PHYSICAL;
+        for at in (first..range.end).step_by(PHYSICAL) {
+            if rng.one_in(2) {
+                let whole = range.start <= at && at + PHYSICAL <= range.end;
+                self.faults.neighbours += u64::from(!whole);
+                self.seen.change(at..at + PHYSICAL).fill(DAMAGED);
+            }
+        }
     }
 
     /// A bit flips on the medium.

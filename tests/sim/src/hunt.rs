@@ -36,6 +36,12 @@ fn hunt(
     None
 }
 
+/// Switches the wanted bug on for good.
+pub(crate) fn plant(arguments: &Arguments) {
+    let wanted = |mutant: &Mutant| arguments.mutant.as_ref() == Some(&format!("{mutant:?}"));
+    select(Mutant::ALL.into_iter().find(wanted));
+}
+
 /// Shows for each planted bug the first seed that finds it.
 pub(crate) fn search(arguments: &Arguments) -> ExitCode {
     let mut missed = 0;

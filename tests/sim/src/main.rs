@@ -157,7 +157,11 @@ fn main() -> ExitCode {
 
 #[cfg(feature = "mutants")]
 fn planted(arguments: &Arguments) -> ExitCode {
-    if arguments.mutants {
+    if arguments.mutant.is_some() && arguments.keep_going {
+        // How many seeds find it.
+        hunt::plant(arguments);
+        campaign(arguments)
+    } else if arguments.mutants {
         hunt::search(arguments)
     } else {
         hunt::replay()

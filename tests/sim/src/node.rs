@@ -10,7 +10,7 @@ use hn4_engine::core::recovery::{self, NewLog, RecoveryError};
 use hn4_engine::core::{Lanes, MAX_PEERS, Volume, VolumeConfig};
 use hn4_proof::ledger::file::MemoryMedium;
 
-use crate::disk::SimDisk;
+use crate::disk::{SimDisk, Tears};
 use crate::memory::SimMemory;
 use crate::oracle::{Change, Tag};
 use crate::peers::Leaving;
@@ -245,7 +245,8 @@ impl Node {
         let mut mem = SimMemory::new(plan.slots);
         let (index, peers) = (self.index, self.members.len());
         self.seats = self.members.iter().copied().map(Some).collect();
-        let opened = recovery::open(&mut self.log, &mut mem, |header| {
+        let (log, backing) = (&mut self.log, &mut self.backing);
+        let opened = recovery::open(log, backing, &mut mem, |header| {
             config(plan, index, peers, header.ring_bytes)
         });
         let (volume, report) = opened?;
@@ -274,14 +275,19 @@ impl Node {
     }
 
     /// Power is lost.
-    pub(crate) fn crash(&mut self, shears: bool, rng: &mut Rng) {
+    pub(crate) fn crash(&mut self, plan: &Plan, rng: &mut Rng) {
         if let Some(beside) = self.live.take().and_then(|live| live.beside) {
             self.ledger = beside.crash(rng);
         }
         self.stop_by = None;
-        self.log.crash(shears, rng);
-        self.backing.crash(shears, rng);
-        self.shadow.crash(shears, rng);
+        let tears = Tears {
+            shears: plan.shears,
+            // A merge area that is damaged besides is one fault too many.
+            physical: plan.large_sectors && !self.rotten,
+        };
+        for disk in [&mut self.log, &mut self.backing, &mut self.shadow] {
+            disk.crash(tears, rng);
+        }
     }
 
     /// Starts an operation; the result names it.
@@ -442,6 +448,7 @@ fn config(plan: &Plan, index: usize, peers: usize, ring_bytes: u64) -> VolumeCon
     config.destage_delay_ms = plan.destage_delay_ms;
     config.sweep_blocks = plan.sweep_blocks;
     config.sweep_depth = plan.sweep_depth;
+    config.merge = plan.large_sectors;
     config.write_ack_durable = plan.write_ack_durable;
     config.ack_mode = plan.ack_mode;
     config.ack_peers = plan.ack_peers;

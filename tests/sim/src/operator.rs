@@ -319,7 +319,7 @@ impl World {
     pub(crate) fn wipe(&mut self, node: usize) {
         self.trace.note(self.now, Some(node), || "WIPE".to_owned());
         self.forget_asked(node);
-        self.nodes[node].crash(self.plan.shears, &mut self.rng);
+        self.nodes[node].crash(&self.plan, &mut self.rng);
         self.oracle.received = self.oracle.promised;
         self.drop_requests(node);
         self.node_left(node);

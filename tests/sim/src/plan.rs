@@ -122,6 +122,8 @@ pub(crate) struct Plan {
     pub(crate) disk_factors: [[u64; 2]; MOST_NODES],
     /// A crash may also leave a sector half old and half new.
     pub(crate) shears: bool,
+    /// Physical sectors of eight sectors, all of which a crash may damage.
+    pub(crate) large_sectors: bool,
     /// Crashes just after a role, a term or the state of a copy changed.
     pub(crate) touchy: u64,
     /// Crashes soon after a superblock began to be written.
@@ -290,6 +292,7 @@ impl Plan {
             disk_us: rng.log_between(10, 2000),
             disk_factors: [[1; 2]; MOST_NODES],
             shears: false,
+            large_sectors: false,
             touchy: 0,
             superblock_touchy: 0,
             superblock_crash: 0,

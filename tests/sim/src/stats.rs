@@ -35,6 +35,10 @@ pub struct Stats {
     pub torn: u64,
     /// Writes that a crash lost.
     pub lost_in_cache: u64,
+    /// Physical sectors that a crash damaged, of which only a part was being written.
+    pub neighbours: u64,
+    /// Blocks that recovery wrote back whole.
+    pub restored: u64,
     /// Disk operations that took very long.
     pub spikes: u64,
     /// Sectors that were compared.
@@ -88,6 +92,8 @@ impl Stats {
             refused_logs,
             torn,
             lost_in_cache,
+            neighbours,
+            restored,
             spikes,
             compared,
             proven,
@@ -111,6 +117,8 @@ impl Stats {
         self.refused_logs += refused_logs;
         self.torn += torn;
         self.lost_in_cache += lost_in_cache;
+        self.neighbours += neighbours;
+        self.restored += restored;
         self.spikes += spikes;
         self.compared += compared;
         self.proven += proven;
@@ -147,6 +155,11 @@ impl fmt::Display for Stats {
             ("ledgers set aside", self.ledgers_aside),
             ("writes torn by a crash", self.torn),
             ("writes lost by a crash", self.lost_in_cache),
+            (
+                "physical sectors damaged that were written in part",
+                self.neighbours,
+            ),
+            ("blocks written back whole", self.restored),
             ("slow disk operations", self.spikes),
         ];
         for (what, count) in lines {

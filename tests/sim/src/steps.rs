@@ -279,9 +279,9 @@ impl World {
             // What peers held in memory is gone.
             self.oracle.received = self.oracle.promised;
         }
-        self.nodes[node].crash(self.plan.shears, &mut self.rng);
+        self.nodes[node].crash(&self.plan, &mut self.rng);
         self.forget_drains(node);
-        if !self.quiet && self.rng.one_in(self.plan.rot) {
+        if !self.quiet && self.rng.one_in(self.plan.rot) && !self.plan.large_sectors {
             self.rot_log(node);
         }
         self.drop_requests(node);
@@ -299,13 +299,17 @@ impl World {
         let clean = std::mem::take(&mut self.nodes[node].stopped_clean);
         let log = self.nodes[node].disk(Disk::Log);
         log.dies_after = dies.then_some(operations);
+        let backing = self.nodes[node].disk(Disk::Backing);
+        backing.dies_after = dies.then_some(operations);
         let plan = self.plan.clone();
         let opened = self.nodes[node].open(&plan);
-        self.nodes[node].disk(Disk::Log).dies_after = None;
+        for disk in [Disk::Log, Disk::Backing] {
+            self.nodes[node].disk(disk).dies_after = None;
+        }
         let report = match opened {
             Ok(report) => report,
             Err(_) if dies => {
-                self.nodes[node].crash(self.plan.shears, &mut self.rng);
+                self.nodes[node].crash(&self.plan, &mut self.rng);
                 self.plan_in(MS, What::Restart { node });
                 return Ok(());
             }
@@ -317,6 +321,7 @@ impl World {
         };
         self.trace
             .note(self.now, Some(node), || format!("OPEN {report:?}"));
+        self.stats.restored += report.restored_blocks;
         self.check_opened(node, clean, &report)?;
         if self.plan.proves {
             self.start_prover(node)?;

@@ -195,6 +195,7 @@ impl World {
         if options.knobs.other_peers.unwrap_or(leans) {
             plan.lean_to_other_peers(&mut Rng::new(seed.rotate_left(32)), &options.knobs);
         }
+        plan.large_sectors = seed % 4 == 3;
         let sectors = plan.blocks * SECTORS_PER_BLOCK;
         let initial: Vec<u64> = (0..sectors).map(|_| rng.below(3)).collect();
         let mut backing = vec![0; initial.len() * 512];
