@@ -56,6 +56,9 @@ pub(super) struct Seed {
     pub(super) ended: Option<Epoch>,
     /// What the pieces that wait cost of the credit.
     queued_cost: u64,
+    /// It goes on below what a superblock counts, or is about to: what is written there is not
+    /// durable meanwhile, so that must be taken back first.
+    goes_back: bool,
     /// The session that brought it has ended: nothing more comes, and nobody is granted anything
     /// for what is still written.
     pub(super) detached: bool,
@@ -107,8 +110,15 @@ impl Volume {
                 written: at,
                 flushed: at,
                 expected: at,
+                goes_back: true,
                 ..Seed::default()
             };
+            if let CopyState::Seeding { cursor_bytes, .. } = &mut self.superblock.desired.copy
+                && *cursor_bytes > at
+            {
+                *cursor_bytes = at;
+                self.superblock.dirty = true;
+            }
             self.replica.seed = Some(seed);
         } else {
             // What we have is of another copy. It is not usable, so nothing is lost.
@@ -241,7 +251,7 @@ impl Volume {
         let Some(seed) = self.replica.seed.as_ref() else {
             return;
         };
-        if self.replica.seed_io.is_some() {
+        if self.replica.seed_io.is_some() || seed.goes_back && self.superblock.is_busy() {
             return;
         }
         let complete = seed.written == size && seed.ended.is_some();
@@ -294,6 +304,7 @@ impl Volume {
         let Some(piece) = seed.pieces.pop_front() else {
             return;
         };
+        seed.goes_back = false;
         let (end, cost) = (piece.offset + piece.bytes, piece.cost());
         let (io, slots) = match &piece.data {
             None => {
