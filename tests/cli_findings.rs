@@ -48,6 +48,7 @@ fn nothing_replayed(all: Epoch) -> RecoveryReport {
         replayed: 0,
         replayed_bytes: 0,
         torn_tail: false,
+        restored_blocks: 0,
     }
 }
 

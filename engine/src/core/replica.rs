@@ -530,7 +530,9 @@ impl Volume {
         let copy = self.superblock.persisted().copy;
         let exact = matches!(copy, CopyState::Usable | CopyState::Applying { .. });
         let settled = self.superblock.persisted().session == self.journal.session;
-        let usable = (exact && settled) || planted(Mutant::AckUnusableCopy);
+        // Nor is what it has of its own, when it is promoted while it is being sent a copy.
+        let follows = settled && self.replica.joined;
+        let usable = (exact && follows) || planted(Mutant::AckUnusableCopy);
         if usable && self.replica.last_ack != Some(progress) {
             self.replica.last_ack = Some(progress);
             out.peer(source, PeerMessage::Ack(progress));
