@@ -196,8 +196,10 @@ impl Volume {
         let regroup = self.regroup.as_ref().and_then(Regroup::deadline);
         let shadow = self.shadow_deadline();
         let repair = self.damage.deadline();
-        let all = [seal, destage, degrade, election, lag, regroup, shadow];
-        all.into_iter().chain([repair]).flatten().min()
+        let all = [
+            seal, destage, degrade, election, lag, regroup, shadow, repair,
+        ];
+        all.into_iter().flatten().min()
     }
 
     /// From now on nothing new is accepted.

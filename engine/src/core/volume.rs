@@ -233,7 +233,8 @@ impl Volume {
             self.superblock_progress(mem, out);
         }
         let status = self.copy_status();
-        if self.last_status.replace(status) != Some(status) {
+        if self.last_status != Some(status) {
+            self.last_status = Some(status);
             out.push(Action::StateChanged);
         }
     }
