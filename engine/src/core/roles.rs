@@ -234,12 +234,17 @@ impl Volume {
         self.seed_in_new_term(out);
         self.cancel_election(&format!("overtaken by term {term}"), out);
         let persisted = self.superblock.persisted().role;
+        let own_tail = self.superblock.persisted().own_tail;
         let next = &mut self.superblock.desired;
         match (persisted, next.role) {
             // It steps down already; nothing is left to be accepted.
             (_, Role::Replica | Role::Fenced) => {}
             // Promoted in a term that is not the highest any more: it never was primary.
-            (Role::Replica | Role::Fenced, Role::Primary) => next.role = Role::Replica,
+            (Role::Replica | Role::Fenced, Role::Primary) => {
+                next.role = Role::Replica;
+                // And what it had of its own before is still nobody else's.
+                next.own_tail |= own_tail;
+            }
             (Role::Primary, Role::Primary) => {
                 next.role = Role::Fenced;
                 self.waiters.fail_all(|id, control| {

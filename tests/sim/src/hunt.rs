@@ -73,13 +73,18 @@ pub(crate) fn replay() -> ExitCode {
         let name = format!("{mutant:?}");
         let lines = include_str!("../mutants.txt").lines();
         let mut words = lines.filter_map(|line| line.split_once(' '));
-        let seed = words.find(|(other, _)| *other == name);
-        let Some(seed) = seed.and_then(|(_, seed)| seed.parse::<u64>().ok()) else {
+        let kept = words.find(|(other, _)| *other == name);
+        let (seed, with) = kept.map_or(("", ""), |(_, kept)| {
+            kept.split_once(' ').unwrap_or((kept, ""))
+        });
+        let mut options = Options::default();
+        options.knobs.other_peers = (with == "other-peers").then_some(true);
+        let Some(seed) = seed.parse::<u64>().ok() else {
             missed += 1;
             println!("{name}: no seed is kept in mutants.txt");
             continue;
         };
-        match hunt(mutant, seed..seed + 1, 1, &Options::default()) {
+        match hunt(mutant, seed..seed + 1, 1, &options) {
             Some((_, violation)) => {
                 println!("{name}: found by seed {seed} ({})", violation.promise);
             }

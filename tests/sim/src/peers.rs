@@ -314,6 +314,15 @@ impl World {
             };
         }
         let mut next = now;
+        if !self.membership.agreed && self.primary().is_none() {
+            // Whoever is promoted next may still count on those that were to leave.
+            let before = &self.membership.before;
+            let missing = before
+                .iter()
+                .filter(|peer| **peer != node && !next.contains(peer));
+            let missing: Vec<usize> = missing.copied().collect();
+            next.extend(missing);
+        }
         let fresh = wanted.iter().filter(|peer| !next.contains(peer));
         let fresh: Vec<usize> = fresh.copied().collect();
         next.extend(fresh);
