@@ -327,6 +327,12 @@ fn a_part_of_a_damaged_block_that_is_written_does_not_make_it_good() {
     })
     .expect("found");
     assert_eq!(verify(&mut beta).bad_lbas, ["LBA 5600-5607"]);
+    let refused = beta.ask(&Request::Switchover {
+        volume: VOLUME.to_owned(),
+        timeout_ms: 1000,
+    });
+    let refused = refused.expect_err("it is damaged").to_string();
+    assert!(refused.contains("DAMAGED"), "{refused}");
     alpha
         .wait_for("see that the copies differ", LIMIT, |report| {
             let mut findings = report.findings.iter();

@@ -367,6 +367,7 @@ impl Volume {
         let what = format!("switch {name} over to this node");
         let deadline = Instant::now() + Duration::from_millis(timeout_ms);
         let asked = self.report().await;
+        let damage = asked.as_ref().and_then(known_damage);
         let asked = asked.and_then(|report| Some((report.primary()?, report.shard.copy)));
         let Some((peer, copy)) = asked else {
             let why = "no connected peer is primary";
@@ -376,6 +377,11 @@ impl Volume {
         if copy.copy != CopyState::Usable {
             let why = "this copy is not usable: it has not received everything yet";
             return error(what, why, "wait until hn4ctl status shows it usable");
+        }
+        if let Some(why) = damage {
+            let next = "wait until it is repaired from the primary's copy, or write those blocks \
+                        again; hn4ctl status tells";
+            return error(what, why, next);
         }
         let ask = Ask::StepDown { peer: peer.clone() };
         if self.asks.send(ask).await.is_err() {
