@@ -24,6 +24,7 @@ fn plan() -> Plan {
         size_mib: 4,
         log_mib: 16,
         overlay_mib: 8,
+        policy: format!("{}tree = \"on\"\n", Plan::default().policy),
         ..Plan::default()
     }
 }
@@ -152,6 +153,15 @@ fn fill(path: &Path, bytes: u64) {
     file.sync_all().expect("flushed");
 }
 
+/// A node without peers that keeps a tree.
+fn alone(folder: &Path, plan: Plan) -> Node {
+    let node = single(folder, plan);
+    let text = std::fs::read_to_string(node.config()).expect("a configuration");
+    let on = text.replacen("[[volume]]\n", "[[volume]]\ntree = \"on\"\n", 1);
+    std::fs::write(node.config(), on).expect("edited");
+    node
+}
+
 fn built(report: &VolumeReport) -> u64 {
     let done = report.state.as_ref().map_or(0, |state| state.size_bytes);
     tree(report).map_or(0, |tree| match (&tree.root, tree.built_bytes) {
@@ -168,7 +178,7 @@ fn a_device_that_has_none_gets_a_tree_while_it_is_in_use_and_a_kill_loses_little
         size_mib: 160,
         ..plan()
     };
-    let mut node = single(place.path(), plan);
+    let mut node = alone(place.path(), plan);
     fill(&node.backing(), 160 << 20);
     let text = std::fs::read_to_string(node.config()).expect("a configuration");
     let slow = text.replacen("[[volume]]\n", "[[volume]]\nscan_mib_per_s = 40\n", 1);
@@ -209,7 +219,7 @@ fn a_device_that_has_none_gets_a_tree_while_it_is_in_use_and_a_kill_loses_little
 #[test]
 fn a_tree_that_cannot_be_kept_holds_nobody_up_and_is_told() {
     let place = folder();
-    let mut node = single(place.path(), plan());
+    let mut node = alone(place.path(), plan());
     // A file where its folder is to be.
     let state = node.folder().join("state");
     std::fs::create_dir_all(&state).expect("a state directory");
@@ -354,7 +364,7 @@ fn a_damaged_block_is_never_read_and_a_peer_repairs_it() {
     let place = folder();
     // Writers are served while the peer is away.
     let plan = Plan {
-        policy: "ack = \"async\"\n".to_owned(),
+        policy: "ack = \"async\"\ntree = \"on\"\n".to_owned(),
         ..plan()
     };
     let (mut alpha, mut beta) = running_pair(place.path(), &plan);

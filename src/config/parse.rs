@@ -319,7 +319,7 @@ impl<'t> Parser<'t> {
             ml_dsa: choice(reader, table, "ml_dsa", &SIGNING),
             slh_dsa: choice(reader, table, "slh_dsa", &SIGNING),
             checkpoint_s,
-            tree: reader.choice(table, "tree", &SWITCH).unwrap_or(true),
+            tree: reader.choice(table, "tree", &SWITCH).unwrap_or(false),
             scan_mib_per_s,
             verify_interval_h,
             apply: choice(reader, table, "apply", &apply),
