@@ -3,7 +3,9 @@
 //!
 //! The core alone, on disks in memory whose operations complete at once.
 
-use hn4::log::{LogIdentity, MERGE_AREA, MERGE_BLOCKS, RING_START, Role};
+use hn4::log::{
+    LogIdentity, MERGE_AREA, MERGE_BLOCKS, RING_START, Role, SUPERBLOCK_0, SUPERBLOCK_1, Superblock,
+};
 use hn4::types::{BlockIndex, Lba, NodeId, VolumeId};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{Control, Disk, Io, IoToken, Now, Request, RequestId, Time};
@@ -77,6 +79,8 @@ struct Bench {
     did: Vec<Did>,
     /// Reads of a block for the merge area fail so often.
     failing_reads: u32,
+    /// What readers were told, and whether they may read.
+    pinned: Vec<(u64, bool)>,
     /// The power goes after so many things that were done.
     dies_after: usize,
     requests: u64,
@@ -118,6 +122,7 @@ impl Bench {
             backing,
             did: Vec::new(),
             failing_reads: 0,
+            pinned: Vec::new(),
             dies_after: usize::MAX,
             requests: 0,
         };
@@ -135,11 +140,15 @@ impl Bench {
             };
             self.volume.step(now, event, &mut self.mem, &mut actions);
             for action in std::mem::take(&mut actions.list) {
-                if let Action::Io { token, io } = action
-                    && self.did.len() < self.dies_after
-                {
-                    let result = self.carry_out(token, &io, &actions);
-                    events.push_back(Event::IoDone { token, result });
+                match action {
+                    Action::Io { token, io } if self.did.len() < self.dies_after => {
+                        let result = self.carry_out(token, &io, &actions);
+                        events.push_back(Event::IoDone { token, result });
+                    }
+                    Action::Pinned { id, generation } => {
+                        self.pinned.push((id.0, generation.is_some()));
+                    }
+                    _ => {}
                 }
             }
         }
@@ -413,4 +422,50 @@ fn an_area_of_an_earlier_start_is_never_written_back() {
     torn.0[small(MERGE_AREA) + 4096 + 100] ^= 1;
     let (_, _, report) = open(&mut torn, &mut backing, true);
     assert_eq!(report.restored_blocks, 0);
+}
+
+/// Makes the log that of a replica, as if it had been one when the power went.
+fn demote(log: &mut Memory) {
+    let (_, superblock, slot) = recovery::inspect(log).expect("a log");
+    let mut block = AlignedBlock([0; 4096]);
+    let replica = Superblock {
+        role: Role::Replica,
+        generation: superblock.generation + 1,
+        ..superblock
+    };
+    replica.encode(&IDENTITY, &mut block.0);
+    let other = [SUPERBLOCK_0, SUPERBLOCK_1][1 - slot];
+    log.write(other, &[block]).expect("written");
+}
+
+#[test]
+fn a_reader_of_a_replica_waits_until_a_sweep_that_was_cut_off_is_done_again() {
+    let mut bench = Bench::new();
+    for block in 0..40 {
+        bench.write(16 * block, 8, 7);
+    }
+    bench.ask(Request::Flush);
+    bench.did.clear();
+    // The superblock says what is to come, and a few of the writes reach the backing.
+    bench.dies_after = 4;
+    bench.drain();
+    let written = |bench: &Bench| {
+        (0..40)
+            .filter(|block| bench.sector(16 * block) == 7)
+            .count()
+    };
+    let before = written(&bench);
+    assert!((1..40).contains(&before), "{before} of 40: a mix");
+    demote(&mut bench.log);
+    let (mut next, _) = Bench::on(bench.log, bench.backing, true);
+    next.dies_after = 0;
+    let id = RequestId(77);
+    next.step(Event::Pin { id });
+    assert_eq!(next.pinned, [], "the backing is a mix");
+    assert_eq!(written(&next), before);
+    // Nothing else has to ask for the sweep.
+    let (mut next, _) = Bench::on(next.log, next.backing, true);
+    next.step(Event::Pin { id });
+    assert_eq!(next.pinned, [(77, true)]);
+    assert_eq!(written(&next), 40);
 }

@@ -53,7 +53,7 @@ impl Volume {
             .is_some_and(|deadline| now.time >= deadline);
         let seeding = self.superblock.persisted().copy != CopyState::Usable;
         let wanted = self.stopping || !self.drains.is_empty() || self.is_stepping_down();
-        pressure || rested || seeding || wanted
+        pressure || rested || seeding || wanted || self.awaits_sweep()
     }
 
     pub(super) fn destage_deadline(&self) -> Option<Time> {

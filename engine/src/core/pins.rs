@@ -2,11 +2,12 @@
 //!
 //! Between two sweeps the backing of a usable copy is an exact epoch. A reader pins it: no sweep
 //! begins until the last reader is gone, and reads pass by the overlay. What arrives meanwhile
-//! waits in log and overlay. When these get tight, or the node is to be more than a replica, or is
+//! waits in log and overlay. After a crash in a sweep the backing is a mix until that sweep was done
+//! again: who asks before that waits, and hurries it. When these get tight, or the node is to be more than a replica, or is
 //! told to drain or to stop, the readers are cut off: nobody who only reads holds up the primary's
 //! writers (P8).
 
-use hn4::log::Role;
+use hn4::log::{Role, Superblock};
 use hn4::types::Epoch;
 
 use super::event::{Action, Actions, RequestId};
@@ -21,6 +22,24 @@ pub(super) struct Pins {
     held: usize,
     /// Raised when readers are cut off; what they give back later counts no more.
     generation: u64,
+    /// A sweep was cut off before this start; the epoch that makes it good.
+    torn: Option<Epoch>,
+}
+
+impl Pins {
+    /// For a volume that is opened with this superblock.
+    pub(super) fn opened(superblock: &Superblock) -> Self {
+        let is_torn = superblock.swept > superblock.checkpoint;
+        Self {
+            torn: is_torn.then_some(superblock.swept),
+            ..Self::default()
+        }
+    }
+
+    /// Another copy takes the place of what the backing holds.
+    pub(super) fn replaced(&mut self) {
+        self.torn = None;
+    }
 }
 
 impl Volume {
@@ -51,9 +70,21 @@ impl Volume {
         self.pins.held
     }
 
+    /// Whether the backing may hold a part of a sweep that a crash has cut off. While a node runs
+    /// `swept` is ahead of the sweeps, so it tells that only at the start.
+    fn is_torn(&self) -> bool {
+        let checkpoint = self.superblock.persisted().checkpoint;
+        self.pins.torn.is_some_and(|epoch| checkpoint < epoch)
+    }
+
     /// Whether no sweep may begin.
     pub(super) fn is_pinned(&self) -> bool {
-        self.pins.held > 0 || !self.pins.waiting.is_empty()
+        self.pins.held > 0 || (!self.pins.waiting.is_empty() && !self.is_torn())
+    }
+
+    /// Whether readers wait for a sweep to begin.
+    pub(super) fn awaits_sweep(&self) -> bool {
+        !self.pins.waiting.is_empty() && self.is_torn()
     }
 
     pub(super) fn pin(&mut self, id: RequestId, out: &mut Actions) {
@@ -80,7 +111,7 @@ impl Volume {
     }
 
     pub(super) fn pins_progress(&mut self, mem: &dyn SlotMemory, out: &mut Actions) {
-        if !self.is_pinned() {
+        if self.pins.held == 0 && self.pins.waiting.is_empty() {
             return;
         }
         if !self.may_be_pinned() || self.is_tight(mem) {
@@ -92,7 +123,7 @@ impl Volume {
             }
             return out.push(Action::PinsBroken);
         }
-        if self.sweep.is_none() {
+        if self.sweep.is_none() && !self.is_torn() {
             self.pins.held += self.pins.waiting.len();
             for id in self.pins.waiting.drain(..) {
                 let generation = Some(self.pins.generation);

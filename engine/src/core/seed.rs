@@ -189,6 +189,7 @@ impl Volume {
         self.cut_prover(Tip::default(), mem, out);
         self.prover.proven = tip;
         self.restart_prover(tip, out);
+        self.pins.replaced();
         let next = &mut self.superblock.desired;
         (next.checkpoint, next.swept) = (tip.epoch, tip.epoch);
         next.checkpoint_chain = tip.chain;

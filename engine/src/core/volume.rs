@@ -150,7 +150,7 @@ impl Volume {
             regroup: None,
             mark_term: false,
             opened_alone: false,
-            pins: Pins::default(),
+            pins: Pins::opened(superblock.persisted()),
             returning: Return::No,
             degraded: false,
             lag: LagRoom::default(),
