@@ -380,6 +380,22 @@ fn what_is_known_to_be_damaged_is_not_read_until_it_is_repaired_or_written_again
 }
 
 #[test]
+fn a_flush_that_fails_behind_a_repair_fails_the_volume_closed_and_the_tree_is_told() {
+    let mut bench = Bench::new(Role::Primary);
+    bench.take();
+    bench.tree(TreeEvent::FlushFailed(5));
+    assert_eq!(bench.take(), [Seen::Tree(TreeWork::Halt)]);
+    assert_eq!(bench.volume.failed().map(|failed| failed.errno), Some(5));
+    bench.done.clear();
+    bench.write(0, 8);
+    assert_eq!(
+        bench.done,
+        [(bench.requests, true)],
+        "nothing is written any more"
+    );
+}
+
+#[test]
 fn a_read_does_not_wait_for_a_repair_for_ever() {
     let mut bench = Bench::new(Role::Primary);
     bench.damage(5, Some(Damaged::Sought));

@@ -53,7 +53,10 @@ impl Damage {
             TreeEvent::Damage(block, None) => _ = self.blocks.remove(&block),
             // All of the backing is replaced.
             TreeEvent::Discarded => self.blocks.clear(),
-            TreeEvent::Took | TreeEvent::Ready(_) | TreeEvent::Rooted => {}
+            TreeEvent::Took
+            | TreeEvent::Ready(_)
+            | TreeEvent::Rooted
+            | TreeEvent::FlushFailed(_) => {}
         }
     }
 

@@ -2,10 +2,10 @@
 //!
 //! Between two sweeps the backing of a usable copy is an exact epoch. A reader pins it: no sweep
 //! begins until the last reader is gone, and reads pass by the overlay. What arrives meanwhile
-//! waits in log and overlay. After a crash in a sweep the backing is a mix until that sweep was done
-//! again: who asks before that waits, and hurries it. When these get tight, or the node is to be more than a replica, or is
-//! told to drain or to stop, the readers are cut off: nobody who only reads holds up the primary's
-//! writers (P8).
+//! waits in log and overlay. After a crash in a sweep the backing is a mix until that sweep was
+//! done again: who asks before that waits, and hurries it. When log or overlay get tight, or the
+//! node is to be more than a replica, or is told to drain or to stop, the readers are cut off:
+//! nobody who only reads holds up the primary's writers (P8).
 
 use hn4::log::{Role, Superblock};
 use hn4::types::Epoch;

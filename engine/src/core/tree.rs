@@ -17,7 +17,7 @@ use hn4::log::CopyState;
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch};
 
 pub use super::damage::Damaged;
-use super::event::{Action, Actions, Time, Tip};
+use super::event::{Action, Actions, IoToken, Time, Tip};
 use super::sweep::Sweep;
 use super::volume::Volume;
 
@@ -67,6 +67,8 @@ pub enum TreeWork {
     },
     /// Leave nothing of the tree; answered by [`TreeEvent::Discarded`].
     Discard,
+    /// The volume has failed closed: nothing may be written to the backing any more (P5).
+    Halt,
 }
 
 /// What the tree tells the core.
@@ -82,6 +84,8 @@ pub enum TreeEvent {
     Discarded,
     /// A block of the backing is damaged, or (`None`) good again.
     Damage(BlockIndex, Option<Damaged>),
+    /// A flush of the backing failed, behind a repair: whatever was written there may be lost.
+    FlushFailed(i32),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -187,7 +191,10 @@ impl Tree {
             }
             TreeEvent::Rooted => self.rooting = false,
             // Of a sweep or a tree that is no more.
-            TreeEvent::Ready(_) | TreeEvent::Discarded | TreeEvent::Damage(..) => {}
+            TreeEvent::Ready(_)
+            | TreeEvent::Discarded
+            | TreeEvent::Damage(..)
+            | TreeEvent::FlushFailed(_) => {}
         }
     }
 
@@ -211,7 +218,10 @@ impl Tree {
 }
 
 impl Volume {
-    pub(super) fn tree_event(&mut self, event: TreeEvent) {
+    pub(super) fn tree_event(&mut self, event: TreeEvent, out: &mut Actions) {
+        if let TreeEvent::FlushFailed(errno) = event {
+            return self.fail(IoToken::SweepFsync, errno, out);
+        }
         self.damage.event(event);
         let cut = self.sweep.as_ref().map(|sweep| sweep.cut);
         self.tree.event(event, cut);

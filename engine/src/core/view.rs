@@ -6,9 +6,10 @@ use hn4::types::Epoch;
 use super::config::VolumeConfig;
 use super::election::Election;
 use super::event::{CopyStatus, Failure, Lag, Progress, Time, Tip};
+use super::failed::FailedClosed;
 use super::mutants::{Mutant, planted};
 use super::peers::Regroup;
-use super::volume::{FailedClosed, Volume};
+use super::volume::Volume;
 use crate::arena::SlotMemory;
 
 /// How far a replica is behind.

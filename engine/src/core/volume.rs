@@ -24,9 +24,10 @@ use super::config::VolumeConfig;
 use super::damage::Damage;
 use super::election::Election;
 use super::event::{
-    Action, Actions, Control, CopyStatus, Disk, Event, Failure, IoToken, Now, Request, RequestId,
-    Time, Tip,
+    Action, Actions, Control, CopyStatus, Event, Failure, IoToken, Now, Request, RequestId, Time,
+    Tip,
 };
+use super::failed::FailedClosed;
 use super::feed::Peer;
 use super::fork::Return;
 use super::journal::{Journal, Sealed};
@@ -46,17 +47,6 @@ use super::sweep::Sweep;
 use super::tree::Tree;
 use super::waiters::Waiters;
 use crate::arena::{SlotId, SlotMemory};
-
-/// Why a volume stopped accepting writes (P5). Reads go on.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FailedClosed {
-    /// The device that failed.
-    pub disk: Disk,
-    /// What was being done.
-    pub doing: &'static str,
-    /// The error number of the operating system.
-    pub errno: i32,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -201,7 +191,7 @@ impl Volume {
             Event::Unpin { generation } => self.unpin(generation),
             Event::Peer { peer, event } => self.peer_event(peer, event, out),
             Event::Proof(event) => self.proof_event(event, out),
-            Event::Tree(event) => self.tree_event(event),
+            Event::Tree(event) => self.tree_event(event, out),
             Event::Control { id, control } => self.control(now, id, control, out),
         }
         self.progress(now, mem, out);
@@ -565,28 +555,6 @@ impl Volume {
                 };
                 self.announce_anchored(out);
             }
-        }
-    }
-
-    /// P5: stop, say why, and never try again.
-    pub(super) fn fail(&mut self, token: IoToken, errno: i32, out: &mut Actions) {
-        let (disk, doing) = token.place(self.reads_shadow());
-        self.failed
-            .get_or_insert(FailedClosed { disk, doing, errno });
-        self.waiters.fail_all(|id, control| {
-            if control {
-                let result = Err("the volume has failed closed".to_owned());
-                out.push(Action::ControlDone { id, result });
-            } else {
-                out.complete(id, Err(Failure::Io));
-            }
-        });
-        self.cancel_election("the volume has failed closed", out);
-        let transition = self.transition.take().map(|transition| transition.id);
-        self.give_up_regroup("the volume has failed closed", out);
-        for id in self.drains.drain(..).chain(transition) {
-            let result = Err("the volume has failed closed".to_owned());
-            out.push(Action::ControlDone { id, result });
         }
     }
 

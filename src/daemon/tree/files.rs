@@ -22,6 +22,7 @@ use nix::sys::statfs::{
     BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs,
 };
 use nix::unistd::{Whence, lseek};
+use thiserror::Error;
 
 /// Alignment of memory for direct I/O that suits every device.
 const ALIGN: usize = 4096;
@@ -216,9 +217,20 @@ impl Backing {
     }
 }
 
+/// Why a block was not repaired.
+#[derive(Debug, Error)]
+pub(super) enum RepairError {
+    /// The medium does not take or keep it. Nothing else is lost.
+    #[error(transparent)]
+    Block(#[from] io::Error),
+    /// Whatever was written to the medium before may be lost.
+    #[error("the backing cannot be flushed: {0}")]
+    Flush(#[source] io::Error),
+}
+
 impl Backing {
     /// Writes a block where nothing else writes at the moment, flushes it, and reads it again.
-    pub(super) fn repair(&mut self, block: u64, contents: &Block) -> io::Result<()> {
+    pub(super) fn repair(&mut self, block: u64, contents: &Block) -> Result<(), RepairError> {
         let offset = block * BLOCK_BYTES;
         let file = OpenOptions::new()
             .write(true)
@@ -229,12 +241,12 @@ impl Backing {
         let aligned = &mut self.scratch[start..start + contents.len()];
         aligned.copy_from_slice(contents);
         file.write_all_at(aligned, offset)?;
-        file.sync_data()?;
+        file.sync_data().map_err(RepairError::Flush)?;
         let mut again = [0; BLOCK];
         self.read(offset, &mut again)?;
         match again == *contents {
             true => Ok(()),
-            false => Err(io::Error::other("it reads back as something else")),
+            false => Err(io::Error::other("it reads back as something else").into()),
         }
     }
 }

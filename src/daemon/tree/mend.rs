@@ -11,6 +11,7 @@ use hn4_proof::tree::TreeError;
 use hn4_proof::tree::exchange::{self, TreeMessage};
 use hn4_proof::tree::keeper::Device;
 
+use super::files::RepairError;
 use super::sweep::{DAMAGED, Gathering, is_zeroed};
 use super::verify::{self, Verify};
 use super::{FromTree, Open, SLICE_BLOCKS, Worker};
@@ -80,6 +81,13 @@ impl Worker {
             );
             self.keep_record();
         }
+        // Of very many only the number is known, so that memory is bounded.
+        let listed = |block: &u64| {
+            self.record
+                .as_ref()
+                .is_some_and(|it| it.bad.contains(block))
+        };
+        let new: Vec<u64> = new.into_iter().filter(listed).collect();
         new.into_iter().for_each(|block| self.seek(block));
     }
 
@@ -139,7 +147,7 @@ impl Worker {
     /// Asks for good copies, and writes those that have come, when nothing else writes.
     pub(super) fn repair(&mut self, now: Instant) {
         self.lose(false);
-        let (blocks, quiet) = (self.repairs.due(now), self.is_quiet());
+        let blocks = self.repairs.due(now);
         let Some(Open { keeper, .. }) = &self.tree else {
             return;
         };
@@ -153,7 +161,9 @@ impl Worker {
             self.say(FromTree::Ask(message.into()));
         }
         let mut repaired = BTreeSet::new();
-        while quiet && let Some((block, contents)) = self.repairs.take_given() {
+        while self.is_quiet()
+            && let Some((block, contents)) = self.repairs.take_given()
+        {
             if self.write_repair(block, &contents) {
                 repaired.insert(block);
             }
@@ -182,6 +192,14 @@ impl Worker {
             ),
             Err(error) => {
                 tracing::error!(%volume, lba, %error, "a block cannot be repaired");
+                if let RepairError::Flush(error) = error {
+                    // As after any failed flush: the volume fails closed, for good.
+                    self.sweeping = true;
+                    let errno = error.raw_os_error().unwrap_or(nix::libc::EIO);
+                    self.say(FromTree::Core(TreeEvent::FlushFailed(errno)));
+                }
+                self.repairs.forget(block);
+                self.say_damage(block, Some(Damaged::Lost));
                 return false;
             }
         }

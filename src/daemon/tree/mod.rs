@@ -19,6 +19,8 @@ pub(super) mod verify;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,8 @@ const SLICE_BLOCKS: u64 = 256;
 const WORK: usize = 1 << 14;
 /// After such work there is a pause of so many times its length.
 const REST: u32 = 2;
+/// Messages of peers that may wait: what they hold is at most 60 KiB each.
+const FROM_PEERS: usize = 32;
 /// What may be read faster than the rate after a time in which there was no occasion.
 const BURST: Duration = Duration::from_millis(250);
 
@@ -116,6 +120,8 @@ pub(super) struct TreeSetup {
 /// The daemon's end of a tree. Dropping it ends the thread.
 pub(super) struct TreeHandle {
     to: Sender<ToTree>,
+    /// Messages of peers that wait.
+    from_peers: Arc<AtomicUsize>,
     pub(super) from: mpsc::UnboundedReceiver<FromTree>,
 }
 
@@ -123,6 +129,17 @@ impl TreeHandle {
     pub(super) fn send(&self, message: ToTree) {
         // Fails only if the thread has panicked, which the panic hook has printed.
         let _ = self.to.send(message);
+    }
+
+    /// Passes on what a peer's tree says. What comes faster than it is dealt with is dropped:
+    /// honest peers ask again.
+    pub(super) fn send_from_peer(&self, index: usize, message: Bytes) {
+        let waiting = self.from_peers.fetch_add(1, Ordering::Relaxed);
+        if waiting < FROM_PEERS {
+            self.send(ToTree::Peer(index, message));
+        } else {
+            self.from_peers.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -133,6 +150,7 @@ impl TreeHandle {
 pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
     let (to, inbox) = channel();
     let (outbox, from) = mpsc::unbounded_channel();
+    let from_peers = Arc::new(AtomicUsize::new(0));
     let name = format!("tree {}", setup.name);
     let now = Instant::now();
     let mut worker = Worker {
@@ -155,12 +173,17 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
         told: now,
         state: TreeState::default(),
         untold: false,
+        from_peers: Arc::clone(&from_peers),
         outbox,
     };
     std::thread::Builder::new()
         .name(name.chars().take(15).collect())
         .spawn(move || worker.run(&inbox))?;
-    Ok(TreeHandle { to, from })
+    Ok(TreeHandle {
+        to,
+        from_peers,
+        from,
+    })
 }
 
 /// A tree that works.
@@ -198,6 +221,7 @@ struct Worker {
     told: Instant,
     state: TreeState,
     untold: bool,
+    from_peers: Arc<AtomicUsize>,
     outbox: mpsc::UnboundedSender<FromTree>,
 }
 
@@ -213,7 +237,10 @@ impl Worker {
             match message {
                 Ok(ToTree::Feed(feed)) => self.take(feed),
                 Ok(ToTree::Verify) => self.asked = true,
-                Ok(ToTree::Peer(index, message)) => self.peer_said(index, &message),
+                Ok(ToTree::Peer(index, message)) => {
+                    self.from_peers.fetch_sub(1, Ordering::Relaxed);
+                    self.peer_said(index, &message);
+                }
                 Ok(ToTree::NoPeer) => self.lose(true),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -343,6 +370,8 @@ impl Worker {
             TreeFeed::Blocks { parts, bytes, last } => self.take_blocks(&parts, &bytes, last),
             TreeFeed::Work(TreeWork::Done { at, marked }) => self.finish(at, marked),
             TreeFeed::Work(TreeWork::Discard) => self.discard(),
+            // What a sweep has begun does not end, and the backing is left alone.
+            TreeFeed::Work(TreeWork::Halt) => self.sweeping = true,
             TreeFeed::Work(TreeWork::Blocks { .. }) => {}
         }
     }

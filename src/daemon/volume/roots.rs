@@ -57,7 +57,7 @@ impl VolumeTask {
 
     pub(super) fn peer_tree(&self, index: usize, message: Bytes) {
         if let Some(tree) = &self.tree {
-            tree.send(ToTree::Peer(index, message));
+            tree.send_from_peer(index, message);
         }
     }
 
