@@ -6,8 +6,8 @@ use hn4::log::{LogIdentity, RING_START, Role};
 use hn4::types::{BlockIndex, Epoch, Incarnation, Lba, LogOffset, NodeId, Rank, Term, VolumeId};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{
-    Control, Damaged, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerState, Request, RequestId,
-    SeedOrigin, SeedPiece, Time, Tip, TreeEvent, TreeWork,
+    Control, Damaged, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerMessage, PeerState, Request,
+    RequestId, SeedOrigin, SeedPiece, Time, Tip, TreeEvent, TreeWork,
 };
 use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog};
 use hn4_engine::core::{Action, Actions, Event, Lanes, Volume, VolumeConfig};
@@ -54,6 +54,8 @@ struct Bench {
     seen: Vec<Seen>,
     /// Requests that are complete, and whether they failed.
     done: Vec<(u64, bool)>,
+    /// How often a session was to be closed.
+    closed: usize,
     time: Time,
 }
 
@@ -101,6 +103,7 @@ impl Bench {
             requests: 0,
             seen: Vec::new(),
             done: Vec::new(),
+            closed: 0,
             time: Time(0),
         };
         bench.step(Event::Timer);
@@ -128,6 +131,10 @@ impl Bench {
                         result.expect("drained");
                         self.seen.push(Seen::Drained);
                     }
+                    Action::Peer {
+                        message: PeerMessage::Close,
+                        ..
+                    } => self.closed += 1,
                     Action::Complete { id, result } => self.done.push((id.0, result.is_err())),
                     _ => {}
                 }
@@ -306,8 +313,8 @@ fn a_large_sweep_is_handed_over_in_portions_and_no_block_is_torn_between_them() 
     }
 }
 
-#[test]
-fn a_full_copy_is_written_only_when_no_tree_is_left() {
+/// A replica to which a full copy begins to be sent.
+fn seeded() -> (Bench, impl Fn(&mut Bench, u64)) {
     let mut bench = Bench::new(Role::Replica);
     let peer = PeerId(0);
     let from = Tip {
@@ -323,10 +330,13 @@ fn a_full_copy_is_written_only_when_no_tree_is_left() {
         log_offset: LogOffset(0),
         cursor_bytes: 0,
     };
-    let piece = SeedPiece {
-        offset: 0,
-        bytes: 4096,
-        data: Some(vec![1; 4096]),
+    let piece = move |bench: &mut Bench, offset: u64| {
+        let event = PeerEvent::SeedPiece(SeedPiece {
+            offset,
+            bytes: 4096,
+            data: Some(vec![1; 4096]),
+        });
+        bench.step(Event::Peer { peer, event });
     };
     let state = PeerState {
         role: Role::Primary,
@@ -340,10 +350,29 @@ fn a_full_copy_is_written_only_when_no_tree_is_left() {
         PeerEvent::Connected,
         PeerEvent::State(state),
         PeerEvent::SeedStart(origin),
-        PeerEvent::SeedPiece(piece),
     ] {
         bench.step(Event::Peer { peer, event });
     }
+    (bench, piece)
+}
+
+#[test]
+fn what_still_comes_of_a_session_that_is_to_be_closed_is_not_looked_at() {
+    let (mut bench, piece) = seeded();
+    piece(&mut bench, 8192);
+    assert_eq!(bench.closed, 1, "out of order");
+    piece(&mut bench, 0);
+    piece(&mut bench, 12288);
+    bench.tree(TreeEvent::Discarded);
+    assert_eq!(bench.closed, 1, "told once");
+    let written = |seen: &Seen| matches!(seen, Seen::Backing(..));
+    assert!(!bench.take().iter().any(written), "nothing is taken");
+}
+
+#[test]
+fn a_full_copy_is_written_only_when_no_tree_is_left() {
+    let (mut bench, piece) = seeded();
+    piece(&mut bench, 0);
     assert_eq!(bench.take(), [Seen::Tree(TreeWork::Discard)]);
     bench.step(Event::Timer);
     assert_eq!(bench.take(), []);

@@ -61,6 +61,8 @@ pub struct Peer {
     pub(super) absent: bool,
     /// It is about to be removed, and counts no longer.
     pub(super) leaving: bool,
+    /// The session was told to end; what it brings of logs and copies is not looked at any more.
+    pub(super) closing: bool,
 }
 
 impl Peer {
@@ -157,9 +159,17 @@ impl Volume {
     pub(super) fn close_sessions(&mut self, out: &mut Actions) {
         for index in 0..self.peers.len() {
             if self.peers[index].connected {
-                out.peer(peer_id(index), PeerMessage::Close);
+                self.close_session(peer_id(index), out);
             }
         }
+    }
+
+    /// Ends the session of a peer. It goes on sending until it hears of that.
+    pub(super) fn close_session(&mut self, id: PeerId, out: &mut Actions) {
+        if let Some(peer) = self.peers.get_mut(usize::from(id.0)) {
+            peer.closing = true;
+        }
+        out.peer(id, PeerMessage::Close);
     }
 
     pub(super) fn feed_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
@@ -235,6 +245,7 @@ impl Volume {
             return;
         };
         peer.connected = connected;
+        peer.closing = false;
         peer.state = None;
         peer.waiting = None;
         peer.feed = Feed::None;

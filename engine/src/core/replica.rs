@@ -200,8 +200,12 @@ impl Volume {
     }
 
     fn replica_event(&mut self, id: PeerId, event: PeerEvent, out: &mut Actions) {
+        let peer = self.peers.get(usize::from(id.0));
+        if peer.is_some_and(|peer| peer.closing) {
+            return;
+        }
         if self.is_superseded(id) {
-            return out.peer(id, PeerMessage::Close);
+            return self.close_session(id, out);
         }
         match event {
             PeerEvent::FeedOpened(from) => {
@@ -266,7 +270,7 @@ impl Volume {
     pub(super) fn reject(&mut self, id: PeerId, why: String, out: &mut Actions) {
         self.replica.obstacle = Some(Obstacle::Rejected { why });
         self.replica.pending.clear();
-        out.peer(id, PeerMessage::Close);
+        self.close_session(id, out);
     }
 
     /// Our anchored history is not the primary's. A primary that was replaced saves its own and

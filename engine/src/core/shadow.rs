@@ -198,7 +198,7 @@ impl Volume {
         self.replica.obstacle = Some(Obstacle::NeedsSpace { why });
         self.replica.pause.asked = true;
         if let Some(source) = self.replica.source {
-            out.peer(source, PeerMessage::Close);
+            self.close_session(source, out);
         }
     }
 
