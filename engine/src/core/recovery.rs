@@ -35,8 +35,12 @@ use crate::arena::SlotMemory;
 /// How far behind an invalid frame later frames are looked for: four times the largest epoch that
 /// [`VolumeConfig`] allows, so that the successor of a damaged frame is found.
 const LOOK_AHEAD_BYTES: u64 = 64 << 20;
-/// Reads of the scan.
-const CHUNK_BLOCKS: usize = 256;
+/// The scan reads so much at once where what lies ahead is wanted anyway: one disk operation for
+/// many small frames, and several under way for a large one.
+const AHEAD_BLOCKS: usize = 1024;
+/// Payload of a frame that is not replayed is read past, rather than skipped, up to this size:
+/// about what a solid-state disk delivers while it finds another place.
+const READ_PAST_BYTES: u64 = 256 << 10;
 
 /// A block of memory that devices opened with O_DIRECT accept.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -330,10 +334,32 @@ pub(super) fn swept_tip(superblock: &Superblock, journal: &Journal) -> Tip {
     }
 }
 
+/// Blocks of the ring that were read last.
+#[derive(Default)]
+struct Window {
+    blocks: Vec<AlignedBlock>,
+    /// Log offset of the first one.
+    at: u64,
+    /// How many there are.
+    count: usize,
+}
+
+impl Window {
+    /// Those from a log offset on, at most so many; empty if that offset was not read.
+    fn find(&self, from: LogOffset, most: usize) -> &[AlignedBlock] {
+        let skipped = from.0.checked_sub(self.at).map(|bytes| bytes / BLOCK_BYTES);
+        let skipped = skipped.and_then(|blocks| usize::try_from(blocks).ok());
+        let rest = skipped.and_then(|blocks| self.blocks[..self.count].get(blocks..));
+        let rest = rest.unwrap_or_default();
+        &rest[..most.min(rest.len())]
+    }
+}
+
 struct Scan<'a> {
     medium: &'a mut dyn Medium,
-    /// What the medium is read into, kept from read to read.
-    chunk: Vec<AlignedBlock>,
+    window: Window,
+    /// How much is to be read at once, at least.
+    ahead: usize,
     mem: &'a mut dyn SlotMemory,
     identity: LogIdentity,
     superblock: Superblock,
@@ -360,7 +386,8 @@ impl<'a> Scan<'a> {
         Self {
             overlay: Overlay::new(mem.capacity()),
             medium,
-            chunk: Vec::new(),
+            window: Window::default(),
+            ahead: AHEAD_BLOCKS,
             mem,
             identity: header.identity,
             superblock: *superblock,
@@ -413,6 +440,8 @@ impl<'a> Scan<'a> {
             }));
         }
         let replay = header.epoch > self.superblock.checkpoint;
+        let read_past = replay || header.frame_bytes <= READ_PAST_BYTES;
+        self.ahead = if read_past { AHEAD_BLOCKS } else { 1 };
         let wanted = if replay {
             header.frame_bytes
         } else {
@@ -485,8 +514,10 @@ impl<'a> Scan<'a> {
         let end = offset.0 + (self.ring_bytes - used).min(LOOK_AHEAD_BYTES);
         let mut at = offset.0;
         while at < end && proof.is_none() {
-            let count = self.read_chunk(LogOffset(at), end - at)?;
-            for (index, block) in self.chunk[..count].iter().enumerate() {
+            self.ahead = AHEAD_BLOCKS;
+            let count = self.read_chunk(LogOffset(at), end - at)?.len();
+            let blocks = self.window.find(LogOffset(at), count);
+            for (index, block) in blocks.iter().enumerate() {
                 let here = LogOffset(at + index as u64 * BLOCK_BYTES);
                 let Ok(header) = FrameHeader::decode(&self.identity, &block.0) else {
                     continue;
@@ -525,25 +556,44 @@ impl<'a> Scan<'a> {
         let mut at = from.0;
         let end = from.0 + bytes;
         while at < end {
-            let count = self.read_chunk(LogOffset(at), end - at)?;
-            buffer.extend_from_slice(self.chunk[..count].as_bytes());
-            at += count as u64 * BLOCK_BYTES;
+            let bytes = self.read_chunk(LogOffset(at), end - at)?.as_bytes();
+            buffer.extend_from_slice(bytes);
+            at += bytes.len() as u64;
         }
         Ok(())
     }
 
-    /// Reads the next blocks into `chunk`, and says how many: at least one, and as many as are
-    /// wanted, as lie before the end of the ring, and as one read takes.
-    fn read_chunk(&mut self, from: LogOffset, wanted_bytes: u64) -> Result<usize, RecoveryError> {
+    /// The next blocks: at least one, and as many as are wanted, as lie before the end of the ring,
+    /// and as one read takes.
+    fn read_chunk(
+        &mut self,
+        from: LogOffset,
+        wanted_bytes: u64,
+    ) -> Result<&[AlignedBlock], RecoveryError> {
         let in_ring = from.0 % self.ring_bytes;
-        let bytes = wanted_bytes.min(self.ring_bytes - in_ring);
-        let count = usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
-        let count = count.clamp(1, CHUNK_BLOCKS);
-        if self.chunk.len() < count {
-            self.chunk.resize(count, AlignedBlock([0; 4096]));
+        let blocks = |bytes: u64| usize::try_from(bytes / BLOCK_BYTES).unwrap_or(usize::MAX);
+        let to_end = blocks(self.ring_bytes - in_ring);
+        let wanted = blocks(wanted_bytes).min(to_end).clamp(1, AHEAD_BLOCKS);
+        if self.window.find(from, wanted).is_empty() {
+            let ahead = self.ahead.clamp(wanted, to_end.max(wanted));
+            if self.window.blocks.len() < ahead {
+                self.window.blocks.resize(ahead, AlignedBlock([0; 4096]));
+            }
+            self.window.count = 0;
+            let place = RING_START + in_ring;
+            let read = read_blocks(self.medium, place, &mut self.window.blocks[..ahead]);
+            // What is not wanted yet may be unreadable.
+            self.window.count = match read {
+                Ok(()) => ahead,
+                Err(error) if ahead == wanted => return Err(error),
+                Err(_) => {
+                    read_blocks(self.medium, place, &mut self.window.blocks[..wanted])?;
+                    wanted
+                }
+            };
+            self.window.at = from.0;
         }
-        read_blocks(self.medium, RING_START + in_ring, &mut self.chunk[..count])?;
-        Ok(count)
+        Ok(self.window.find(from, wanted))
     }
 }
 

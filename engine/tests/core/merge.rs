@@ -4,62 +4,27 @@
 //! The core alone, on disks in memory whose operations complete at once.
 
 use hn4::log::{
-    LogIdentity, MERGE_AREA, MERGE_BLOCKS, RING_START, Role, SUPERBLOCK_0, SUPERBLOCK_1, Superblock,
+    MERGE_AREA, MERGE_BLOCKS, Role, SUPERBLOCK_0, SUPERBLOCK_1, Superblock,
 };
-use hn4::types::{BlockIndex, Lba, NodeId, VolumeId};
+use hn4::types::{BlockIndex, Lba};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{Control, Disk, Io, IoToken, Now, Request, RequestId, Time};
-use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog, RecoveryReport};
-use hn4_engine::core::{Action, Actions, Event, Lanes, Volume, VolumeConfig};
+use hn4_engine::core::recovery::{self, AlignedBlock, Medium, RecoveryError, RecoveryReport};
+use hn4_engine::core::{Action, Actions, Event, Volume, VolumeConfig};
+
+use crate::memory::{Memory, NODE, identity, small};
 
 const RING_BYTES: usize = 8 << 20;
 const SLOTS: u32 = 4096;
 const BLOCKS: usize = 256;
-const NODE: NodeId = NodeId([1; 16]);
+/// Size of the volume.
+const SIZE_BYTES: u64 = BLOCKS as u64 * 4096;
 /// What the backing holds at first.
 const OLD: u8 = 0x11;
 
-const IDENTITY: LogIdentity = LogIdentity {
-    volume: VolumeId([7; 16]),
-    birth_nonce: [9; 16],
-    size_bytes: BLOCKS as u64 * 4096,
-    sector_bytes: 512,
-};
-
-#[derive(Clone)]
-struct Memory(Vec<u8>);
-
-fn small(offset: u64) -> usize {
-    usize::try_from(offset).expect("a small disk")
-}
-
-impl Medium for Memory {
-    fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> std::io::Result<()> {
-        for (at, block) in (small(offset)..).step_by(4096).zip(blocks) {
-            block.0.copy_from_slice(&self.0[at..at + 4096]);
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> std::io::Result<()> {
-        for (at, block) in (small(offset)..).step_by(4096).zip(blocks) {
-            self.0[at..at + 4096].copy_from_slice(&block.0);
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-}
-
 /// What a sweep did, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Did {
+pub(crate) enum Did {
     /// A block was read from the backing.
     Read(u64),
     /// So many blocks were written into the merge area and flushed.
@@ -71,12 +36,12 @@ enum Did {
     Superblock,
 }
 
-struct Bench {
+pub(crate) struct Bench {
     volume: Volume,
     mem: VecArena,
-    log: Memory,
-    backing: Memory,
-    did: Vec<Did>,
+    pub(crate) log: Memory,
+    pub(crate) backing: Memory,
+    pub(crate) did: Vec<Did>,
     /// Reads of a block for the merge area fail so often.
     failing_reads: u32,
     /// What readers were told, and whether they may read.
@@ -86,35 +51,32 @@ struct Bench {
     requests: u64,
 }
 
-fn open(log: &mut Memory, backing: &mut Memory, merge: bool) -> (Volume, VecArena, RecoveryReport) {
+pub(crate) fn open(
+    log: &mut Memory,
+    backing: &mut Memory,
+    merge: bool,
+) -> Result<(Volume, VecArena, RecoveryReport), RecoveryError> {
     let mut mem = VecArena::new(SLOTS);
-    let opened = recovery::open(log, backing, &mut mem, |header| VolumeConfig {
+    let (volume, report) = recovery::open(log, backing, &mut mem, |header| VolumeConfig {
         merge,
-        ..VolumeConfig::new(IDENTITY, NODE, header.ring_bytes, SLOTS as usize)
-    });
-    let (volume, report) = opened.expect("a volume");
-    (volume, mem, report)
+        ..VolumeConfig::new(
+            identity(SIZE_BYTES),
+            NODE,
+            header.ring_bytes,
+            SLOTS as usize,
+        )
+    })?;
+    Ok((volume, mem, report))
 }
 
 impl Bench {
-    fn new() -> Self {
-        let mut log = Memory(vec![0; small(RING_START) + RING_BYTES]);
-        let new = NewLog {
-            identity: IDENTITY,
-            node: NODE,
-            lanes: Lanes {
-                count: 1,
-                stripe_blocks: 256,
-            },
-            role: Role::Primary,
-            created_ms: 0,
-        };
-        recovery::create(&mut log, &new).expect("a log");
-        Self::on(log, Memory(vec![OLD; BLOCKS * 4096]), true).0
+    pub(crate) fn new() -> Self {
+        let log = Memory::new_log(identity(SIZE_BYTES), Role::Primary, RING_BYTES);
+        Self::on(log, Memory::new(vec![OLD; BLOCKS * 4096]), true).0
     }
 
     fn on(mut log: Memory, mut backing: Memory, merge: bool) -> (Self, RecoveryReport) {
-        let (volume, mem, report) = open(&mut log, &mut backing, merge);
+        let (volume, mem, report) = open(&mut log, &mut backing, merge).expect("a volume");
         let mut bench = Self {
             volume,
             mem,
@@ -172,7 +134,7 @@ impl Bench {
                 for seg in segs {
                     let from = usize::from(seg.offset);
                     let bytes = &self.mem.bytes(seg.slot)[from..from + usize::from(seg.bytes)];
-                    target.0[at..at + bytes.len()].copy_from_slice(bytes);
+                    target.bytes[at..at + bytes.len()].copy_from_slice(bytes);
                     at += bytes.len();
                 }
                 match token {
@@ -195,7 +157,7 @@ impl Bench {
                     panic!("one block at a time");
                 };
                 let at = small(*offset);
-                let block = &self.backing.0[at..at + 4096];
+                let block = &self.backing.bytes[at..at + 4096];
                 self.mem.bytes_mut(seg.slot).copy_from_slice(block);
                 self.did.push(Did::Read(offset / 4096));
             }
@@ -205,21 +167,21 @@ impl Bench {
             Io::Fsync { .. } => {}
             Io::Zero { offset, bytes, .. } => {
                 let (at, end) = (small(*offset), small(offset + bytes));
-                self.backing.0[at..end].fill(0);
+                self.backing.bytes[at..end].fill(0);
                 self.did.push(Did::Zeroed(*offset, *bytes));
             }
         }
         Ok(())
     }
 
-    fn ask(&mut self, request: Request) {
+    pub(crate) fn ask(&mut self, request: Request) {
         self.requests += 1;
         let id = RequestId(self.requests);
         self.step(Event::Request { id, request });
     }
 
     /// Writes sectors of one block.
-    fn write(&mut self, lba: u64, sectors: u32, byte: u8) {
+    pub(crate) fn write(&mut self, lba: u64, sectors: u32, byte: u8) {
         let slot = self.mem.alloc().expect("a slot");
         self.mem.bytes_mut(slot).fill(byte);
         self.ask(Request::Write {
@@ -241,7 +203,7 @@ impl Bench {
     }
 
     fn sector(&self, lba: u64) -> u8 {
-        let sector = &self.backing.0[small(lba * 512)..small(lba * 512) + 512];
+        let sector = &self.backing.bytes[small(lba * 512)..small(lba * 512) + 512];
         assert!(sector.iter().all(|&byte| byte == sector[0]), "LBA {lba}");
         sector[0]
     }
@@ -368,7 +330,7 @@ fn a_power_cut_at_any_step_damages_nothing_beside_what_was_being_written() {
         let flushed = bench.did.iter().rposition(|&did| did == Did::Flushed);
         for did in &bench.did[flushed.map_or(0, |at| at + 1)..] {
             if let Did::Wrote(offset, bytes) = *did {
-                bench.backing.0[small(offset)..small(offset) + bytes].fill(0xDB);
+                bench.backing.bytes[small(offset)..small(offset) + bytes].fill(0xDB);
             }
         }
         // Started with the override taken back: what was begun is still brought to its end.
@@ -413,14 +375,14 @@ fn an_area_of_an_earlier_start_is_never_written_back() {
     bench.drain();
     let (log, mut backing) = (bench.log, bench.backing);
     let mut once = log.clone();
-    let (_, _, report) = open(&mut once, &mut backing, true);
+    let (_, _, report) = open(&mut once, &mut backing, true).expect("a volume");
     assert_eq!(report.restored_blocks, 1);
-    let (_, _, report) = open(&mut once, &mut backing, true);
+    let (_, _, report) = open(&mut once, &mut backing, true).expect("a volume");
     assert_eq!(report.restored_blocks, 0, "it was of another session");
     // A torn area counts as none: nothing of it had been written in place.
     let mut torn = log;
-    torn.0[small(MERGE_AREA) + 4096 + 100] ^= 1;
-    let (_, _, report) = open(&mut torn, &mut backing, true);
+    torn.bytes[small(MERGE_AREA) + 4096 + 100] ^= 1;
+    let (_, _, report) = open(&mut torn, &mut backing, true).expect("a volume");
     assert_eq!(report.restored_blocks, 0);
 }
 
@@ -433,7 +395,7 @@ fn demote(log: &mut Memory) {
         generation: superblock.generation + 1,
         ..superblock
     };
-    replica.encode(&IDENTITY, &mut block.0);
+    replica.encode(&identity(SIZE_BYTES), &mut block.0);
     let other = [SUPERBLOCK_0, SUPERBLOCK_1][1 - slot];
     log.write(other, &[block]).expect("written");
 }

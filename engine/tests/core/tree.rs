@@ -2,48 +2,20 @@
 //!
 //! The core alone, on a log in memory whose operations complete at once; the test is the tree.
 
-use hn4::log::{LogIdentity, RING_START, Role};
-use hn4::types::{BlockIndex, Epoch, Incarnation, Lba, LogOffset, NodeId, Rank, Term, VolumeId};
+use hn4::log::Role;
+use hn4::types::{BlockIndex, Epoch, Incarnation, Lba, LogOffset, NodeId, Rank, Term};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{
     Control, Damaged, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerMessage, PeerState, Request,
     RequestId, SeedOrigin, SeedPiece, Time, Tip, TreeEvent, TreeWork,
 };
-use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog};
-use hn4_engine::core::{Action, Actions, Event, Lanes, Volume, VolumeConfig};
+use hn4_engine::core::recovery;
+use hn4_engine::core::{Action, Actions, Event, Volume, VolumeConfig};
+
+use crate::memory::{Memory, NODE, identity};
 
 const RING_BYTES: usize = 8 << 20;
 const SLOTS: u32 = 4096;
-
-struct Memory(Vec<u8>);
-
-fn small(offset: u64) -> usize {
-    usize::try_from(offset).expect("a small log")
-}
-
-impl Medium for Memory {
-    fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> std::io::Result<()> {
-        for (at, block) in (small(offset)..).step_by(4096).zip(blocks) {
-            block.0.copy_from_slice(&self.0[at..at + 4096]);
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> std::io::Result<()> {
-        for (at, block) in (small(offset)..).step_by(4096).zip(blocks) {
-            self.0[at..at + 4096].copy_from_slice(&block.0);
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-}
 
 /// A volume with a tree that answers only when it is told to.
 struct Bench {
@@ -69,32 +41,14 @@ enum Seen {
 
 impl Bench {
     fn new(role: Role) -> Self {
-        let node = NodeId([1; 16]);
-        let identity = LogIdentity {
-            volume: VolumeId([7; 16]),
-            birth_nonce: [9; 16],
-            size_bytes: 16 << 20,
-            sector_bytes: 512,
-        };
-        let mut log = Memory(vec![0; small(RING_START) + RING_BYTES]);
-        let lanes = Lanes {
-            count: 1,
-            stripe_blocks: 256,
-        };
-        let new = NewLog {
-            identity,
-            node,
-            lanes,
-            role,
-            created_ms: 0,
-        };
-        recovery::create(&mut log, &new).expect("a log");
+        let identity = identity(16 << 20);
+        let mut log = Memory::new_log(identity, role, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
-        let opened = recovery::open(&mut log, &mut Memory(Vec::new()), &mut mem, |header| {
+        let opened = recovery::open(&mut log, &mut Memory::new(Vec::new()), &mut mem, |header| {
             VolumeConfig {
                 tree: true,
                 peers: 1,
-                ..VolumeConfig::new(identity, node, header.ring_bytes, SLOTS as usize)
+                ..VolumeConfig::new(identity, NODE, header.ring_bytes, SLOTS as usize)
             }
         });
         let mut bench = Self {

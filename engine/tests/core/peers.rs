@@ -2,54 +2,23 @@
 //!
 //! The core alone, on a log in memory whose operations complete at once.
 
-use hn4::log::{CopyState, LogIdentity, RING_START, Role};
-use hn4::types::{Epoch, Incarnation, Lba, NodeId, Rank, Term, VolumeId};
+use hn4::log::{CopyState, Role};
+use hn4::types::{Epoch, Incarnation, Lba, NodeId, Rank, Term};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{
     Control, Disk, Io, Now, PeerEvent, PeerId, PeerMessage, PeerState, Progress, Request,
     RequestId, Time, Tip,
 };
-use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog};
+use hn4_engine::core::recovery;
 use hn4_engine::core::{
-    AckMode, Action, Actions, Event, LagPolicy, Lanes, MAX_PEERS, PeerSet, Place, Volume,
-    VolumeConfig,
+    AckMode, Action, Actions, Event, LagPolicy, MAX_PEERS, PeerSet, Place, Volume, VolumeConfig,
 };
+
+use crate::memory::{Memory, NODE, identity};
 
 const RING_BYTES: usize = 4 << 20;
 const SLOTS: u32 = 1024;
 const WITHIN_MS: u64 = 5000;
-
-struct Memory(Vec<u8>);
-
-fn small(offset: u64) -> usize {
-    usize::try_from(offset).expect("a small log")
-}
-
-impl Medium for Memory {
-    fn read(&mut self, offset: u64, blocks: &mut [AlignedBlock]) -> std::io::Result<()> {
-        for (index, block) in blocks.iter_mut().enumerate() {
-            let at = small(offset) + index * 4096;
-            block.0.copy_from_slice(&self.0[at..at + 4096]);
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, offset: u64, blocks: &[AlignedBlock]) -> std::io::Result<()> {
-        for (index, block) in blocks.iter().enumerate() {
-            let at = small(offset) + index * 4096;
-            self.0[at..at + 4096].copy_from_slice(&block.0);
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-}
 
 /// A primary with so many peers, none of them connected.
 struct Bench {
@@ -65,33 +34,16 @@ struct Bench {
 
 impl Bench {
     fn new(ack_mode: AckMode, ack_peers: usize, peers: usize) -> Self {
-        let node = NodeId([1; 16]);
-        let identity = LogIdentity {
-            volume: VolumeId([7; 16]),
-            birth_nonce: [9; 16],
-            size_bytes: 1 << 20,
-            sector_bytes: 512,
-        };
-        let mut log = Memory(vec![0; small(RING_START) + RING_BYTES]);
-        let new = NewLog {
-            identity,
-            node,
-            lanes: Lanes {
-                count: 1,
-                stripe_blocks: 256,
-            },
-            role: Role::Primary,
-            created_ms: 0,
-        };
-        recovery::create(&mut log, &new).expect("a log");
+        let identity = identity(1 << 20);
+        let mut log = Memory::new_log(identity, Role::Primary, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
-        let opened = recovery::open(&mut log, &mut Memory(Vec::new()), &mut mem, |header| {
+        let opened = recovery::open(&mut log, &mut Memory::new(Vec::new()), &mut mem, |header| {
             VolumeConfig {
                 ack_mode,
                 ack_peers,
                 peers,
                 destage_delay_ms: 0,
-                ..VolumeConfig::new(identity, node, header.ring_bytes, SLOTS as usize)
+                ..VolumeConfig::new(identity, NODE, header.ring_bytes, SLOTS as usize)
             }
         });
         Self {

@@ -1,0 +1,7 @@
+//! The core alone, step by step, on devices in memory.
+
+mod memory;
+mod merge;
+mod peers;
+mod recovery;
+mod tree;
