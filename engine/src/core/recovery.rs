@@ -35,9 +35,9 @@ use crate::arena::SlotMemory;
 /// How far behind an invalid frame later frames are looked for: four times the largest epoch that
 /// [`VolumeConfig`] allows, so that the successor of a damaged frame is found.
 const LOOK_AHEAD_BYTES: u64 = 64 << 20;
-/// The scan reads so much at once where what lies ahead is wanted anyway: one disk operation for
-/// many small frames, and several under way for a large one.
-const AHEAD_BLOCKS: usize = 1024;
+/// So much is read at once where what lies ahead is wanted anyway: one disk operation for many
+/// small frames. As the log may be short, the first read is of a block, and each is twice as long.
+const AHEAD_BLOCKS: usize = 256;
 /// Payload of a frame that is not replayed is read past, rather than skipped, up to this size:
 /// about what a solid-state disk delivers while it finds another place.
 const READ_PAST_BYTES: u64 = 256 << 10;
@@ -387,7 +387,7 @@ impl<'a> Scan<'a> {
             overlay: Overlay::new(mem.capacity()),
             medium,
             window: Window::default(),
-            ahead: AHEAD_BLOCKS,
+            ahead: 1,
             mem,
             identity: header.identity,
             superblock: *superblock,
@@ -440,8 +440,9 @@ impl<'a> Scan<'a> {
             }));
         }
         let replay = header.epoch > self.superblock.checkpoint;
-        let read_past = replay || header.frame_bytes <= READ_PAST_BYTES;
-        self.ahead = if read_past { AHEAD_BLOCKS } else { 1 };
+        if !replay && header.frame_bytes > READ_PAST_BYTES {
+            self.ahead = 1;
+        }
         let wanted = if replay {
             header.frame_bytes
         } else {
@@ -514,7 +515,6 @@ impl<'a> Scan<'a> {
         let end = offset.0 + (self.ring_bytes - used).min(LOOK_AHEAD_BYTES);
         let mut at = offset.0;
         while at < end && proof.is_none() {
-            self.ahead = AHEAD_BLOCKS;
             let count = self.read_chunk(LogOffset(at), end - at)?.len();
             let blocks = self.window.find(LogOffset(at), count);
             for (index, block) in blocks.iter().enumerate() {
@@ -577,7 +577,7 @@ impl<'a> Scan<'a> {
         if self.window.find(from, wanted).is_empty() {
             let ahead = self.ahead.clamp(wanted, to_end.max(wanted));
             if self.window.blocks.len() < ahead {
-                self.window.blocks.resize(ahead, AlignedBlock([0; 4096]));
+                self.window.blocks = vec![AlignedBlock([0; 4096]); ahead];
             }
             self.window.count = 0;
             let place = RING_START + in_ring;
@@ -592,6 +592,7 @@ impl<'a> Scan<'a> {
                 }
             };
             self.window.at = from.0;
+            self.ahead = (self.ahead * 2).min(AHEAD_BLOCKS);
         }
         Ok(self.window.find(from, wanted))
     }

@@ -3,9 +3,7 @@
 //!
 //! The core alone, on disks in memory whose operations complete at once.
 
-use hn4::log::{
-    MERGE_AREA, MERGE_BLOCKS, Role, SUPERBLOCK_0, SUPERBLOCK_1, Superblock,
-};
+use hn4::log::{MERGE_AREA, MERGE_BLOCKS, Role, SUPERBLOCK_0, SUPERBLOCK_1, Superblock};
 use hn4::types::{BlockIndex, Lba};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{Control, Disk, Io, IoToken, Now, Request, RequestId, Time};
