@@ -196,9 +196,12 @@ impl Volume {
             out.peer(peer, PeerMessage::Close);
             self.peer_gone(peer);
         }
-        // What kept this copy from following may have been that peer's word.
-        if !matches!(self.replica.obstacle, Some(Obstacle::NeedsSpace { .. })) {
-            self.replica.obstacle = None;
+        // What kept this copy from following may have been that peer's word. If it was another's,
+        // that one says it again in its next session.
+        let obstacle = &mut self.replica.obstacle;
+        if !matches!(obstacle, None | Some(Obstacle::NeedsSpace { .. })) {
+            *obstacle = None;
+            self.close_sessions(out);
         }
         let progress = self.peers[index].progress;
         self.peers[index] = Peer::nobody();

@@ -86,6 +86,12 @@ impl Volume {
         }
     }
 
+    /// Whether the prover works, and has not put all that is durable into the ledger yet.
+    #[must_use]
+    pub fn awaits_proof(&self) -> bool {
+        self.prover.on && self.prover.proven.epoch < self.journal.durable()
+    }
+
     /// Bytes of log that are not proven yet; 0 where nothing is to be proven.
     #[must_use]
     pub fn proof_lag_bytes(&self) -> u64 {
@@ -263,6 +269,11 @@ impl Volume {
     /// Hands over what can be handed over: from memory, and what could not be kept there from the
     /// log.
     pub(super) fn prover_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
+        if !self.prover.on {
+            // It takes nothing any more.
+            let kept = self.prover.heads.drain(self.prover.handed..);
+            kept.for_each(|(_, head)| free_all(mem, &head));
+        }
         let durable = self.journal.durable();
         if !self.prover.on || self.prover.reading || self.prover.next > durable {
             return;

@@ -157,7 +157,10 @@ pub(super) struct Pause {
 impl Volume {
     /// The primary's log does not reach back to this copy, which is usable.
     pub(super) fn wants_shadow(&mut self, oldest: Epoch) {
-        if self.replica.pause.asked || self.replica.pause.until.is_some() {
+        // A second refusal, while the superblock says that a copy begins, would be remembered: when
+        // that one was complete another would begin, which nobody asks the primary for.
+        let begins = self.superblock.desired.copy != CopyState::Usable;
+        if begins || self.replica.pause.asked || self.replica.pause.until.is_some() {
             return;
         }
         if self.config.shadow_space_bytes > 0 {

@@ -20,7 +20,7 @@ const RING_BYTES: usize = 4 << 20;
 const SLOTS: u32 = 1024;
 const WITHIN_MS: u64 = 5000;
 
-/// A primary with so many peers, none of them connected.
+/// A node with so many peers, none of them connected.
 struct Bench {
     volume: Volume,
     mem: VecArena,
@@ -33,9 +33,14 @@ struct Bench {
 }
 
 impl Bench {
+    /// A primary.
     fn new(ack_mode: AckMode, ack_peers: usize, peers: usize) -> Self {
+        Self::open(Role::Primary, (ack_mode, ack_peers), peers)
+    }
+
+    fn open(role: Role, (ack_mode, ack_peers): (AckMode, usize), peers: usize) -> Self {
         let identity = identity(1 << 20);
-        let mut log = Memory::new_log(identity, Role::Primary, RING_BYTES);
+        let mut log = Memory::new_log(identity, role, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
         let opened = recovery::open(&mut log, &mut Memory::new(Vec::new()), &mut mem, |header| {
             VolumeConfig {
@@ -376,4 +381,22 @@ fn a_node_that_is_primary_no_more_lets_nobody_go() {
         let refused = bench.answer(change).cloned().expect("an answer");
         assert!(refused.is_err_and(|why| why.contains("not primary any more")));
     }
+}
+
+#[test]
+fn what_keeps_a_copy_from_following_is_said_again_when_another_peer_is_removed() {
+    let mut bench = Bench::open(Role::Replica, (AckMode::Async, 0), 2);
+    let primary = PeerId(0);
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(1, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::Diverged(Epoch(3)));
+    assert!(bench.volume.obstacle().is_some());
+    let change = bench.change(&[KEPT, Place::Empty], false);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    let close = |action: &Action| {
+        let (peer, message) = (primary, PeerMessage::Close);
+        *action == Action::Peer { peer, message }
+    };
+    let is_known = bench.volume.obstacle().is_some();
+    assert!(is_known || bench.said.iter().any(close));
 }

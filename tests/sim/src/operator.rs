@@ -467,7 +467,7 @@ impl World {
         Ok(())
     }
 
-    /// The end of a run: all copies caught up, all drained.
+    /// The end of a run: all copies caught up, all drained, all proven.
     fn bring_to_rest(&mut self) -> Outcome {
         let Some(primary) = self.primary() else {
             return Ok(());
@@ -491,6 +491,7 @@ impl World {
             caught_up &= node.index == primary || status.role == Role::Replica;
             rested &= status.progress.applied == tip.epoch && live.volume.is_clean();
             rested &= node.in_flight() == 0 && live.volume.waiting() == 0;
+            rested &= !live.volume.awaits_proof();
         }
         if caught_up && rested && self.operator.draining.is_empty() {
             self.operator.finished = true;
