@@ -30,6 +30,11 @@ pub const SLOT_BYTES: usize = 4096;
 /// offset computed here can overflow.
 pub const SLOTS_MAX: u32 = 1 << 28;
 
+/// Most threads that clear pages of a new arena: memory is no faster with more.
+const POPULATE_THREADS: usize = 8;
+/// Parts of different threads do not share one.
+const LARGE_PAGE_BYTES: usize = 2 << 20;
+
 /// A slot of one arena, `0..capacity`. It is a name, not a right: whoever holds it must know that
 /// the slot is still allocated.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -177,19 +182,47 @@ impl Arena {
     /// # Errors
     /// What `mmap` says, most often out of memory; `InvalidInput` for a wrong number of slots.
     pub fn new(slots: u32) -> io::Result<Self> {
-        Self::map(slots, false)
+        Self::map(slots)
     }
 
     /// Like [`Arena::new`], with every page in memory at once, so that the first writes to a slot
-    /// are as fast as later ones.
+    /// are as fast as later ones, and registering it takes no longer than it must. Several threads
+    /// of their own clear the pages, since of a large arena that is most of a start.
     ///
     /// # Errors
     /// As for [`Arena::new`].
     pub fn new_populated(slots: u32) -> io::Result<Self> {
-        Self::map(slots, true)
+        let arena = Self::map(slots)?;
+        arena.populate();
+        Ok(arena)
     }
 
-    fn map(slots: u32, populate: bool) -> io::Result<Self> {
+    /// What fails here fails again, and is told, where the memory is used.
+    fn populate(&self) {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let part = self.len_bytes().div_ceil(threads.min(POPULATE_THREADS));
+        let part = part.next_multiple_of(LARGE_PAGE_BYTES);
+        let (base, bytes) = (self.base.as_ptr().expose_provenance(), self.len_bytes());
+        let clear = move |from: usize| {
+            let start = std::ptr::with_exposed_provenance_mut(base + from);
+            let length = part.min(bytes - from);
+            // SAFETY: a part of the mapping, which outlives the scope below. What is there is not
+            // changed, it is only made present.
+            unsafe { libc::madvise(start, length, libc::MADV_POPULATE_WRITE) }
+        };
+        std::thread::scope(|scope| {
+            for from in (part..bytes).step_by(part) {
+                let builder = std::thread::Builder::new().name("overlay".to_owned());
+                let started = builder.spawn_scoped(scope, move || clear(from));
+                if started.is_err() {
+                    clear(from);
+                }
+            }
+            clear(0);
+        });
+    }
+
+    fn map(slots: u32) -> io::Result<Self> {
         if slots == 0 || slots > SLOTS_MAX {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -197,7 +230,6 @@ impl Arena {
             ));
         }
         let bytes = slots as usize * SLOT_BYTES;
-        let populate = if populate { libc::MAP_POPULATE } else { 0 };
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no memory
         // that anybody uses; the result is checked before use.
         let base = unsafe {
@@ -205,7 +237,7 @@ impl Arena {
                 std::ptr::null_mut(),
                 bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | populate,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
                 -1,
                 0,
             )

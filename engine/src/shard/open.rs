@@ -50,7 +50,7 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
     let (header, superblock, _) = recovery::inspect(&mut medium).map_err(recovery)?;
     check_backing(&header, setup.expect, &setup.log, &backing)?;
     let slots = u32::try_from(setup.overlay_bytes / BLOCK_BYTES).unwrap_or(u32::MAX);
-    let mut arena = Arena::new(slots).map_err(os("allocating the overlay"))?;
+    let mut arena = Arena::new_populated(slots).map_err(os("allocating the overlay"))?;
     let capacity = arena.capacity();
     let (shadow, no_shadow) = open_shadow(&setup, &superblock.copy)?;
     let has_shadow = shadow.is_some();
