@@ -5,25 +5,31 @@
 //! waits in log and overlay. After a crash in a sweep the backing is a mix until that sweep was
 //! done again: who asks before that waits, and hurries it. When log or overlay get tight, or the
 //! node is to be more than a replica, or is told to drain or to stop, the readers are cut off:
-//! nobody who only reads holds up the primary's writers (P8).
+//! nobody who only reads holds up the primary's writers (P8). Who asks while they are tight waits
+//! a while for sweeps to make room.
 
 use hn4::log::{Role, Superblock};
 use hn4::types::Epoch;
 
-use super::event::{Action, Actions, RequestId};
+use super::event::{Action, Actions, Now, RequestId, Time};
 use super::volume::Volume;
 use crate::arena::SlotMemory;
+
+/// Who asks and cannot be let in waits so long for it.
+const PATIENCE_MS: u64 = 10_000;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Pins {
-    /// A sweep was under way when they asked.
-    waiting: Vec<RequestId>,
+    /// Who could not be let in yet, and since when.
+    waiting: Vec<(RequestId, Time)>,
     held: usize,
     /// Raised when readers are cut off; what they give back later counts no more.
     generation: u64,
     /// A sweep was cut off before this start; the epoch that makes it good.
     torn: Option<Epoch>,
+    /// Sweeps are to make room before anybody is let in.
+    crowded: bool,
 }
 
 impl Pins {
@@ -79,21 +85,22 @@ impl Volume {
 
     /// Whether no sweep may begin.
     pub(super) fn is_pinned(&self) -> bool {
-        self.pins.held > 0 || (!self.pins.waiting.is_empty() && !self.is_torn())
+        self.pins.held > 0 || (!self.pins.waiting.is_empty() && !self.awaits_sweep())
     }
 
     /// Whether readers wait for a sweep to begin.
     pub(super) fn awaits_sweep(&self) -> bool {
-        !self.pins.waiting.is_empty() && self.is_torn()
+        !self.pins.waiting.is_empty() && (self.pins.crowded || self.is_torn())
     }
 
-    pub(super) fn pin(&mut self, id: RequestId, out: &mut Actions) {
-        if self.may_be_pinned() {
-            self.pins.waiting.push(id);
-        } else {
-            let generation = None;
-            out.push(Action::Pinned { id, generation });
-        }
+    /// When the next of those that wait is to be turned away.
+    pub(super) fn pins_deadline(&self) -> Option<Time> {
+        let oldest = self.pins.waiting.first();
+        oldest.map(|(_, asked)| asked.plus_ms(PATIENCE_MS))
+    }
+
+    pub(super) fn pin(&mut self, now: Now, id: RequestId) {
+        self.pins.waiting.push((id, now.time));
     }
 
     pub(super) fn unpin(&mut self, generation: u64) {
@@ -102,33 +109,47 @@ impl Volume {
         }
     }
 
-    fn is_tight(&self, mem: &dyn SlotMemory) -> bool {
+    /// Whether log or overlay are full to so many quarters.
+    fn is_full(&self, quarters: u64, mem: &dyn SlotMemory) -> bool {
         let (used, ring) = self.log_usage();
-        used / 3 >= ring / 4
-            || self.overlay.held() / 3 >= mem.capacity() / 4
+        let (held, slots) = (self.overlay.held() as u64, mem.capacity() as u64);
+        used / quarters >= ring / 4
+            || held / quarters >= slots / 4
             || mem.free_slots() < 2 * self.config.reserve_slots
             || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents
     }
 
-    pub(super) fn pins_progress(&mut self, mem: &dyn SlotMemory, out: &mut Actions) {
+    pub(super) fn pins_progress(&mut self, now: Now, mem: &dyn SlotMemory, out: &mut Actions) {
         if self.pins.held == 0 && self.pins.waiting.is_empty() {
+            self.pins.crowded = false;
             return;
         }
-        if !self.may_be_pinned() || self.is_tight(mem) {
+        let may = self.may_be_pinned();
+        let tight = self.is_full(3, mem);
+        let crowded = tight || (self.pins.crowded && self.is_full(2, mem));
+        self.pins.crowded = crowded;
+        if self.pins.held > 0 && (tight || !may) {
             self.pins.held = 0;
             self.pins.generation += 1;
-            for id in self.pins.waiting.drain(..) {
-                let generation = None;
+            out.push(Action::PinsBroken);
+        }
+        let free = may && !tight && self.sweep.is_none() && !self.is_torn();
+        let Pins {
+            waiting,
+            held,
+            generation,
+            ..
+        } = &mut self.pins;
+        waiting.retain(|&(id, asked)| {
+            let late = now.time >= asked.plus_ms(PATIENCE_MS);
+            let enters = free && (late || !crowded);
+            *held += usize::from(enters);
+            let answered = enters || late || !may;
+            if answered {
+                let generation = enters.then_some(*generation);
                 out.push(Action::Pinned { id, generation });
             }
-            return out.push(Action::PinsBroken);
-        }
-        if self.sweep.is_none() && !self.is_torn() {
-            self.pins.held += self.pins.waiting.len();
-            for id in self.pins.waiting.drain(..) {
-                let generation = Some(self.pins.generation);
-                out.push(Action::Pinned { id, generation });
-            }
-        }
+            !answered
+        });
     }
 }

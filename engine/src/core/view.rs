@@ -197,8 +197,9 @@ impl Volume {
         let regroup = self.regroup.as_ref().and_then(Regroup::deadline);
         let shadow = self.shadow_deadline();
         let repair = self.damage.deadline();
+        let pins = self.pins_deadline();
         let all = [
-            seal, destage, degrade, election, lag, regroup, shadow, repair,
+            seal, destage, degrade, election, lag, regroup, shadow, repair, pins,
         ];
         all.into_iter().flatten().min()
     }

@@ -187,7 +187,7 @@ impl Volume {
             Event::IoDone { token, result } => self.io_done(now, token, result, mem, out),
             Event::Timer => {}
             Event::ForkSaved(result) => self.fork_saved(result, out),
-            Event::Pin { id } => self.pin(id, out),
+            Event::Pin { id } => self.pin(now, id),
             Event::Unpin { generation } => self.unpin(generation),
             Event::Peer { peer, event } => self.peer_event(peer, event, out),
             Event::Proof(event) => self.proof_event(event, out),
@@ -206,7 +206,7 @@ impl Volume {
         self.election_progress(now, out);
         self.return_progress(mem, out);
         self.transition_progress(out);
-        self.pins_progress(mem, out);
+        self.pins_progress(now, mem, out);
         self.damage_progress(now, mem, out);
         self.apply_progress(mem, out);
         if self.failed.is_none() {

@@ -47,6 +47,7 @@ pub(crate) struct Bench {
     /// The power goes after so many things that were done.
     dies_after: usize,
     requests: u64,
+    pub(crate) now_ms: u64,
 }
 
 pub(crate) fn open(
@@ -85,6 +86,7 @@ impl Bench {
             pinned: Vec::new(),
             dies_after: usize::MAX,
             requests: 0,
+            now_ms: 0,
         };
         bench.step(Event::Timer);
         (bench, report)
@@ -95,8 +97,8 @@ impl Bench {
         while let Some(event) = events.pop_front() {
             let mut actions = Actions::default();
             let now = Now {
-                time: Time(0),
-                wall_ms: 0,
+                time: Time(self.now_ms * 1_000_000),
+                wall_ms: self.now_ms,
             };
             self.volume.step(now, event, &mut self.mem, &mut actions);
             for action in std::mem::take(&mut actions.list) {
@@ -428,4 +430,26 @@ fn a_reader_of_a_replica_waits_until_a_sweep_that_was_cut_off_is_done_again() {
     next.step(Event::Pin { id });
     assert_eq!(next.pinned, [(77, true)]);
     assert_eq!(written(&next), 40);
+}
+
+#[test]
+fn a_reader_that_comes_while_memory_is_tight_waits_for_it_for_a_while() {
+    let mut log = Bench::new().log;
+    demote(&mut log);
+    let (mut bench, _) = Bench::on(log, Memory::new(vec![OLD; BLOCKS * 4096]), true);
+    let mut taken: Vec<_> = std::iter::from_fn(|| bench.mem.alloc()).collect();
+    let pin = |id: u64| Event::Pin { id: RequestId(id) };
+    bench.step(pin(1));
+    bench.now_ms = 9_000;
+    bench.step(pin(2));
+    assert_eq!(bench.pinned, [], "they wait");
+    bench.now_ms = 10_000;
+    bench.step(Event::Timer);
+    assert_eq!(bench.pinned, [(1, false)], "not for ever");
+    for slot in taken.drain(..) {
+        bench.mem.free(slot);
+    }
+    bench.step(Event::Timer);
+    assert_eq!(bench.pinned, [(1, false), (2, true)]);
+    assert_eq!(bench.volume.readers(), 1);
 }
