@@ -137,6 +137,25 @@ impl<M: LedgerMedium> Prover<M> {
         Ok(())
     }
 
+    /// All that came is here, and perhaps more than the source has: asks for what it will have
+    /// behind `first - 1`, where the two may part. Places are named sparsely, and it answered from
+    /// behind the newest one that it knew.
+    fn ask_behind(&mut self, first: u64) -> Result<(), ProverError> {
+        let source = self.follow.proving_source();
+        let header = self.ledger.header().map(LedgerHeader::hash);
+        if let (Some(peer), Some(ledger)) = (source, header)
+            && first < self.ledger.records()
+            && self.follow.pending.is_empty()
+            && let Some(index) = first.checked_sub(1)
+            && let Some(hash) = self.ledger.hash_of(index)?
+        {
+            let places = vec![(index, hash)];
+            let have = Message::Have { ledger, places };
+            self.out.push_back(Out::Send(peer, have.encode()));
+        }
+        Ok(())
+    }
+
     /// Records that the source sent.
     pub(super) fn records(
         &mut self,
@@ -181,7 +200,7 @@ impl<M: LedgerMedium> Prover<M> {
             records.pop_front();
         }
         if records.is_empty() && first <= self.ledger.records() {
-            return Ok(());
+            return if same { self.ask_behind(first) } else { Ok(()) };
         }
         let due = if same { self.ledger.records() } else { 0 };
         if first > due {

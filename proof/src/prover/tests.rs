@@ -366,6 +366,43 @@ fn a_promoted_replica_adopts_the_tail_and_the_old_primary_follows() {
 }
 
 #[test]
+fn a_ledger_that_is_much_longer_gives_way_when_the_new_primary_signs_something() {
+    for more in 1..24 {
+        let mut pair = Pair::new();
+        let mut log = log_of(&[1, 2]);
+        log.feed(&mut pair.primary, 0);
+        log.feed(&mut pair.replica, 0);
+        pair.primary.tick(now(60)).unwrap();
+        pair.settle();
+        pair.primary.disconnected(0);
+        pair.replica.disconnected(0);
+        for round in 1..=more {
+            log.write(3);
+            log.feed(&mut pair.primary, round * 100);
+            pair.primary.tick(now(round * 100 + 60)).unwrap();
+        }
+        let _ = drain(&mut pair.primary, &mut pair.heard[0]);
+        log.feed(&mut pair.replica, 5000);
+        let mut pair = Pair {
+            primary: pair.replica,
+            replica: pair.primary,
+            heard: Default::default(),
+        };
+        pair.replica.standing(now(5000), None).unwrap();
+        pair.primary.standing(now(5000), Some(term(2, 2))).unwrap();
+        // They talk before there is anything to be said.
+        pair.connect(term(2, 2));
+        pair.settle();
+        pair.primary.tick(now(5060)).unwrap();
+        pair.settle();
+        assert_eq!(pair.heard[0].proven, log.tip().0);
+        let ledgers =
+            [&pair.primary, &pair.replica].map(|node| node.ledger().medium().bytes.clone());
+        assert_eq!(ledgers[0], ledgers[1], "{more} anchors more");
+    }
+}
+
+#[test]
 fn the_same_term_cannot_supersede_what_it_signed() {
     let mut pair = Pair::new();
     let log = log_of(&[1]);
