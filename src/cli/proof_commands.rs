@@ -390,6 +390,9 @@ fn verify_local(
                 it.damaged,
                 it.repaired
             )?;
+            if let Some(device) = &it.device {
+                writeln!(out, "  b3sum of the device: {device}")?;
+            }
         }
     }
     let size = tip.next_index();

@@ -213,8 +213,8 @@ impl Volume {
             self.try_seal(now, mem, out);
             self.journal.submit(mem, out);
         }
-        self.lag_progress(now);
         self.regroup_progress(now, out);
+        self.lag_progress(now);
         self.wake_waiters(now, out);
         self.feed_progress(out);
         self.prover_progress(mem, out);

@@ -400,3 +400,29 @@ fn what_keeps_a_copy_from_following_is_said_again_when_another_peer_is_removed()
     let is_known = bench.volume.obstacle().is_some();
     assert!(is_known || bench.said.iter().any(close));
 }
+
+#[test]
+fn writers_that_a_peer_holds_back_go_on_at_once_when_it_is_removed() {
+    let mut bench = Bench::new(AckMode::Async, 0, 2);
+    let bounded = |places: [Place; 2]| {
+        places.map(|place| match place {
+            Place::Kept(lag) => Place::Kept(LagPolicy {
+                max_bytes: Some(1 << 16),
+                ..lag
+            }),
+            place => place,
+        })
+    };
+    let change = bench.change(&bounded([KEPT, KEPT]), false);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    bench.follow(1);
+    let write = |bench: &mut Bench| {
+        bench.write_and_flush();
+        bench.acknowledge(1);
+    };
+    (0..20).for_each(|_| write(&mut bench));
+    assert!(!bench.volume.admits_now(1), "the other one is far behind");
+    let change = bench.change(&bounded([Place::Empty, KEPT]), false);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    assert!(bench.volume.admits_now(1));
+}

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use hn4::types::{BLOCK_BYTES, Epoch, Lba, SECTORS_PER_BLOCK};
+use hn4_proof::hash::Digest;
 use hn4_proof::inspection::{Inspection, Kind, MAX_PLACES, Place};
 
 use super::Worker;
@@ -10,13 +11,14 @@ use super::verify::{Record, runs, wall_ms};
 
 impl Worker {
     /// Records a deep verify that has ended, and began when the backing was at this epoch.
-    pub(super) fn keep_inspection(&self, first: Epoch, record: &Record) {
+    pub(super) fn keep_inspection(&self, first: Epoch, record: &Record, device: Option<Digest>) {
         self.keep(Inspection {
             first,
             began_ms: record.since_ms,
             ended_ms: record.finished_ms.unwrap_or(record.since_ms),
             blocks: self.setup.identity.size_bytes.div_ceil(BLOCK_BYTES),
             damaged: record.count(),
+            device,
             ..self.inspection(Kind::DeepVerify, &record.bad)
         });
     }

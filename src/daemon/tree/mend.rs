@@ -12,6 +12,7 @@ use hn4_proof::tree::exchange::{self, TreeMessage};
 use hn4_proof::tree::keeper::Device;
 
 use super::files::RepairError;
+use super::sum::Summed;
 use super::sweep::{DAMAGED, Gathering, is_zeroed};
 use super::verify::{self, Verify};
 use super::{FromTree, Open, SLICE_BLOCKS, Worker};
@@ -36,9 +37,11 @@ impl Worker {
         };
         let mut bad = Vec::new();
         let from = (verify.next, SLICE_BLOCKS);
-        let slice = tree
-            .keeper
-            .verify_slice(&mut tree.backing, from, &mut bad)?;
+        let mut device = Summed {
+            device: &mut tree.backing,
+            sum: &mut verify.sum,
+        };
+        let slice = tree.keeper.verify_slice(&mut device, from, &mut bad)?;
         verify.take(slice.next_block, &bad);
         let blocks = tree.keeper.geometry().blocks();
         self.damaged(bad.iter().map(|bad| bad.block));
@@ -56,10 +59,11 @@ impl Worker {
             return;
         };
         let first = verify.first;
-        let record = verify.finish(&before);
+        let (record, device) = verify.finish(&before, self.setup.identity.size_bytes);
         let bad = record.count();
-        self.keep_inspection(first, &record);
-        tracing::info!(volume = %self.setup.name, bad, "a deep verify has ended");
+        self.keep_inspection(first, &record, device);
+        let b3sum = device.map(|sum| sum.to_string());
+        tracing::info!(volume = %self.setup.name, bad, b3sum, "a deep verify has ended");
         for block in before.bad.difference(&record.bad) {
             self.healed(*block);
         }

@@ -14,6 +14,7 @@ mod files;
 mod inspect;
 mod mend;
 mod repair;
+mod sum;
 mod sweep;
 pub(super) mod verify;
 

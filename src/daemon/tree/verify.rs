@@ -9,8 +9,11 @@ use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hn4::types::Epoch;
+use hn4_proof::hash::Digest;
 use hn4_proof::tree::keeper::BadBlock;
 use serde::{Deserialize, Serialize};
+
+use super::sum::Sum;
 
 /// Bad blocks whose places are remembered; of more only the number is told.
 const PLACES: usize = 4096;
@@ -105,6 +108,8 @@ pub(super) struct Verify {
     /// The backing was at this epoch when it began.
     pub(super) first: Epoch,
     record: Record,
+    /// Gone when something was written meanwhile.
+    pub(super) sum: Option<Sum>,
 }
 
 impl Verify {
@@ -113,6 +118,7 @@ impl Verify {
             next: 0,
             first,
             record: Record::new(),
+            sum: Some(Sum::default()),
         }
     }
 
@@ -124,16 +130,19 @@ impl Verify {
 
     /// As [`Record::rewritten`].
     pub(super) fn rewritten(&mut self, is_written: impl Fn(u64) -> bool) {
+        self.sum = None;
         let _ = self.record.rewritten(is_written);
     }
 
-    /// All blocks were read; `before` is what was known until now.
-    pub(super) fn finish(self, before: &Record) -> Record {
-        Record {
+    /// All blocks of a device of so many bytes were read; `before` is what was known until now.
+    /// With the device's `b3sum`.
+    pub(super) fn finish(self, before: &Record, size_bytes: u64) -> (Record, Option<Digest>) {
+        let record = Record {
             finished_ms: Some(wall_ms()),
             repaired: before.repaired,
             ..self.record
-        }
+        };
+        (record, self.sum.map(|sum| sum.finish(size_bytes)))
     }
 }
 
