@@ -15,7 +15,7 @@ use crate::ledger::file::LedgerMedium;
 use crate::ledger::verify::Verifier;
 use crate::ledger::{Body, LedgerHeader, Scope};
 use crate::sign::PublicKey;
-use crate::sign::keyring::KeyOffer;
+use crate::sign::keyring::{KeyOffer, MAX_NODE_KEYS};
 
 #[derive(Debug)]
 struct Peer {
@@ -273,17 +273,24 @@ impl<M: LedgerMedium> Prover<M> {
             return Ok(());
         };
         let volume = self.identity.volume;
-        let digest = KeyOffer::digest(volume, offer.node, &offer.public);
-        let own = offer.node == state.node;
-        if !own || offer.public.verify(&digest, &offer.signature).is_err() {
-            let text = format!("peer {peer} offered a key that is not its own; it is not enrolled");
-            self.out.push_back(Out::Notice(text));
-            return Ok(());
-        }
         let Some(tip) = self.tip.as_mut() else {
             return Ok(());
         };
         if tip.keyring().knows(offer.public.id()) {
+            return Ok(());
+        }
+        let digest = KeyOffer::digest(volume, offer.node, &offer.public);
+        let own = offer.node == state.node;
+        let wrong = if !own || offer.public.verify(&digest, &offer.signature).is_err() {
+            Some("it is not its own")
+        } else if tip.keyring().count_of(offer.node) >= MAX_NODE_KEYS {
+            Some("the node has had its most keys; give it another identity")
+        } else {
+            None
+        };
+        if let Some(why) = wrong {
+            let text = format!("peer {peer} offered a key that is not enrolled: {why}");
+            self.out.push_back(Out::Notice(text));
             return Ok(());
         }
         let Some(by) = self.keys.authority(tip.keyring(), self.node) else {
@@ -296,7 +303,12 @@ impl<M: LedgerMedium> Prover<M> {
         let place = (volume, tip.next_index(), &tip.previous());
         let body = Body::Key(offer.accept(place, retire, &by)?);
         let bytes = tip.encode_next(now.wall_ms, &body);
-        tip.push_bytes(&bytes)?;
+        if let Err(error) = tip.push_bytes(&bytes) {
+            // What a peer asks for does not end the proofs.
+            let text = format!("the key of peer {peer} cannot be enrolled: {error}");
+            self.out.push_back(Out::Notice(text));
+            return Ok(());
+        }
         self.ledger.append(&[bytes])?;
         self.serve_all()
     }

@@ -20,6 +20,8 @@ use crate::hash::{self, Digest};
 
 /// Most keys that a ledger ever enrols.
 pub const MAX_KEYS: usize = 1024;
+/// Most keys that a ledger enrols by offers of one node, so that none uses up the room of others.
+pub const MAX_NODE_KEYS: usize = 32;
 const MAX_SIGNATURES: usize = 2 * Signature::MAX;
 const VERSION: u8 = 1;
 
@@ -290,6 +292,13 @@ impl Keyring {
         let mut keys: Vec<_> = own.map(|(public, _)| public).collect();
         keys.sort_by_key(|public| public.algorithm);
         keys
+    }
+
+    /// How many keys of a node were ever enrolled.
+    #[must_use]
+    pub fn count_of(&self, node: NodeId) -> usize {
+        let is_its = |entry: &&Entry| entry.node == Some(node);
+        self.keys.values().filter(is_its).count()
     }
 
     /// What a node owes beside Ed25519, because it has such keys: whoever has one of its keys alone

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::ledger::verify::LedgerError;
-use crate::sign::keyring::KeyError;
+use crate::prover::message::Message;
+use crate::sign::keyring::{KeyError, KeyOffer, MAX_NODE_KEYS};
 
 /// Ledger of a prover, record by record.
 fn bodies(prover: &Prover<MemoryMedium>) -> Vec<Body> {
@@ -131,6 +132,19 @@ fn a_replica_s_new_key_takes_the_place_of_its_old_one() {
         assert!(ring.may_sign(new, node(2)) && !ring.may_sign(new, node(1)));
     }
     assert_eq!(pair.replica.status().active_keys, [new]);
+}
+
+#[test]
+fn a_node_that_changes_its_key_all_the_time_leaves_room_for_others() {
+    let mut pair = Pair::new();
+    pair.settle();
+    for seed in 10..110 {
+        let offer = KeyOffer::new(identity().volume, node(2), &key(seed)).unwrap();
+        let message = Message::Offer(offer).encode();
+        pair.primary.message(now(0), 0, &message).unwrap();
+    }
+    let ring = pair.primary.tip.as_ref().unwrap().keyring();
+    assert_eq!(ring.count_of(node(2)), MAX_NODE_KEYS);
 }
 
 #[test]
