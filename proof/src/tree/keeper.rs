@@ -18,7 +18,7 @@
 mod medium;
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
@@ -31,7 +31,7 @@ use super::manifest::{Manifest, Member, Recovery};
 use super::merge::Merge;
 use super::run::{Run, RunSummary, RunWriter};
 use super::view::Tops;
-use super::{Geometry, MIDDLE_LEVEL, TreeError, zero_node};
+use super::{DAMAGED, Geometry, MIDDLE_LEVEL, TreeError, zero_node};
 use crate::blocks;
 use crate::hash::Digest;
 
@@ -303,28 +303,32 @@ impl<M: TreeMedium> Keeper<M> {
     }
 
     /// Hashes up to `blocks` more blocks of the device for the first build. Holes cost nothing.
+    /// Blocks in `bad` get the leaf [`DAMAGED`] whatever is there, and so do those that cannot be
+    /// read; they are added to it.
     ///
     /// # Errors
-    /// [`TreeError`]; one of the device comes as [`TreeError::Io`], and the slice can be tried
-    /// again.
+    /// [`TreeError`].
     pub fn build_slice(
         &mut self,
         device: &mut impl Device,
         blocks: u64,
+        bad: &mut BTreeSet<u64>,
     ) -> Result<Slice, TreeError> {
         let end = self.geometry.blocks();
         let data = device.next_data(self.portion_next * BLOCK_BYTES)? / BLOCK_BYTES;
         let from = data.clamp(self.portion_next, end);
         let count = blocks.min(end - from);
-        let bytes = read_blocks(device, from, count)?;
-        let mut at = from;
-        let portion = &mut self.portion;
-        blocks::leaves_of(&bytes, |leaf| {
-            if leaf != zero_node(0) {
-                portion.insert(at, leaf);
+        let known = bad.range(self.portion_next..from).copied();
+        self.portion.extend(known.map(|block| (block, DAMAGED)));
+        for (block, leaf) in (from..).zip(read_leaves(device, from, count)) {
+            if leaf.is_none() {
+                bad.insert(block);
             }
-            at += 1;
-        });
+            let leaf = leaf.filter(|_| !bad.contains(&block)).unwrap_or(DAMAGED);
+            if leaf != zero_node(0) {
+                self.portion.insert(block, leaf);
+            }
+        }
         self.portion_next = from + count;
         let recorded = self
             .manifest
@@ -336,7 +340,7 @@ impl<M: TreeMedium> Keeper<M> {
         }
         Ok(Slice {
             next_block: self.portion_next,
-            read_bytes: bytes.len() as u64,
+            read_bytes: count * BLOCK_BYTES,
         })
     }
 

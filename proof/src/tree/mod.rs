@@ -191,6 +191,10 @@ impl Geometry {
     }
 }
 
+/// Leaf of a block of which nobody knows any more what it is to be: it could not be read, or was
+/// damaged and then only some of its sectors were written. No block has it.
+pub const DAMAGED: Digest = Digest([0xFF; 32]);
+
 /// Hash of a subtree of zeroes that is `level` high, at most [`MAX_HEIGHT`].
 #[must_use]
 pub fn zero_node(level: u8) -> Digest {

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use hn4::types::{BLOCK_BYTES, BlockIndex, SECTORS_PER_BLOCK};
 use hn4_engine::core::event::{Damaged, TreeEvent};
 use hn4_proof::blocks;
-use hn4_proof::tree::TreeError;
 use hn4_proof::tree::exchange::{self, TreeMessage};
 use hn4_proof::tree::keeper::Device;
+use hn4_proof::tree::{DAMAGED, TreeError};
 
 use super::files::RepairError;
 use super::sum::Summed;
-use super::sweep::{DAMAGED, Gathering, is_zeroed};
+use super::sweep::{Gathering, is_zeroed};
 use super::verify::{self, Verify};
 use super::{FromTree, Open, SLICE_BLOCKS, Worker};
 
@@ -64,19 +64,29 @@ impl Worker {
         self.keep_inspection(first, &record, device);
         let b3sum = device.map(|sum| sum.to_string());
         tracing::info!(volume = %self.setup.name, bad, b3sum, "a deep verify has ended");
-        for block in before.bad.difference(&record.bad) {
-            self.healed(*block);
-        }
+        // Of more blocks than are listed nobody knows which are good.
+        let healed = before.bad.difference(&record.bad);
+        let healed: Vec<u64> = match record.count() == record.bad.len() as u64 {
+            true => healed.copied().collect(),
+            false => Vec::new(),
+        };
+        healed.into_iter().for_each(|block| self.healed(block));
+        record.bad.iter().for_each(|block| self.seek(*block));
         self.record = Some(record);
         self.keep_record();
     }
 
     /// These blocks of the backing are not what was written there.
     pub(super) fn damaged(&mut self, blocks: impl Iterator<Item = u64>) {
-        let new = match &mut self.record {
-            Some(record) => record.found(blocks),
-            None => return,
+        let Some(record) = &mut self.record else {
+            return;
         };
+        let blocks: Vec<u64> = blocks.collect();
+        if let Some(verify) = &mut self.verify {
+            // It may have passed them, when they were still good.
+            verify.found(&blocks);
+        }
+        let new = record.found(blocks.into_iter());
         if !new.is_empty() {
             let places = verify::ranges(&new.iter().copied().collect(), 16).join(", ");
             tracing::error!(
@@ -115,10 +125,13 @@ impl Worker {
             verify.rewritten(is_written);
         }
         let record = self.record.as_mut();
-        let good = record.map_or_else(Vec::new, |record| record.rewritten(is_written));
+        let mut good = record.map_or_else(Vec::new, |record| record.rewritten(is_written));
         if !good.is_empty() {
             self.keep_record();
         }
+        let unknown = self.damaged_before.iter().copied();
+        good.extend(unknown.filter(|block| is_written(*block)));
+        self.damaged_before.retain(|block| !is_written(*block));
         // Until the sweep is done, reads find these blocks in the overlay.
         good.into_iter().for_each(|block| self.healed(block));
     }
@@ -185,7 +198,7 @@ impl Worker {
         };
         // A sweep may have ended since it came.
         let leaf = keeper.leaves(block..block + 1);
-        if leaf.is_ok_and(|leaf| leaf.first() != Some(&blocks::leaf(contents))) {
+        if !leaf.is_ok_and(|leaf| leaf.first() == Some(&blocks::leaf(contents))) {
             return false;
         }
         let written = backing.repair(block, contents);

@@ -18,7 +18,7 @@ mod sum;
 mod sweep;
 pub(super) mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -168,6 +168,7 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
         asked: false,
         verify: None,
         record: None,
+        damaged_before: BTreeSet::new(),
         repairs: Repairs::new(now),
         next_slice: now,
         next_work: now,
@@ -216,6 +217,8 @@ struct Worker {
     verify: Option<Verify>,
     /// What is known of the medium; there while there is a tree.
     record: Option<Record>,
+    /// Blocks that were bad when a tree was given up: those stay so in the one that is built anew.
+    damaged_before: BTreeSet<u64>,
     repairs: Repairs,
     next_slice: Instant,
     next_work: Instant,
@@ -327,7 +330,11 @@ impl Worker {
                 false => self.verify_slice(),
             };
             match slice {
-                Ok(bytes) => self.next_slice = from + self.cost(bytes),
+                Ok(bytes) => {
+                    // Holes that are hashed take time, too, though nothing is read.
+                    let rest = Instant::now() + now.elapsed();
+                    self.next_slice = rest.max(from + self.cost(bytes));
+                }
                 Err(error) => self.give_up(&error),
             }
         }
@@ -342,8 +349,11 @@ impl Worker {
         let Some(Open { keeper, backing }) = &mut self.tree else {
             return Ok(0);
         };
-        let slice = keeper.build_slice(backing, SLICE_BLOCKS)?;
+        let mut bad = self.damaged_before.clone();
+        let slice = keeper.build_slice(backing, SLICE_BLOCKS, &mut bad)?;
         let built = keeper.to_build().is_none();
+        bad.retain(|block| !self.damaged_before.contains(block));
+        self.damaged(bad.into_iter());
         self.refresh();
         if built {
             tracing::info!(volume = %self.setup.name, "the state tree is built");
@@ -442,6 +452,7 @@ impl Worker {
         }
         self.state = TreeState::default();
         self.repairs.forget_all();
+        self.damaged_before.clear();
         (self.verify, self.record) = (None, None);
         self.untold = true;
         self.say(FromTree::Core(TreeEvent::Discarded));
@@ -486,7 +497,8 @@ impl Worker {
             Opened::New | Opened::Anew(_) => None,
         };
         self.verify = None;
-        let record = record.unwrap_or_else(Record::new);
+        let mut record = record.unwrap_or_else(Record::new);
+        let _ = record.found(self.damaged_before.iter().copied());
         record.bad.iter().for_each(|block| self.seek(*block));
         self.record = Some(record);
         self.keep_record();
@@ -501,7 +513,7 @@ impl Worker {
         self.no_longer_rooting();
         // Nothing can tell good copies of these blocks any more.
         self.lose(true);
-        self.repairs.forget_all();
+        self.damaged_before.extend(self.repairs.forget_all());
         (self.verify, self.record) = (None, None);
         if let Ok(mut files) = self.files() {
             // If that fails, too: see `discard`.

@@ -7,14 +7,13 @@ use hn4::types::{BLOCK_BYTES, Epoch};
 use hn4_engine::core::event::TreeEvent;
 use hn4_proof::blocks;
 use hn4_proof::hash::Digest;
-use hn4_proof::tree::TreeError;
 use hn4_proof::tree::keeper::Device;
+use hn4_proof::tree::{DAMAGED, TreeError};
 
 use super::{FromTree, Open, Worker};
 
-/// Leaf of a block of which nobody knows any more what it is to be: it was damaged, and then only
-/// some of its sectors were written. No block has it.
-pub(super) const DAMAGED: Digest = Digest([0xFF; 32]);
+/// Length of a part that is all of a block.
+const WHOLE: u16 = 4096;
 
 /// What a sweep will write, as far as it is known.
 pub(super) struct Gathering {
@@ -32,12 +31,21 @@ impl Worker {
         let exact = self.at.is_some_and(|at| at.epoch >= self.settled);
         let mut bad = Vec::new();
         let done = match &mut self.tree {
-            None => Ok(()),
+            None => {
+                // That all of it is written is known all the same.
+                let whole = parts.iter().filter(|(_, length)| *length == WHOLE);
+                let leaves = whole.map(|(offset, _)| (offset / BLOCK_BYTES, Digest::ZERO));
+                gathering.leaves.extend(leaves);
+                Ok(())
+            }
             Some(tree) => {
                 let checked = exact && tree.keeper.to_build().is_none();
-                let taken = hash_parts(&mut gathering, tree, parts, bytes, |block| {
-                    bad.extend(Some(block).filter(|_| checked));
-                    checked
+                let known = self.record.as_ref();
+                let taken = hash_parts(&mut gathering, tree, parts, bytes, |block, is_read| {
+                    let was_bad = known.is_some_and(|known| known.bad.contains(&block));
+                    let is_bad = checked || was_bad || !is_read;
+                    bad.extend(Some(block).filter(|_| is_bad));
+                    is_bad
                 });
                 taken.and_then(|()| match last {
                     false => Ok(()),
@@ -71,14 +79,14 @@ pub(super) fn is_zeroed(zeros: &[Range<u64>], block: u64) -> bool {
 }
 
 /// Adds the leaves of the blocks to which `parts` belong: whole ones, and those of which only some
-/// sectors are written over what is there. If that is not what the tree says, `is_damage` is asked
-/// whether it is damaged, and such a block stays so.
+/// sectors are written over what is there. If that is not what the tree says, or cannot be read,
+/// `is_damage` is asked whether it is damaged, and such a block stays so.
 fn hash_parts(
     gathering: &mut Gathering,
     Open { keeper, backing }: &mut Open,
     parts: &[(u64, u16)],
     bytes: &[u8],
-    mut is_damage: impl FnMut(u64) -> bool,
+    mut is_damage: impl FnMut(u64, bool) -> bool,
 ) -> Result<(), TreeError> {
     let mut lost = Vec::new();
     let mut whole: Vec<(u64, &blocks::Block)> = Vec::new();
@@ -97,9 +105,10 @@ fn hash_parts(
             std::collections::btree_map::Entry::Vacant(place) => {
                 let mut base = [0; blocks::BLOCK];
                 if !is_zeroed(&gathering.zeros, block) {
-                    backing.read(block * BLOCK_BYTES, &mut base)?;
+                    let is_read = backing.read(block * BLOCK_BYTES, &mut base).is_ok();
                     let known = keeper.leaves(block..block + 1)?;
-                    if known.first() != Some(&blocks::leaf(&base)) && is_damage(block) {
+                    let is_same = is_read && known.first() == Some(&blocks::leaf(&base));
+                    if !is_same && is_damage(block, is_read) {
                         lost.push(block);
                     }
                 }

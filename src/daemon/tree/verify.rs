@@ -128,6 +128,11 @@ impl Verify {
         let _ = self.record.found(bad.iter().map(|bad| bad.block));
     }
 
+    /// Adds damage that was found elsewhere meanwhile.
+    pub(super) fn found(&mut self, blocks: &[u64]) {
+        let _ = self.record.found(blocks.iter().copied());
+    }
+
     /// As [`Record::rewritten`].
     pub(super) fn rewritten(&mut self, is_written: impl Fn(u64) -> bool) {
         self.sum = None;

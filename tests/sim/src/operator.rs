@@ -57,7 +57,7 @@ pub(crate) struct Operator {
 }
 
 /// The end must be reached within this time, once faults have stopped.
-const QUIET_MS: u64 = 600_000;
+const QUIET_MS: u64 = 1_500_000;
 /// Faults stop at the latest then.
 const LOUD_MS: u64 = 60_000;
 

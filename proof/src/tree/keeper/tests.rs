@@ -117,7 +117,9 @@ fn open(files: Files, checkpoint: Epoch) -> (Keeper<Files>, Opened) {
 
 fn build(keeper: &mut Keeper<Files>, device: &mut Blocks) {
     while keeper.to_build().is_some() {
-        keeper.build_slice(device, 100).unwrap();
+        keeper
+            .build_slice(device, 100, &mut BTreeSet::new())
+            .unwrap();
     }
 }
 
@@ -176,7 +178,7 @@ proptest! {
         let mut wanted = None;
         for (change, what, partly) in steps {
             if keeper.to_build().is_some() {
-                keeper.build_slice(&mut device, 60).unwrap();
+                keeper.build_slice(&mut device, 60, &mut BTreeSet::new()).unwrap();
             }
             let cut = Epoch(recorded.0 + 2);
             change.begin(&mut keeper, cut);
@@ -286,4 +288,41 @@ fn a_damaged_or_missing_run_makes_the_tree_anew() {
         build(&mut keeper, &mut device);
         assert_eq!(keeper.settle().unwrap(), Some(device.root()));
     }
+}
+
+/// A device of which some blocks cannot be read.
+struct Worn<'a>(&'a mut Blocks, Vec<u64>);
+
+impl Device for Worn<'_> {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let blocks = offset / 4096..(offset + buffer.len() as u64).div_ceil(4096);
+        match self.1.iter().any(|block| blocks.contains(block)) {
+            true => Err(io::Error::other("unreadable")),
+            false => self.0.read(offset, buffer),
+        }
+    }
+
+    fn next_data(&mut self, offset: u64) -> io::Result<u64> {
+        self.0.next_data(offset)
+    }
+}
+
+#[test]
+fn a_first_build_goes_on_over_what_cannot_be_read_or_is_known_to_be_damaged() {
+    let mut device = Blocks((0..BLOCKS).map(|block| (block, 1)).collect());
+    let (mut keeper, _) = open(Files::default(), Epoch(3));
+    let mut bad = BTreeSet::from([17]);
+    let mut worn = Worn(&mut device, vec![5, 300]);
+    while keeper.to_build().is_some() {
+        keeper.build_slice(&mut worn, 64, &mut bad).unwrap();
+    }
+    assert_eq!(bad, BTreeSet::from([5, 17, 300]));
+    let leaves = keeper.leaves(0..BLOCKS).unwrap();
+    let damaged = (0..).zip(&leaves).filter(|(_, leaf)| **leaf == DAMAGED);
+    assert!(damaged.map(|(block, _)| block).eq(bad.iter().copied()));
+    // A verify that can read them does not take them for good.
+    let mut found = Vec::new();
+    let all = (0, BLOCKS);
+    keeper.verify_slice(&mut device, all, &mut found).unwrap();
+    assert!(found.iter().map(|it| it.block).eq(bad));
 }
