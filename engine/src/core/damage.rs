@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use hn4::types::{BlockIndex, Lba, SECTORS_PER_BLOCK};
+use hn4::types::{BLOCK_BYTES, BlockIndex, Lba, SECTORS_PER_BLOCK};
 
 use super::event::{Actions, Failure, Now, RequestId, Time, TreeEvent};
 use super::overlay::mask;
@@ -86,6 +86,14 @@ impl Volume {
         needed
             .map(|(_, damaged)| *damaged)
             .max_by_key(|damaged| *damaged == Damaged::Lost)
+    }
+
+    /// Whether something in this part of the backing is damaged.
+    pub(super) fn is_damaged(&self, offset: u64, bytes: u64) -> bool {
+        let block = |offset: u64| BlockIndex(offset / BLOCK_BYTES);
+        let end = block((offset + bytes).next_multiple_of(BLOCK_BYTES));
+        let mut known = self.damage.blocks.range(block(offset)..end);
+        known.next().is_some()
     }
 
     /// Reads, unless something that is needed is damaged: then the read waits or fails.

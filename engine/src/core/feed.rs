@@ -456,6 +456,10 @@ impl Volume {
         let (tip, durable) = (self.tip().epoch, self.journal.durable());
         let size = self.config.identity.size_bytes;
         let bytes = self.config.seed_piece_bytes.min(size - cursor);
+        if self.is_damaged(cursor, bytes) {
+            // It would be taken for good there, and might replace the only good copy.
+            return;
+        }
         let peer = &mut self.peers[index];
         if cursor < size {
             peer.feed = Feed::Seeding {

@@ -19,7 +19,7 @@ use hn4::types::Epoch;
 use super::config::{AckMode, LagPolicy, MAX_PEERS};
 use super::event::{Action, Actions, Now, PeerId, PeerMessage, RequestId, Time};
 use super::feed::{Peer, peer_id};
-use super::lag::PeerLag;
+use super::lag::{LagState, PeerLag};
 use super::mutants::{Mutant, planted};
 use super::replica::Obstacle;
 use super::volume::Volume;
@@ -180,6 +180,10 @@ impl Volume {
                 }
             };
             self.config.lag[index] = lag;
+            if let (false, Some(peer)) = (lag.is_bounded(), self.peers.get_mut(index)) {
+                // Nobody looks at it any more, and it counts again.
+                peer.lag.state = LagState::Within;
+            }
         }
         self.config.peers = set.count();
         self.config.open_answers = set.open_answers;

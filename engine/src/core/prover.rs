@@ -149,8 +149,9 @@ impl Volume {
             return;
         }
         self.prover.proven = tip;
-        if self.role() == Role::Replica && tip.epoch > self.anchored.epoch {
-            // Whoever signed it had it.
+        let foreign = self.role() == Role::Replica && !self.has_own_tail();
+        if foreign && tip.epoch > self.anchored.epoch {
+            // Whoever signed it had it, and that was not this node before it was replaced.
             self.anchored = tip;
         }
     }

@@ -211,6 +211,11 @@ impl Volume {
             PeerEvent::FeedOpened(from) => {
                 self.replica.follow(id);
                 self.replica.joined = from == self.tip().epoch.next();
+                if self.replica.joined {
+                    // What an earlier session said does not hold for this one.
+                    self.replica.obstacle = None;
+                    self.replica.wants_shadow = false;
+                }
             }
             PeerEvent::Epoch(frame) => {
                 self.replica.follow(id);

@@ -103,10 +103,11 @@ impl Volume {
                  finish, or promote another node",
                 persisted.copy
             ))
-        } else if term.counter <= persisted.term.counter {
+        } else if term.counter <= self.superblock.desired.term.counter {
+            // A promise that is being written counts: it cannot be taken back.
             Some(format!(
                 "term {term} is not higher than the present term {}",
-                persisted.term
+                self.superblock.desired.term
             ))
         } else if present < others {
             Some(format!(
@@ -210,6 +211,7 @@ impl Volume {
             return;
         }
         self.transition = None;
+        self.degraded = false;
         if persisted.role == Role::Primary {
             // The whole tail is adopted: it is the history of the new term.
             self.anchored = self.tip();

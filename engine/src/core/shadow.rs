@@ -241,7 +241,10 @@ impl Volume {
             }
             _ => return self.reject(id, "a copy from where ours is not".to_owned(), out),
         };
-        self.replica.shadow = Some(Shadow::new(origin, at));
+        let mut shadow = Shadow::new(origin, at);
+        // Its session may have ended when it is switched in.
+        shadow.rank = Some(self.rank_of_source());
+        self.replica.shadow = Some(shadow);
         self.replica.obstacle = None;
         self.superblock.desired.copy = shadowing(at, origin.from);
         self.superblock.dirty = true;

@@ -11,7 +11,8 @@ use hn4_engine::core::event::{
 };
 use hn4_engine::core::recovery;
 use hn4_engine::core::{
-    AckMode, Action, Actions, Event, LagPolicy, MAX_PEERS, PeerSet, Place, Volume, VolumeConfig,
+    AckMode, Action, Actions, Event, LagPolicy, LagState, MAX_PEERS, OnExceed, PeerSet, Place,
+    Volume, VolumeConfig,
 };
 
 use crate::memory::{Memory, NODE, identity};
@@ -30,6 +31,8 @@ struct Bench {
     done: Vec<(RequestId, Result<(), String>)>,
     /// Everything else that was to be done, except operations on disks.
     said: Vec<Action>,
+    /// Operations on disks that are to be under way for a while; by default each is done at once.
+    under_way: Option<Vec<Event>>,
 }
 
 impl Bench {
@@ -58,6 +61,7 @@ impl Bench {
             next_id: 0,
             done: Vec::new(),
             said: Vec::new(),
+            under_way: None,
         }
     }
 
@@ -77,7 +81,11 @@ impl Bench {
                             assert_eq!(*disk, Disk::Log, "nobody reads the volume here");
                         }
                         let result = Ok(());
-                        events.insert(0, Event::IoDone { token, result });
+                        let done = Event::IoDone { token, result };
+                        match &mut self.under_way {
+                            Some(under_way) => under_way.push(done),
+                            None => events.insert(0, done),
+                        }
                     }
                     Action::Complete { id, result } => {
                         let result = result.map_err(|failure| format!("{failure:?}"));
@@ -182,12 +190,12 @@ impl Bench {
 const KEPT: Place = Place::Kept(LagPolicy {
     max_bytes: None,
     max_ms: None,
-    on_exceed: hn4_engine::core::OnExceed::Throttle,
+    on_exceed: OnExceed::Throttle,
 });
 const NEW: Place = Place::New(LagPolicy {
     max_bytes: None,
     max_ms: None,
-    on_exceed: hn4_engine::core::OnExceed::Throttle,
+    on_exceed: OnExceed::Throttle,
 });
 
 #[test]
@@ -425,4 +433,63 @@ fn writers_that_a_peer_holds_back_go_on_at_once_when_it_is_removed() {
     let change = bench.change(&bounded([Place::Empty, KEPT]), false);
     assert_eq!(bench.answer(change), Some(&Ok(())));
     assert!(bench.volume.admits_now(1));
+}
+
+#[test]
+fn a_promise_that_is_being_written_is_not_taken_back_by_a_promotion() {
+    let mut bench = Bench::open(Role::Replica, (AckMode::Durable, 1), 2);
+    let term = |counter, node| Term {
+        counter,
+        node: NodeId([node; 16]),
+    };
+    bench.under_way = Some(Vec::new());
+    bench.peer(0, PeerEvent::HigherTerm(term(5, 9)));
+    let promote = Control::Promote {
+        term: term(5, 1),
+        answers: 0,
+        within_ms: 1000,
+    };
+    let promote = bench.control(promote);
+    let refused = bench.answer(promote).cloned();
+    assert!(matches!(refused, Some(Err(_))), "{refused:?}");
+    for done in bench.under_way.take().expect("held") {
+        bench.step(done);
+    }
+    assert_eq!(bench.volume.copy_status().term, term(5, 9));
+}
+
+#[test]
+fn a_peer_that_was_detached_counts_again_when_its_bound_is_taken_away() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 1);
+    let detach = Place::Kept(LagPolicy {
+        max_bytes: Some(1 << 16),
+        max_ms: None,
+        on_exceed: OnExceed::Detach,
+    });
+    let change = bench.change(&[detach], true);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    bench.follow(0);
+    (0..20).for_each(|_| _ = bench.write_and_flush());
+    let state = |bench: &Bench| bench.volume.peers()[0].lag_state();
+    assert_eq!(state(&bench), LagState::Detached);
+    let change = bench.change(&[KEPT], true);
+    assert_eq!(bench.answer(change), Some(&Ok(())));
+    assert_eq!(state(&bench), LagState::Within);
+    bench.follow(0);
+    let flush = bench.write_and_flush();
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+}
+
+#[test]
+fn what_kept_a_copy_from_following_is_over_when_a_primary_goes_on_with_its_log() {
+    let mut bench = Bench::open(Role::Replica, (AckMode::Async, 0), 2);
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::Diverged(Epoch(3)));
+    assert!(bench.volume.obstacle().is_some());
+    bench.peer(1, PeerEvent::Connected);
+    bench.peer(1, PeerEvent::FeedOpened(Epoch(7)));
+    assert!(bench.volume.obstacle().is_some(), "not behind what is here");
+    bench.peer(1, PeerEvent::FeedOpened(Epoch(1)));
+    assert_eq!(bench.volume.obstacle(), None);
 }

@@ -28,6 +28,8 @@ struct Bench {
     done: Vec<(u64, bool)>,
     /// How often a session was to be closed.
     closed: usize,
+    /// Where the backing was to be read for a full copy.
+    copied: Vec<u64>,
     time: Time,
 }
 
@@ -58,6 +60,7 @@ impl Bench {
             seen: Vec::new(),
             done: Vec::new(),
             closed: 0,
+            copied: Vec::new(),
             time: Time(0),
         };
         bench.step(Event::Timer);
@@ -89,6 +92,7 @@ impl Bench {
                         message: PeerMessage::Close,
                         ..
                     } => self.closed += 1,
+                    Action::SeedRead { offset, .. } => self.copied.push(offset),
                     Action::Complete { id, result } => self.done.push((id.0, result.is_err())),
                     _ => {}
                 }
@@ -397,4 +401,33 @@ fn a_read_does_not_wait_for_a_repair_for_ever() {
     bench.volume.stop();
     bench.step(Event::Timer);
     assert_eq!(bench.done, [(read, true)]);
+}
+
+#[test]
+fn a_full_copy_waits_at_a_damaged_block_until_it_is_good() {
+    let mut bench = Bench::new(Role::Primary);
+    bench.damage(3, Some(Damaged::Lost));
+    let peer = PeerId(0);
+    let state = PeerState {
+        role: Role::Replica,
+        term: Term::default(),
+        incarnation: Incarnation(0),
+        tip: Tip::default(),
+        tip_rank: Rank::default(),
+        usable: false,
+    };
+    for event in [
+        PeerEvent::Connected,
+        PeerEvent::State(state),
+        PeerEvent::Credit(1 << 30),
+        PeerEvent::SeedRequest {
+            cursor_bytes: 0,
+            from: Tip::default(),
+        },
+    ] {
+        bench.step(Event::Peer { peer, event });
+    }
+    assert_eq!(bench.copied, []);
+    bench.damage(3, None);
+    assert_eq!(bench.copied, [0]);
 }

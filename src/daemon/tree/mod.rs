@@ -414,7 +414,12 @@ impl Worker {
             Ok(true) => self.rooting = exact.map(|at| (at, marked)),
             Ok(false) if marked => self.say(FromTree::Core(TreeEvent::Rooted)),
             Ok(false) => {}
-            Err(error) => self.give_up(&error),
+            Err(error) => {
+                if marked {
+                    self.say(FromTree::Core(TreeEvent::Rooted));
+                }
+                self.give_up(&error);
+            }
         }
         self.unrooted &= self.rooting.is_none_or(|(at, _)| Some(at) != self.at);
     }
