@@ -1,7 +1,8 @@
 //! `hn4ctl peer`: changes the configuration file and lets the daemon take it over.
 //!
 //! The file is the only truth. It is replaced as a whole, with a text that has been checked; if the
-//! daemon refuses the change, the text from before is put back.
+//! daemon refuses the change, the text from before is put back, unless somebody else has changed
+//! the file meanwhile: nobody's edit is lost.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -55,14 +56,14 @@ pub(super) fn run(cli: &Cli, command: &PeerCommand) -> Result<u8, AnyError> {
         return Err("that is what the configuration says already; nothing was changed".into());
     }
     replace(&path, &after)?;
-    take_over(cli, reload, &path, &before, &done)
+    take_over(cli, reload, &path, (&before, &after), &done)
 }
 
 fn take_over(
     cli: &Cli,
     reload: ReloadArgs,
     path: &Path,
-    before: &str,
+    (before, after): (&str, &str),
     done: &str,
 ) -> Result<u8, AnyError> {
     let mut client = match connect(cli) {
@@ -84,9 +85,29 @@ fn take_over(
         Response::Error { what, why, next } => format!("{what}: {why}\nnext: {next}"),
         Response::Status(_) => "the daemon answered something else".to_owned(),
     };
-    replace(path, before)?;
-    eprintln!("hn4ctl: {refused}\n{} is as it was", path.display());
+    let shown = path.display();
+    let file = if put_back(path, (before, after))? {
+        format!("{shown} is as it was")
+    } else {
+        format!(
+            "{shown} was changed by somebody else meanwhile and is left alone, so this change is \
+             still in it: take it out, or it counts with the next reload or start"
+        )
+    };
+    eprintln!("hn4ctl: {refused}\n{file}");
     Ok(FAILED)
+}
+
+/// Puts the text from before back if the file still holds the one that was written after it; says
+/// whether it did.
+fn put_back(path: &Path, (before, after): (&str, &str)) -> Result<bool, AnyError> {
+    let shown = |error: io::Error| format!("reading {}: {error}", path.display());
+    // As bytes: somebody else's text need not be UTF-8.
+    if std::fs::read(path).map_err(shown)? != after.as_bytes() {
+        return Ok(false);
+    }
+    replace(path, before)?;
+    Ok(true)
 }
 
 fn with_name(keys: &PeerKeys, name: Option<String>) -> PeerEdit {
@@ -128,4 +149,26 @@ fn replace(path: &Path, text: &str) -> Result<(), AnyError> {
     std::fs::rename(&new, path).map_err(shown)?;
     File::open(folder)?.sync_all()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_change_is_put_back_and_an_edit_made_meanwhile_is_kept() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("replicad.toml");
+        let texts = ("# before\n", "# after\n");
+        std::fs::write(&path, texts.0).expect("written");
+        replace(&path, texts.1).expect("changed");
+        assert!(put_back(&path, texts).expect("readable"));
+        assert_eq!(std::fs::read(&path).expect("there"), texts.0.as_bytes());
+        replace(&path, texts.1).expect("changed");
+        let edited = b"# after, and \xFF\n";
+        std::fs::write(&path, edited).expect("edited by somebody else");
+        assert!(!put_back(&path, texts).expect("readable"));
+        assert_eq!(std::fs::read(&path).expect("there"), edited);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("there").count(), 1);
+    }
 }

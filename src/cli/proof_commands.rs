@@ -2,7 +2,9 @@
 //! for others. None needs the daemon or changes anything, but `keys rotate`.
 //!
 //! A ledger is read while the daemon appends to it: an append that is on its way counts as not
-//! there yet.
+//! there yet, and so does what a crash left of one.
+
+mod local;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -18,7 +20,6 @@ use hn4_proof::ledger::verify::{Policy, Verifier};
 use hn4_proof::ledger::xml::Export;
 use hn4_proof::ledger::{Body, LedgerHeader, Scope};
 use hn4_proof::sign::{Algorithm, PublicKey};
-use hn4_proof::time::iso8601;
 
 use super::args::Cli;
 use super::claims;
@@ -369,37 +370,7 @@ fn verify_local(
     } else {
         public_keys(files)?
     };
-    let mut records = Records::new(medium)?;
-    let header = *records.header();
-    let mut tip = Verifier::new(&header, require.policy()).trusting(&trusted);
-    let mut out = io::stdout().lock();
-    writeln!(out, "local ledger of volume {}", header.volume)?;
-    while let Some(record) = records.next_record()? {
-        let record = record?;
-        tip.push(&record)?;
-        if let Body::Inspection(signed) = &record.body {
-            let it = &signed.inspection;
-            writeln!(
-                out,
-                "{}  {:?}, epochs {} to {}: {} blocks, {} damaged, {} repaired",
-                iso8601(record.time_ms),
-                it.kind,
-                it.first,
-                it.last,
-                it.blocks,
-                it.damaged,
-                it.repaired
-            )?;
-            if let Some(device) = &it.device {
-                writeln!(out, "  b3sum of the device: {device}")?;
-            }
-        }
-    }
-    let size = tip.next_index();
-    writeln!(
-        out,
-        "{size} records; every record, place and signature is good"
-    )?;
+    local::verify(medium, &trusted, require.policy(), &mut io::stdout().lock())?;
     Ok(DONE)
 }
 

@@ -21,7 +21,12 @@ use std::path::{Path, PathBuf};
 use hn4_proof::prover::keys::NodeKeys;
 use hn4_proof::sign::{Algorithm, KeyId, PublicKey, SecretKey};
 
-use super::state::{StateError, create, read, replace};
+use super::state::{StateError, create, read, read_at_most, replace};
+
+/// Largest file with public keys, in bytes. Replaced ones are kept for ever, up to 2.6 KB each, and
+/// a file that could not be read any more would end all rotations: this is enough for one a day in
+/// 17 years.
+const PUBLIC_BYTES_MAX: u64 = 16 << 20;
 
 /// Where the secret key of an algorithm lies.
 #[must_use]
@@ -173,7 +178,7 @@ pub fn finish_rotation(state_dir: &Path, algorithm: Algorithm) -> Result<(), Sta
     if let Some(old) = node_key(state_dir, algorithm)? {
         let path = retired_path(state_dir);
         let line = format!("{}\n", old.public());
-        let mut text = read(&path)?.unwrap_or_default();
+        let mut text = read_at_most(&path, PUBLIC_BYTES_MAX)?.unwrap_or_default();
         if !text.contains(&line) {
             text += &line;
             replace(&path, &text)?;
@@ -192,7 +197,8 @@ pub fn finish_rotation(state_dir: &Path, algorithm: Algorithm) -> Result<(), Sta
 /// [`StateError`] if there is none, or it does not hold keys.
 pub fn public_keys(path: &Path) -> Result<Vec<PublicKey>, StateError> {
     let missing = || io::Error::from(io::ErrorKind::NotFound);
-    let text = read(path)?.ok_or_else(|| StateError::os("reading", path)(missing()))?;
+    let text = read_at_most(path, PUBLIC_BYTES_MAX)?;
+    let text = text.ok_or_else(|| StateError::os("reading", path)(missing()))?;
     let keys = text.split_whitespace().map(str::parse);
     match keys.collect::<Result<Vec<_>, _>>() {
         Ok(keys) if !keys.is_empty() => Ok(keys),
@@ -262,6 +268,24 @@ mod tests {
         let retired = public_keys(&retired_path(state)).expect("kept for verifiers");
         assert_eq!(&retired[..], std::slice::from_ref(old.public()));
         assert!(rotating(state).expect("none").is_empty());
+    }
+
+    #[test]
+    fn many_replaced_keys_hinder_neither_rotations_nor_verifiers() {
+        let root = tempfile::tempdir().expect("a directory");
+        let state = root.path();
+        let slow = node_key_or_new(state, Algorithm::MlDsa65).expect("a key");
+        let old = node_key_or_new(state, ED25519).expect("a key");
+        let line = format!("{}\n", slow.public());
+        let many = 200_000 / line.len();
+        std::fs::write(retired_path(state), line.repeat(many)).expect("written");
+        begin_rotation(state, ED25519).expect("begun");
+        finish_rotation(state, ED25519).expect("finished");
+        let retired = public_keys(&retired_path(state)).expect("kept for verifiers");
+        assert_eq!(
+            (retired.len(), retired.last()),
+            (many + 1, Some(old.public()))
+        );
     }
 
     #[test]

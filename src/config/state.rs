@@ -22,7 +22,7 @@ use thiserror::Error;
 
 /// Version of the files in the state directory.
 pub(super) const STATE_FORMAT: u32 = 1;
-/// Largest file that is read here, in bytes.
+/// Largest file that is read here, in bytes, unless its module says another size.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Why the state directory cannot be used.
@@ -165,6 +165,11 @@ pub(super) fn to_json(value: &impl Serialize) -> String {
 
 /// The text of a file; `None` if there is none.
 pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
+    read_at_most(path, FILE_BYTES_MAX)
+}
+
+/// The same for a file that may have so many bytes.
+pub(super) fn read_at_most(path: &Path, bytes_max: u64) -> Result<Option<String>, StateError> {
     let failed = |source| StateError::Os {
         doing: "reading",
         path: path.to_owned(),
@@ -175,10 +180,10 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, StateError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    if bytes > FILE_BYTES_MAX {
+    if bytes > bytes_max {
         return Err(StateError::Unreadable {
             path: path.to_owned(),
-            why: format!("it has {bytes} bytes"),
+            why: format!("it has {bytes} bytes, more than {bytes_max}"),
         });
     }
     std::fs::read_to_string(path).map(Some).map_err(failed)

@@ -4,7 +4,8 @@
 //!
 //! **Invariants:** the socket never exists with a mode that lets others in; a socket that another
 //! process listens on is left alone, one that nobody listens on is replaced; lines, clients and the
-//! silence of a client are bounded, so that no client can keep the operator out.
+//! silence of a client are bounded, and a client that is gone waits for nothing, so that no client
+//! can keep the operator out.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,8 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -32,6 +34,8 @@ use super::api::{Request, Response};
 const CLIENTS_MAX: usize = 32;
 /// A client that says nothing, or takes nothing, for this long is cut off.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// While an answer is pending it is looked so often whether its client is still there.
+const LOOK: Duration = Duration::from_secs(1);
 /// Pause after the system has refused a connection, for lack of descriptors most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -209,7 +213,12 @@ async fn client(stream: UnixStream, requests: mpsc::Sender<Asked>) -> io::Result
         }
         let whole = text.last() == Some(&b'\n');
         let response = if whole {
-            answer(&text, &requests).await
+            // The answer first: a request that was read is handed on, also for who leaves at once.
+            tokio::select! {
+                biased;
+                response = answer(&text, &requests) => response,
+                () = gone(&write) => return Ok(()),
+            }
         } else {
             not_understood(format!(
                 "it is cut off, or longer than {REQUEST_BYTES_MAX} bytes"
@@ -222,6 +231,17 @@ async fn client(stream: UnixStream, requests: mpsc::Sender<Asked>) -> io::Result
         }
         if !whole {
             return Ok(());
+        }
+    }
+}
+
+/// Waits until nothing that is written can reach the client any more. One that only says that it
+/// will ask for nothing more, as `socat` does at the end of its input, is still there.
+async fn gone(write: &OwnedWriteHalf) {
+    loop {
+        match write.ready(Interest::WRITABLE).await {
+            Ok(ready) if !ready.is_write_closed() => tokio::time::sleep(LOOK).await,
+            Ok(_) | Err(_) => return,
         }
     }
 }
@@ -329,6 +349,70 @@ mod tests {
         }
         let good = raw(&path, b"{\"request\":\"status\"}\n").await;
         assert!(good.contains("\"done\""), "{good}");
+        serving.abort();
+    }
+
+    /// The next flush that the daemon was asked for, which is answered only by the test.
+    async fn flush(asked: &mut mpsc::Receiver<Asked>) -> oneshot::Sender<Response> {
+        let next = timeout(10 * LOOK, asked.recv()).await.expect("in time");
+        let (request, give) = next.expect("a request");
+        assert!(matches!(request, Request::Flush { .. }), "{request:?}");
+        give
+    }
+
+    const FLUSH: &[u8] = b"{\"request\":\"flush\",\"volume\":\"vol0\"}\n";
+
+    #[tokio::test]
+    async fn clients_that_went_away_give_their_places_to_others() {
+        let (_folder, path) = folder();
+        let server = ControlServer::bind(&path).expect("bound");
+        let (send, mut asked) = mpsc::channel::<Asked>(CLIENTS_MAX);
+        let serving = tokio::spawn(server.serve(send));
+        let (mut clients, mut pending) = (Vec::new(), Vec::new());
+        for _ in 0..CLIENTS_MAX {
+            let mut client = UnixStream::connect(&path).await.expect("a connection");
+            client.write_all(FLUSH).await.expect("written");
+            pending.push(flush(&mut asked).await);
+            clients.push(client);
+        }
+        let refused = raw(&path, b"").await;
+        assert!(refused.contains("connected already"), "{refused}");
+        drop(clients);
+        for give in &mut pending {
+            let closed = timeout(10 * LOOK, give.closed()).await;
+            closed.expect("nobody waits for this answer any more");
+        }
+        // All the others are still not answered.
+        let answering = async {
+            let message = "flushed".to_owned();
+            let given = flush(&mut asked).await.send(Response::Done { message });
+            given.expect("somebody waits");
+        };
+        let (answer, ()) = tokio::join!(raw(&path, FLUSH), answering);
+        assert!(answer.contains("flushed"), "{answer}");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_only_stopped_asking_gets_its_answer() {
+        let (_folder, path) = folder();
+        let server = ControlServer::bind(&path).expect("bound");
+        let (send, mut asked) = mpsc::channel::<Asked>(1);
+        let serving = tokio::spawn(server.serve(send));
+        let mut client = UnixStream::connect(&path).await.expect("a connection");
+        client.write_all(FLUSH).await.expect("written");
+        client.shutdown().await.expect("half closed");
+        let mut give = flush(&mut asked).await;
+        // Longer than the daemon needs to look at it again.
+        let dropped = timeout(2 * LOOK, give.closed()).await;
+        assert!(dropped.is_err(), "the client is still there");
+        let message = "flushed".to_owned();
+        give.send(Response::Done { message })
+            .expect("somebody waits");
+        let mut line = String::new();
+        let mut reader = BufReader::new(client);
+        reader.read_line(&mut line).await.expect("a response");
+        assert!(line.contains("flushed"), "{line}");
         serving.abort();
     }
 

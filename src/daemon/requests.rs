@@ -7,7 +7,7 @@ use hn4::log::CopyState;
 use hn4::types::NodeId;
 use hn4_engine::core::event::Control;
 use hn4_transport::session::Role;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::mesh::Reload;
 use super::proof::rotation::Rotation;
@@ -23,6 +23,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 /// How often a waiting request looks again.
 const LOOK: Duration = Duration::from_millis(20);
+/// Flushes and drains of one volume that are not done yet. They go on when who asked is gone, so
+/// the places of the control socket do not bound them.
+const UNFINISHED_MAX: usize = 256;
 
 #[derive(Clone)]
 pub(super) struct Volume {
@@ -30,6 +33,7 @@ pub(super) struct Volume {
     /// Its section of the configuration; the peers in it may change.
     section: watch::Receiver<Arc<VolumeSection>>,
     pub(super) asks: mpsc::Sender<Ask>,
+    unfinished: Arc<Semaphore>,
 }
 
 /// What the control socket can ask about.
@@ -77,6 +81,7 @@ impl Node {
             name,
             section,
             asks,
+            unfinished: Arc::new(Semaphore::new(UNFINISHED_MAX)),
         });
     }
 
@@ -89,8 +94,9 @@ impl Node {
         self.rotation.clone().go_on(self.volumes.clone());
     }
 
-    /// Answers when it is done, without holding up anybody else.
-    pub(super) fn answer(&self, request: Request, reply: oneshot::Sender<Response>) {
+    /// Answers when it is done, without holding up anybody else. What was begun goes on when who
+    /// asked is gone.
+    pub(super) fn answer(&self, request: Request, mut reply: oneshot::Sender<Response>) {
         if let Request::Reload {
             accept_fewer_copies,
         } = request
@@ -134,8 +140,14 @@ impl Node {
         };
         let volume = volume.clone();
         tokio::spawn(async move {
-            // Who asked may be gone.
-            let _ = reply.send(volume.answer(request).await);
+            let only_looks = matches!(request, Request::Wait { .. });
+            tokio::select! {
+                answer = volume.answer(request) => {
+                    // Who asked may be gone.
+                    let _ = reply.send(answer);
+                }
+                () = reply.closed(), if only_looks => {}
+            }
         });
     }
 }
@@ -226,12 +238,12 @@ impl Volume {
             }
             Request::Flush { .. } => {
                 let done = format!("{name}: everything written before is durable");
-                self.control(Control::Flush, format!("flush {name}"), done)
+                self.bounded(Control::Flush, format!("flush {name}"), done)
                     .await
             }
             Request::Drain { .. } => {
                 let done = format!("{name}: the backing holds everything that may be written back");
-                self.control(Control::Drain, format!("drain {name}"), done)
+                self.bounded(Control::Drain, format!("drain {name}"), done)
                     .await
             }
             Request::Verify { .. } => {
@@ -256,6 +268,15 @@ impl Volume {
                 ..
             } => self.wait(applied, timeout_ms).await,
         }
+    }
+
+    /// For what may take as long as its peers or its disks do.
+    async fn bounded(&self, control: Control, what: String, done: String) -> Response {
+        let Ok(_place) = self.unfinished.try_acquire() else {
+            let why = format!("{UNFINISHED_MAX} flushes and drains are not done yet");
+            return error(what, why, "hn4ctl status says what the volume waits for");
+        };
+        self.control(control, what, done).await
     }
 
     async fn control(&self, control: Control, what: String, done: String) -> Response {
@@ -441,4 +462,85 @@ fn known_damage(report: &Report) -> Option<String> {
         "this copy is DAMAGED: {count} blocks of its backing are not what was written there: \
          {places}"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    /// A node with one volume, and what its task is asked.
+    fn node() -> (Node, mpsc::Receiver<Ask>) {
+        let text = "[node]\nname = \"alpha\"\n[[volume]]\nname = \"vol0\"\n\
+                    backing = \"one\"\nlog = \"two\"\n";
+        let config = Config::parse(std::path::Path::new("/nowhere"), text).expect("good");
+        let (reloads, _) = mpsc::channel(1);
+        let mut node = Node::new(&config, NodeId([1; 16]), Instant::now(), reloads);
+        let (asks, asked) = mpsc::channel(1);
+        let section = watch::Sender::new(Arc::new(config.volumes[0].clone()));
+        node.add(section.subscribe(), asks);
+        (node, asked)
+    }
+
+    fn ask(node: &Node, request: Request) -> oneshot::Receiver<Response> {
+        let (reply, answer) = oneshot::channel();
+        node.answer(request, reply);
+        answer
+    }
+
+    async fn next(asked: &mut mpsc::Receiver<Ask>) -> Option<Ask> {
+        let next = tokio::time::timeout(LIMIT, asked.recv()).await;
+        next.expect("in time")
+    }
+
+    fn flush() -> Request {
+        let volume = "vol0".to_owned();
+        Request::Flush { volume }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_bounded_and_promotions_are_not() {
+        let (node, mut asked) = node();
+        let mut unfinished = Vec::new();
+        for _ in 0..UNFINISHED_MAX {
+            drop(ask(&node, flush()));
+            unfinished.push(next(&mut asked).await.expect("a flush goes on"));
+        }
+        let refused = ask(&node, flush()).await.expect("an answer");
+        assert!(matches!(refused, Response::Error { .. }), "{refused:?}");
+        let volume = "vol0".to_owned();
+        let _answer = ask(&node, Request::Demote { volume });
+        let demote = next(&mut asked).await;
+        assert!(matches!(demote, Some(Ask::Control(Control::Demote, _))));
+        let Some(Ask::Control(Control::Flush, done)) = unfinished.pop() else {
+            panic!("flushes");
+        };
+        done.send(Ok(())).expect("the daemon waits for it");
+        // Its place is free for the next one, as soon as its task has heard.
+        loop {
+            let answer = ask(&node, flush());
+            tokio::select! {
+                refused = answer => assert!(refused.is_ok()),
+                flush = next(&mut asked) => break assert!(flush.is_some()),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_with_who_asked_for_it() {
+        let (node, mut asked) = node();
+        let (volume, applied, timeout_ms) = ("vol0".to_owned(), 7, u64::MAX);
+        let wait = Request::Wait {
+            volume,
+            applied,
+            timeout_ms,
+        };
+        let answer = ask(&node, wait);
+        let look = next(&mut asked).await;
+        assert!(matches!(look, Some(Ask::Status(_))));
+        drop((answer, node));
+        // Nobody is left who could ask.
+        assert!(next(&mut asked).await.is_none());
+    }
 }

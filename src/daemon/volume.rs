@@ -436,16 +436,10 @@ impl VolumeTask {
                 }
             }
             Output::StepDown => return self.step_down(index),
-            Output::Alive => {
-                if let Some(reply) = peer.alive.take() {
-                    // Who asked may be gone.
-                    let _ = reply.send(());
-                }
-                return;
-            }
+            Output::Alive => return peer.gave_sign_of_life(),
             Output::Closed { reason } => {
                 peer.role = None;
-                peer.alive = None;
+                peer.alive.clear();
                 if peer.session.take().is_some() {
                     tracing::info!(volume = %self.name, peer = %peer.name, %reason, "disconnected");
                 }
@@ -458,7 +452,12 @@ impl VolumeTask {
             Output::Root(root) => return self.peer_root(index, &root),
             Output::Tree(message) => return self.peer_tree(index, message),
             Output::Proof(message) => {
-                return tell(&self.proof, ToProver::Message(id.0, message));
+                let proof = self.proof.as_ref();
+                if proof.is_some_and(|proof| !proof.send_from_peer(id.0, message)) {
+                    peer.last_words = "it says more about proofs than can be dealt with".to_owned();
+                    self.tell_peer(index, Input::Close);
+                }
+                return;
             }
             Output::Refused { reason } => {
                 tracing::warn!(volume = %self.name, peer = %peer.name, %reason, "refused");
@@ -581,7 +580,7 @@ impl VolumeTask {
             Ask::Ping { peer, reply } => {
                 if let Some(place) = self.seats.place(&peer) {
                     if let Some(Some(peer)) = self.peers.get_mut(place) {
-                        peer.alive = Some(reply);
+                        peer.await_life(reply);
                     }
                     self.tell_peer(place, Input::Ping);
                 }

@@ -77,7 +77,7 @@ impl LedgerOnDisk {
         Ok(Self { path, file })
     }
 
-    fn aside(&self) -> io::Result<File> {
+    fn aside(&self) -> io::Result<(File, PathBuf)> {
         let mut number = 1;
         loop {
             let path = self.path.with_extension(format!("aside-{number}"));
@@ -88,9 +88,25 @@ impl LedgerOnDisk {
                 .open(&path)
             {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                other => return other,
+                other => return other.map(|file| (file, path)),
             }
         }
+    }
+}
+
+impl LedgerOnDisk {
+    /// Copies what lies from an offset on.
+    fn copy(&self, offset: u64, to: &File) -> io::Result<()> {
+        let (mut from, end) = (offset, self.len_bytes()?);
+        let mut buffer = vec![0; CHUNK];
+        while from < end {
+            let count = usize::try_from(end - from).unwrap_or(CHUNK).min(CHUNK);
+            let part = &mut buffer[..count];
+            self.file.read_exact_at(part, from)?;
+            to.write_all_at(part, from - offset)?;
+            from += count as u64;
+        }
+        Ok(())
     }
 }
 
@@ -111,17 +127,13 @@ impl LedgerMedium for LedgerOnDisk {
     }
 
     fn set_aside(&mut self, offset: u64) -> io::Result<()> {
-        let aside = self.aside()?;
-        let (mut from, end) = (offset, self.len_bytes()?);
-        let mut buffer = vec![0; CHUNK];
-        while from < end {
-            let count = usize::try_from(end - from).unwrap_or(CHUNK).min(CHUNK);
-            let part = &mut buffer[..count];
-            self.file.read_exact_at(part, from)?;
-            aside.write_all_at(part, from - offset)?;
-            from += count as u64;
+        let (aside, path) = self.aside()?;
+        let copied = self.copy(offset, &aside).and_then(|()| aside.sync_all());
+        if let Err(error) = copied {
+            // It is tried again and again: parts would fill what little room there is.
+            let _ = std::fs::remove_file(path);
+            return Err(error);
         }
-        aside.sync_all()?;
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         File::open(folder)?.sync_all()?;
         self.cut(offset)

@@ -11,17 +11,21 @@ pub(super) mod rotation;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hn4::log::LogIdentity;
 use hn4::types::{NodeId, Term};
+use hn4_engine::core::MAX_PEERS;
 use hn4_engine::core::event::{ProofEvent, Tip};
 use hn4_engine::shard::ProofFeed;
 use hn4_proof::batch::BatchPolicy;
 use hn4_proof::hash::Digest;
 use hn4_proof::ledger::file::{LedgerFile, LedgerMedium};
+use hn4_proof::ledger::scan::ScanError;
 use hn4_proof::ledger::verify::Policy;
 use hn4_proof::prover::keys::NodeKeys;
 use hn4_proof::prover::message::Message;
@@ -39,6 +43,9 @@ const TELL: Duration = Duration::from_millis(50);
 /// Room for frames is given back in portions: a message for each would wake two threads for each.
 const CREDIT_PORTION: u64 = CREDIT_BYTES / 8;
 
+/// Messages of a peer that may wait: what they hold is at most 60 KiB each.
+const FROM_A_PEER: usize = 64;
+
 /// To the prover.
 #[derive(Debug)]
 pub(super) enum ToProver {
@@ -53,11 +60,21 @@ pub(super) enum ToProver {
     /// A session is gone.
     Disconnected(u8),
     /// A peer's prover says something.
-    Message(u8, Bytes),
+    Message(u8, Bytes, Ticket),
     /// The node has other keys.
     Keys(Box<NodeKeys>),
     /// The root of the state tree at a place.
     State(Tip, Digest),
+}
+
+/// A message of a peer that is not dealt with yet.
+#[derive(Debug)]
+pub(super) struct Ticket(Arc<AtomicUsize>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// From the prover.
@@ -100,6 +117,8 @@ pub(super) struct ProofSetup {
 /// The daemon's end of a prover. Dropping it ends the thread.
 pub(super) struct ProofHandle {
     to: Sender<ToProver>,
+    /// Messages of each peer that wait.
+    waiting: [Arc<AtomicUsize>; MAX_PEERS],
     pub(super) from: mpsc::UnboundedReceiver<FromProver>,
 }
 
@@ -107,6 +126,18 @@ impl ProofHandle {
     pub(super) fn send(&self, message: ToProver) {
         // Fails only if the thread has panicked, which the panic hook has printed.
         let _ = self.to.send(message);
+    }
+
+    /// Passes on what a peer's prover says. Whether there was room: an honest peer has a question,
+    /// an answer and a few keys under way at most, and none of them may be left out.
+    pub(super) fn send_from_peer(&self, peer: u8, message: Bytes) -> bool {
+        let waiting = &self.waiting[usize::from(peer) % MAX_PEERS];
+        let room = waiting.fetch_add(1, Ordering::Relaxed) < FROM_A_PEER;
+        let ticket = Ticket(Arc::clone(waiting));
+        if room {
+            self.send(ToProver::Message(peer, message, ticket));
+        }
+        room
     }
 }
 
@@ -134,7 +165,8 @@ pub(super) fn start(setup: ProofSetup) -> std::io::Result<ProofHandle> {
     std::thread::Builder::new()
         .name(name.chars().take(15).collect())
         .spawn(move || worker.run(&inbox))?;
-    Ok(ProofHandle { to, from })
+    let waiting = std::array::from_fn(|_| Arc::default());
+    Ok(ProofHandle { to, waiting, from })
 }
 
 struct Worker {
@@ -189,6 +221,8 @@ impl Worker {
         let medium = medium.map_err(|error| format!("the ledger cannot be opened: {error}"))?;
         let (ledger, tip, torn) = match LedgerFile::open(medium, volume) {
             Ok(opened) => opened,
+            // It may be there the next time.
+            Err((_, ScanError::Io(error))) => return Err(format!("the ledger: {error}")),
             Err((mut medium, error)) => {
                 let notice = format!("the ledger is set aside: {error}");
                 tracing::error!(volume = %setup.name, "{notice}");
@@ -281,7 +315,7 @@ impl Worker {
             }
             ToProver::Keys(keys) => self.setup.keys = (**keys).clone(),
             ToProver::State(at, root) => self.state = Some((*at, *root)),
-            ToProver::Message(peer, bytes) => {
+            ToProver::Message(peer, bytes, _) => {
                 if matches!(Message::decode(bytes), Ok(Message::Have { .. })) {
                     self.questions.insert(*peer, bytes.clone());
                 }
@@ -322,7 +356,11 @@ impl Worker {
                 prover.disconnected(peer);
                 Ok(())
             }
-            ToProver::Message(peer, bytes) => prover.message(now, peer, &bytes),
+            ToProver::Message(peer, bytes, ticket) => {
+                let done = prover.message(now, peer, &bytes);
+                drop(ticket);
+                done
+            }
         }
     }
 

@@ -1,8 +1,8 @@
 //! Replacing the keys that a node signs with, while it runs.
 //!
 //! The next key is drawn, every volume's prover brings it into its ledger and ends the right of the
-//! old one there, and when all ledgers say so, the files change places. What is killed in between
-//! goes on here at the next start.
+//! old one there, and when all ledgers say so, the files change places. What fails in between, for
+//! lack of room most likely, is tried again; what is killed goes on here at the next start.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use crate::daemon::volume::Ask;
 
 /// How often it is looked whether the ledgers have the new keys.
 const LOOK: Duration = Duration::from_millis(100);
+/// After a failure, which is logged each time, it is tried again so often.
+const PAUSE: Duration = Duration::from_secs(10);
 /// Who asks for a rotation is answered after this time at the latest.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -62,13 +64,7 @@ impl Rotation {
                 }
                 Ok(_) if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
                 Ok(left) => {
-                    let waits = self.lacking(&left, &volumes).await.join(", ");
-                    let why = format!(
-                        "the new keys are not in the ledger of {waits} yet; the old ones are kept \
-                         until they are"
-                    );
-                    let next = "nothing: it is done when a replica has reached its primary, also \
-                                after a restart; `hn4ctl keys show` tells";
+                    let (why, next) = unfinished(&self.lacking(&left, &volumes).await);
                     return error(what, why, next);
                 }
                 Err(why) => return error(what, why.to_string(), "see to the state directory"),
@@ -123,23 +119,28 @@ impl Rotation {
     /// Waits in a task of its own until all ledgers have the next keys, and lets them take the
     /// places of the old ones.
     pub(in crate::daemon) fn go_on(self, volumes: Vec<Volume>) {
-        tokio::spawn(async move {
-            let result = self.finish(&volumes).await;
-            if let Err(error) = result {
-                tracing::error!("a key cannot be replaced: {error}");
-            }
-        });
+        tokio::spawn(self.finish(volumes, PAUSE));
     }
 
-    async fn finish(&self, volumes: &[Volume]) -> Result<(), StateError> {
+    async fn finish(self, volumes: Vec<Volume>, pause: Duration) {
+        // Key files may have changed places, of which the volumes have not heard.
+        let mut changed = false;
+        while let Err(error) = self.try_finish(&volumes, &mut changed).await {
+            tracing::error!("a key cannot be replaced yet, it is tried again: {error}");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn try_finish(&self, volumes: &[Volume], changed: &mut bool) -> Result<(), StateError> {
         loop {
             let hand = self.hand.lock().await;
             let next = keys::rotating(&self.state_dir)?;
-            if next.is_empty() {
+            if next.is_empty() && !*changed {
                 return Ok(());
             }
             if self.lacking(&next, volumes).await.is_empty() {
                 for (algorithm, id) in next {
+                    *changed = true;
                     keys::finish_rotation(&self.state_dir, algorithm)?;
                     tracing::info!(%algorithm, key = %id, "a new key signs from now on");
                 }
@@ -170,5 +171,65 @@ impl Rotation {
             }
         }
         lacking
+    }
+}
+
+/// Why a rotation is not at its end, and what to do, if these volumes' ledgers lack the new keys.
+fn unfinished(lacking: &[String]) -> (String, &'static str) {
+    if lacking.is_empty() {
+        let why = "all ledgers hold the new keys, but the key files have not changed places yet";
+        let next = "see the daemon's log for what hinders it, and to the state directory; it is \
+                    tried again every 10 s, also after a restart; `hn4ctl keys show` tells";
+        return (why.to_owned(), next);
+    }
+    let why = format!(
+        "the new keys are not in the ledger of {} yet; the old ones are kept until they are",
+        lacking.join(", ")
+    );
+    let next = "nothing: it is done when a replica has reached its primary, also after a restart; \
+                `hn4ctl keys show` tells";
+    (why, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[tokio::test]
+    async fn a_rotation_goes_on_by_itself_after_a_failure() {
+        let root = tempfile::tempdir().expect("a directory");
+        let state = root.path();
+        let old = keys::node_key_or_new(state, Algorithm::Ed25519).expect("a key");
+        keys::begin_rotation(state, Algorithm::Ed25519).expect("begun");
+        // The old key cannot be kept for verifiers.
+        std::fs::create_dir(keys::retired_path(state)).expect("in the way");
+        let rotation = Rotation::new(state);
+        let mut changed = false;
+        let failed = rotation.try_finish(&[], &mut changed).await;
+        assert!(failed.is_err(), "{failed:?}");
+        let finishing = tokio::spawn(rotation.finish(Vec::new(), Duration::from_millis(1)));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!finishing.is_finished(), "it does not give up");
+        std::fs::remove_dir(keys::retired_path(state)).expect("room again");
+        let finished = tokio::time::timeout(LIMIT, finishing).await;
+        finished.expect("in time").expect("no panic");
+        let new = keys::node_key(state, Algorithm::Ed25519).expect("readable");
+        assert_ne!(new.expect("a key").public(), old.public());
+        let retired = keys::public_keys(&keys::retired_path(state)).expect("kept");
+        assert_eq!(&retired[..], std::slice::from_ref(old.public()));
+    }
+
+    #[test]
+    fn who_waits_for_a_rotation_is_told_what_it_waits_for() {
+        let both = ["one".to_owned(), "two".to_owned()];
+        let (why, _) = unfinished(&both);
+        assert!(why.contains("not in the ledger of one, two yet"), "{why}");
+        let (why, next) = unfinished(&[]);
+        assert!(!why.contains("ledger of"), "{why}");
+        assert!(next.contains("the daemon's log"), "{next}");
     }
 }

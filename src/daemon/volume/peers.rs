@@ -36,7 +36,7 @@ pub(super) struct Peer {
     /// The place of a difference that was told.
     pub(super) difference: Option<Epoch>,
     /// Who waits for a sign of life.
-    pub(super) alive: Option<oneshot::Sender<()>>,
+    pub(super) alive: Vec<oneshot::Sender<()>>,
     pub(super) link: watch::Receiver<LinkStatus>,
     pub(super) compression: watch::Receiver<CompressionStatus>,
     /// Why the last session was refused or ended.
@@ -97,11 +97,26 @@ impl Peer {
             repairs: false,
             roots: compare::Peer::default(),
             difference: None,
-            alive: None,
+            alive: Vec::new(),
             link,
             compression,
             last_words: String::new(),
             refused: None,
+        }
+    }
+
+    /// The next sign of life is also for this one. Whoever waits already goes on waiting: to be
+    /// dropped would mean that the peer is silent.
+    pub(super) fn await_life(&mut self, reply: oneshot::Sender<()>) {
+        // Who has lost patience is not waiting any more.
+        self.alive.retain(|waiting| !waiting.is_closed());
+        self.alive.push(reply);
+    }
+
+    pub(super) fn gave_sign_of_life(&mut self) {
+        for reply in self.alive.drain(..) {
+            // Who asked may be gone.
+            let _ = reply.send(());
         }
     }
 
@@ -225,5 +240,48 @@ impl VolumeTask {
                 event: PeerEvent::Disconnected,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hn4::types::VolumeId;
+
+    use super::*;
+
+    fn peer() -> Peer {
+        let (to, _) = mpsc::channel(1);
+        let (_, from) = mpsc::channel(1);
+        let handle = PeerHandle {
+            peer: "beta".to_owned(),
+            volume: VolumeId([1; 16]),
+            to,
+            from,
+            link: watch::Sender::new(LinkStatus::Connecting).subscribe(),
+            compression: watch::Sender::new(CompressionStatus::default()).subscribe(),
+        };
+        let (merged, _) = mpsc::channel(1);
+        Peer::new(0, 1, handle, merged)
+    }
+
+    #[tokio::test]
+    async fn one_sign_of_life_answers_everybody_who_waits_for_it() {
+        let mut peer = peer();
+        let ask = |peer: &mut Peer| {
+            let (reply, answer) = oneshot::channel();
+            peer.await_life(reply);
+            answer
+        };
+        let (first, gone, second) = (ask(&mut peer), ask(&mut peer), ask(&mut peer));
+        drop(gone);
+        let third = ask(&mut peer);
+        assert_eq!(peer.alive.len(), 3, "who lost patience is forgotten");
+        peer.gave_sign_of_life();
+        for answer in [first, second, third] {
+            assert_eq!(answer.await, Ok(()));
+        }
+        let later = ask(&mut peer);
+        drop(peer);
+        assert!(later.await.is_err(), "silence is not taken for life");
     }
 }
