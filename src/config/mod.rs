@@ -12,6 +12,7 @@
 pub mod attach;
 mod check;
 pub mod edit;
+pub mod identities;
 pub mod keys;
 mod parse;
 mod read;

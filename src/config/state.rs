@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <state_dir>/node.json           the node id, drawn once
+//! <state_dir>/peers.json          which node each peer has been, see `identities`
 //! <state_dir>/attach/<uuid>.json  one record for each volume, see `attach`
 //! <state_dir>/keys/               what the node signs with, see `keys`
 //! <state_dir>/proof/<uuid>/       the ledger of each volume

@@ -37,6 +37,7 @@ use self::requests::Node;
 use self::tree::{ToTree, TreeHandle, TreeSetup};
 use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
 use crate::config::attach;
+use crate::config::identities::Identities;
 use crate::config::keys;
 use crate::config::state::{NodeState, random_bytes};
 use crate::config::{Apply, Config, TransportSection, VolumeSection};
@@ -65,8 +66,9 @@ async fn serve(config: &Config) -> Result<()> {
     let control = ControlServer::bind(&config.node.control_socket)?;
     let mut open = Vec::new();
     let mut states = HashMap::new();
+    let identities = Arc::new(Identities::open(state.directory())?);
     for section in &config.volumes {
-        let (volume, receiver) = open_volume(section, &state).await?;
+        let (volume, receiver) = open_volume(section, &state, &identities).await?;
         states.insert(volume.identity.volume, receiver);
         open.push(volume);
     }
@@ -197,6 +199,7 @@ async fn stop_volumes(
 async fn open_volume(
     section: &VolumeSection,
     state: &NodeState,
+    identities: &Arc<Identities>,
 ) -> Result<(OpenVolume, watch::Receiver<LocalState>)> {
     let node = state.node_id;
     // Before anything is written: is this the log that belongs to this backing?
@@ -265,6 +268,7 @@ async fn open_volume(
         wake,
         identity,
         node,
+        identities: Arc::clone(identities),
         max_epoch_bytes,
         status,
         state: sender,

@@ -29,6 +29,7 @@ use super::tree::compare::{Compared, Roots};
 use super::tree::verify;
 use super::tree::{FromTree, ToTree, TreeHandle, TreeState};
 use crate::config::VolumeSection;
+use crate::config::identities::Identities;
 use crate::control::api::{ProofReport, TreeReport};
 
 /// Peers have this long to answer a promotion, and to send what this node lacks.
@@ -163,6 +164,7 @@ pub(super) struct VolumeTask {
     wake: Arc<Notify>,
     identity: LogIdentity,
     node: NodeId,
+    identities: Arc<Identities>,
     max_epoch_bytes: u64,
     state: watch::Sender<LocalState>,
     status: CopyStatus,
@@ -193,6 +195,7 @@ pub(super) struct OpenVolume {
     pub(super) wake: Arc<Notify>,
     pub(super) identity: LogIdentity,
     pub(super) node: NodeId,
+    pub(super) identities: Arc<Identities>,
     pub(super) max_epoch_bytes: u64,
     pub(super) status: CopyStatus,
     pub(super) state: watch::Sender<LocalState>,
@@ -242,6 +245,7 @@ impl VolumeTask {
             wake,
             identity,
             node,
+            identities,
             max_epoch_bytes,
             status,
             state,
@@ -254,6 +258,7 @@ impl VolumeTask {
             wake,
             identity,
             node,
+            identities,
             max_epoch_bytes,
             state,
             status,
@@ -402,6 +407,9 @@ impl VolumeTask {
     }
 
     fn session_said(&mut self, index: usize, message: FromSession) {
+        if self.is_impostor(index, &message) {
+            return;
+        }
         let Some(Some(peer)) = self.peers.get_mut(index) else {
             return;
         };

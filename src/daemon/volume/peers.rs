@@ -7,7 +7,9 @@ use hn4_engine::core::PeerSet;
 use hn4_engine::core::event::{Control, PeerEvent, PeerId, RequestId};
 use hn4_engine::shard::{ShardStatus, ToShard};
 use hn4_transport::driver::{LinkStatus, PeerHandle};
-use hn4_transport::session::{CompressionStatus, FromSession, Role, SessionId, ToSession};
+use hn4_transport::session::{
+    CompressionStatus, FromSession, Input, Output, Role, SessionId, ToSession,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Report, VolumeTask, tell};
@@ -149,6 +151,29 @@ pub(super) fn peer_id(place: usize) -> PeerId {
 }
 
 impl VolumeTask {
+    /// Whether a session that opens is of a peer that calls itself by the node id of another one:
+    /// then it is closed.
+    pub(super) fn is_impostor(&mut self, index: usize, message: &FromSession) -> bool {
+        let Output::PeerState(state) = &message.output else {
+            return false;
+        };
+        let session = message.session;
+        let peer = self.peers.get_mut(index).and_then(Option::as_mut);
+        let Some(peer) = peer.filter(|peer| peer.session != Some(session)) else {
+            return false;
+        };
+        let section = Arc::clone(&self.section.borrow());
+        let is_peer = |name: &str| section.peers.iter().any(|peer| peer.name == name);
+        let Err(why) = self.identities.claim(&peer.name, state.node, is_peer) else {
+            return false;
+        };
+        tracing::error!(volume = %self.name, peer = %peer.name, "refused: {why}");
+        (peer.last_words, peer.refused) = (why.clone(), Some(why));
+        let id = PeerId(u8::try_from(index).unwrap_or(u8::MAX));
+        self.tell_session(id, session.0, Input::Close);
+        true
+    }
+
     pub(super) fn report(&self, mut shard: ShardStatus) -> Report {
         let section = Arc::clone(&self.section.borrow());
         let places = section
