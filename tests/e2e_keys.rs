@@ -309,6 +309,11 @@ fn a_deep_verify_is_in_the_node_s_own_ledger_and_its_export() {
         said.contains("4096 blocks, 0 damaged, 0 repaired"),
         "{said}"
     );
+    // As `b3sum` of the backing says, which has holes.
+    let backing = std::fs::read(alpha.backing()).expect("a backing");
+    let b3sum = blake3::hash(&backing).to_hex();
+    let told = format!("b3sum of the device: {b3sum}");
+    assert!(said.contains(&told), "{said}");
     let path = ledger_folder(&alpha).join("local");
     let xml = place.path().join("local.xml");
     valid_xml(&path, &xml);
