@@ -119,9 +119,10 @@ fn attempt(files: &Files, block: BlockIndex, epoch: Epoch) -> Result<BlockDocume
     let anchors = ledger.part(&files.ledger, from_state, start, epoch)?;
     let volume = log.identity.volume;
     let document = BlockDocument::new(volume, &claim, &proof, anchors);
-    let active: Vec<_> = ledger.tip.keyring().all().cloned().collect();
+    // Also those that the part in question enrols, or that are retired since.
+    let keys: Vec<_> = ledger.tip.keyring().all().cloned().collect();
     let policy = hn4_proof::ledger::verify::Policy::default();
-    document.verify((volume, block, epoch), &active, policy)?;
+    document.verify((volume, block, epoch), &keys, policy)?;
     Ok(document)
 }
 

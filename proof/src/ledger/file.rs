@@ -207,6 +207,33 @@ impl<M: LedgerMedium> LedgerFile<M> {
         Ok(self.load()?.0)
     }
 
+    /// The tip as it was after the first `records`; `None` if there is no ledger.
+    ///
+    /// # Errors
+    /// [`ScanError`] if one of them has been damaged since it was written.
+    pub fn tip_at(&self, records: u64) -> Result<Option<Verifier>, ScanError> {
+        let Some(header) = &self.header else {
+            return Ok(None);
+        };
+        let mut tip = Verifier::new(header, Policy::default());
+        let mut all = Records::new(&self.medium)?;
+        while tip.next_index() < records.min(self.records) {
+            let (index, offset) = (tip.next_index(), all.offset());
+            let lost = ScanError::Lost {
+                size: index,
+                known: self.records,
+            };
+            let record = all.next_record()?.ok_or(lost)?;
+            let record = record.map_err(|reason| ScanError::Damaged {
+                index,
+                offset,
+                reason,
+            })?;
+            tip.push(&record)?;
+        }
+        Ok(Some(tip))
+    }
+
     /// Where a record lies, and how long it is; `None` if there is none.
     fn find(&self, index: u64) -> Result<Option<(u64, Record)>, ScanError> {
         if index >= self.records {

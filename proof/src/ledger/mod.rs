@@ -26,6 +26,7 @@ use crate::codec::{DecodeError, Reader, Writer};
 use crate::hash::{self, DIGEST_BYTES, Digest};
 use crate::inspection::SignedInspection;
 use crate::sign::keyring::KeyChange;
+use crate::sign::{KeyId, Signature};
 
 pub mod file;
 pub mod scan;
@@ -220,6 +221,19 @@ impl Body {
             Self::Checkpoint(_) => 4,
             Self::Inspection(_) => 5,
         }
+    }
+
+    /// The keys that answer for the record: none for a note, nor for a ledger's first key.
+    #[must_use]
+    pub fn signers(&self) -> Vec<KeyId> {
+        let signatures = match self {
+            Self::Key(change) => change.authority(),
+            Self::Anchor(signed) => &signed.signatures,
+            Self::Checkpoint(signed) => &signed.signatures,
+            Self::Inspection(signed) => &signed.signatures,
+            Self::Note(_) => &[],
+        };
+        signatures.iter().map(Signature::key).collect()
     }
 
     fn encode(&self, writer: &mut Writer) {

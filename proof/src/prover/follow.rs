@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use hn4::types::Epoch;
+use hn4::types::{ChainHash, Epoch};
 
+use super::branch::{Revived, signed_by};
 use super::message::Message;
 use super::sign::places;
 use super::{Out, PeerState, Prover, ProverError};
@@ -13,6 +14,7 @@ use crate::hash::Digest;
 use crate::ledger::file::LedgerMedium;
 use crate::ledger::verify::{Policy, Verifier};
 use crate::ledger::{Body, LedgerHeader, Record};
+use crate::sign::KeyId;
 use crate::sign::keyring::KeyOffer;
 
 /// The primary that feeds this replica, and what it sent that could not be taken yet.
@@ -20,6 +22,8 @@ use crate::sign::keyring::KeyOffer;
 pub(super) struct Follow {
     source: Option<(u8, PeerState)>,
     pending: VecDeque<(Record, Vec<u8>)>,
+    /// Keys that a cut brought back: what this source sends is not to be signed by them.
+    pub(super) revived: Revived,
 }
 
 impl Follow {
@@ -68,8 +72,16 @@ impl<M: LedgerMedium> Prover<M> {
         };
         self.follow.forget();
         self.follow.source = Some((peer, state));
-        self.set_gate(state.proves);
+        let insists = self.required.required(true).into_iter().next();
+        self.set_gate(state.proves || insists.is_some());
         if !state.proves {
+            if let Some(algorithm) = insists.filter(|_| self.gated) {
+                let text = format!(
+                    "peer {peer} proves nothing, and this node requires {algorithm} signatures: \
+                     it applies nothing until its primary proves"
+                );
+                self.out.push_back(Out::Notice(text));
+            }
             return Ok(());
         }
         self.offer_keys(peer)?;
@@ -113,7 +125,11 @@ impl<M: LedgerMedium> Prover<M> {
             let why = "the log does not reach to where its ledger ends; the ledger is set aside";
             self.out.push_back(Out::Notice(why.to_owned()));
             self.tip = self.ledger.cut(0)?;
+            self.insists.renew();
             self.follow.pending.clear();
+            if let Some(peer) = self.follow.proving_source() {
+                self.offer_keys(peer)?;
+            }
         }
         self.ask(true)
     }
@@ -208,74 +224,12 @@ impl<M: LedgerMedium> Prover<M> {
             // What was asked since will be answered, too.
             return Ok(());
         }
-        if let Err(why) = self.make_way(
-            header,
-            (first, records.front().map(|(record, _)| record)),
-            source,
-        )? {
+        if let Err(why) = self.make_way(header, (first, &records), source)? {
             self.suspect(peer, why);
             return Ok(());
         }
         self.follow.pending = records;
         self.take_pending()
-    }
-
-    /// Makes the own ledger such that records from `first` on can follow, if that is legal: a
-    /// history is superseded by a higher term only.
-    fn make_way(
-        &mut self,
-        header: &LedgerHeader,
-        (first, beginning): (u64, Option<&Record>),
-        source: PeerState,
-    ) -> Result<Result<(), String>, ProverError> {
-        if header.volume != self.identity.volume {
-            return Ok(Err("a ledger of another volume".to_owned()));
-        }
-        let last = self.tip.as_ref().and_then(Verifier::last);
-        let term = last.map_or(0, |last| last.term.counter);
-        let ours = self.ledger.header().copied();
-        let same = ours.is_some_and(|ours| ours.hash() == header.hash());
-        if same && first == self.ledger.records() {
-            return Ok(Ok(()));
-        }
-        if same && first < self.ledger.records() {
-            if last.is_some() && source.term.counter <= term {
-                let why = format!("it contradicts record {first} of the ledger in the same term");
-                return Ok(Err(why));
-            }
-            let text = format!("the ledger from record {first} on is superseded, and set aside");
-            self.out.push_back(Out::Notice(text));
-            self.tip = self.ledger.cut(first)?;
-            return Ok(Ok(()));
-        }
-        if let Some(at) = self.begins_with_retired(beginning) {
-            let why = format!("its ledger begins with a key that was retired at step {at} of ours");
-            return Ok(Err(why));
-        }
-        let newer = ours.is_none_or(|ours| header.created_ms > ours.created_ms);
-        let supersedes = source.term.counter > term || (source.term.counter == term && newer);
-        if same || !supersedes {
-            return Ok(Err("a ledger that does not continue ours".to_owned()));
-        }
-        if ours.is_some() {
-            let text = "the primary has begun a new ledger; the old one is set aside";
-            self.out.push_back(Out::Notice(text.to_owned()));
-        }
-        self.tip = Some(self.ledger.renew(header)?);
-        if let Some(peer) = self.follow.proving_source() {
-            self.offer_keys(peer)?;
-        }
-        Ok(Ok(()))
-    }
-
-    /// Whoever begins a new ledger with a key whose right has ended may have stolen it.
-    fn begins_with_retired(&self, beginning: Option<&Record>) -> Option<u64> {
-        let Body::Key(change) = &beginning?.body else {
-            return None;
-        };
-        let (_, public) = change.enroll.as_ref()?;
-        let ours = self.tip.as_ref()?.keyring();
-        ours.retired_at(public.id())
     }
 
     /// Takes what the own log agrees with, in one append; asks for more when all is taken.
@@ -291,7 +245,7 @@ impl<M: LedgerMedium> Prover<M> {
         while let Some((record, _)) = self.follow.pending.front() {
             let Some(tip) = self.tip.as_mut() else { break };
             let verdict = match &record.body {
-                Body::Anchor(signed) => verdict(&self.hashed, self.floor.0, &signed.anchor),
+                Body::Anchor(signed) => verdict(&self.hashed, self.floor, &signed.anchor),
                 Body::Key(_) | Body::Note(_) | Body::Checkpoint(_) | Body::Inspection(_) => {
                     Verdict::Good
                 }
@@ -304,8 +258,12 @@ impl<M: LedgerMedium> Prover<M> {
                 }
                 Verdict::Good => {}
             }
-            if let Some(missing) = lacks(record, &self.required, self.floor.0) {
+            if let Some(missing) = lacks(record, &self.required, self.insists) {
                 problem = Some(missing);
+                break;
+            }
+            if let Some(signer) = signed_by(record, &self.follow.revived) {
+                problem = Some(revived(record, signer));
                 break;
             }
             if let Err(error) = tip.push(record) {
@@ -318,7 +276,11 @@ impl<M: LedgerMedium> Prover<M> {
         match problem {
             Some(why) => self.suspect(peer, why),
             None if self.follow.pending.is_empty() => self.ask(false)?,
-            None => self.hold(),
+            None => {
+                if let Some(why) = self.hold() {
+                    self.suspect(peer, why);
+                }
+            }
         }
         Ok(())
     }
@@ -342,39 +304,87 @@ impl<M: LedgerMedium> Prover<M> {
     }
 
     /// A batch of which this node cannot hold all epochs unapplied would wait for ever: its epochs
-    /// are applied when they are durable, and compared with the anchor afterwards.
+    /// are applied when they are durable, and compared with the anchor afterwards. Only an anchor
+    /// that its primary signed, and that fits where it goes, is worth that; what is wrong with
+    /// another is returned.
     ///
     /// What was not anchored before it waits, too: a ledger that was begun anew leaves it out, and
     /// the anchor that covers it may be far ahead.
-    fn hold(&mut self) {
-        let front = self.follow.pending.front();
+    fn hold(&mut self) -> Option<String> {
+        let (record, _) = self.follow.pending.front()?;
+        let Body::Anchor(signed) = &record.body else {
+            return None;
+        };
+        let anchor = &signed.anchor;
         let oldest = self.hashed.front().map(|hashed| hashed.start);
-        if let Some((
-            Record {
-                body: Body::Anchor(signed),
-                ..
-            },
-            _,
-        )) = front
-            && let start = oldest.map_or(signed.anchor.start, |at| at.min(signed.anchor.start))
-            && signed.anchor.end.0 - start.0 > self.hold_bytes
-        {
-            self.set_gate(false);
+        let start = oldest.map_or(anchor.start, |at| at.min(anchor.start));
+        let is_open = !self.gated || self.gate_open;
+        if is_open || anchor.end.0.saturating_sub(start.0) <= self.hold_bytes {
+            return None;
         }
+        let lacks = lacks(record, &self.required, self.insists);
+        let signer = signed_by(record, &self.follow.revived);
+        if let Some(why) = lacks.or_else(|| Some(revived(record, signer?))) {
+            return Some(why);
+        }
+        if let Err(error) = self.tip.clone()?.push(record) {
+            return Some(error.to_string());
+        }
+        self.set_gate(false);
+        None
     }
 }
 
-/// Which signature this node insists on, and a record that it would act on lacks. What was anchored
-/// before its log began is bound by the anchors that follow.
-fn lacks(record: &Record, required: &Policy, floor: Epoch) -> Option<String> {
-    let (signatures, is_checkpoint) = match &record.body {
-        Body::Anchor(signed) if signed.anchor.last > floor => {
-            let phase = signed.anchor.phase;
-            (&signed.signatures, phase == Phase::Checkpoint)
+/// Of which records a replica demands the signatures that it requires: of all that it has not seen
+/// yet, except what was anchored before its log began. That may be older than the requirement, and
+/// is bound by the anchors that follow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Insists {
+    /// The log begins after this epoch. It does not move when epochs are anchored.
+    after: Epoch,
+    /// The ledger led up to there, so that every record from here on is news.
+    from: u64,
+}
+
+impl Insists {
+    /// The log begins, or was cut off, at a place, up to which a ledger of so many records leads if
+    /// it is given.
+    pub(super) fn at(after: Epoch, records: Option<u64>) -> Self {
+        let from = records.unwrap_or(u64::MAX);
+        Self { after, from }
+    }
+
+    /// The ledger was cut to so many records.
+    pub(super) fn cut(&mut self, records: u64) {
+        if self.from != u64::MAX {
+            self.from = self.from.min(records);
         }
-        Body::Checkpoint(signed) if signed.checkpoint.epoch > floor => (&signed.signatures, true),
+    }
+
+    /// The whole ledger comes anew.
+    pub(super) fn renew(&mut self) {
+        self.from = u64::MAX;
+    }
+
+    fn on(self, index: u64, epoch: Epoch) -> bool {
+        epoch > self.after || index >= self.from
+    }
+}
+
+/// Which signature this node insists on, and a record that it would act on lacks.
+fn lacks(record: &Record, required: &Policy, insists: Insists) -> Option<String> {
+    let (signatures, epoch, is_checkpoint) = match &record.body {
+        Body::Anchor(signed) => {
+            let anchor = &signed.anchor;
+            let is_checkpoint = anchor.phase == Phase::Checkpoint;
+            (&signed.signatures, anchor.last, is_checkpoint)
+        }
+        Body::Checkpoint(signed) => (&signed.signatures, signed.checkpoint.epoch, true),
         _ => return None,
     };
+    if !insists.on(record.index, epoch) {
+        return None;
+    }
     let required = required.required(is_checkpoint).into_iter();
     let has = |algorithm| signatures.iter().any(|it| it.algorithm() == algorithm);
     let missing = required.into_iter().find(|algorithm| !has(*algorithm))?;
@@ -384,16 +394,35 @@ fn lacks(record: &Record, required: &Policy, floor: Epoch) -> Option<String> {
     ))
 }
 
+fn revived(record: &Record, (key, at): (KeyId, u64)) -> String {
+    let index = record.index;
+    format!(
+        "record {index} of its ledger is signed by key {key}, which was retired at step {at} of \
+         what that ledger superseded"
+    )
+}
+
 /// Compares an anchor with the roots of the own log.
-fn verdict(hashed: &VecDeque<super::Hashed>, floor: Epoch, anchor: &Anchor) -> Verdict {
+fn verdict(
+    hashed: &VecDeque<super::Hashed>,
+    (floor, chain): (Epoch, ChainHash),
+    anchor: &Anchor,
+) -> Verdict {
     let disagree = |part| {
         Verdict::Bad(Disagreement {
             step: anchor.step,
             part,
         })
     };
+    if anchor.last == floor && chain != ChainHash::default() && anchor.chain != chain {
+        // Without a hash this is epoch 0, or a frame that was damaged.
+        return disagree("chain of frame headers");
+    }
     if anchor.last <= floor {
-        // Before this log began, or taken before under an anchor that was superseded.
+        // Before this log began: taken on its signature. So is what was compared before, under an
+        // anchor that was superseded, and ends elsewhere now: its roots are gone. To have the core
+        // send those frames once more would take back what it was told is proven, which it may be
+        // writing back at this moment.
         return Verdict::Good;
     }
     let Some(last) = hashed

@@ -17,6 +17,7 @@
 //! - A ledger is only ever continued, or set aside whole or from a record on; never changed.
 //! - Whoever waits for an anchor gets it: a replica asks in every session that feeds it (P10).
 
+mod branch;
 mod follow;
 pub mod keys;
 pub mod message;
@@ -38,7 +39,7 @@ use crate::ledger::file::{LedgerFile, LedgerMedium};
 use crate::ledger::scan::ScanError;
 use crate::ledger::verify::{LedgerError, Policy, Verifier};
 use crate::sign::{KeyId, SignError};
-use follow::Follow;
+use follow::{Follow, Insists};
 use keys::NodeKeys;
 use sign::{Vouching, Waiting};
 
@@ -197,6 +198,8 @@ pub struct Prover<M> {
     primary: Option<Term>,
     /// The log is known from here on; its roots are in `hashed`, without a gap.
     floor: (Epoch, ChainHash),
+    /// Of which records the required signatures are demanded.
+    insists: Insists,
     /// Whether `floor` is what the core said, not a guess.
     placed: bool,
     hashed: VecDeque<Hashed>,
@@ -229,6 +232,7 @@ impl<M: LedgerMedium> Prover<M> {
             tip,
             primary: None,
             floor: (after, ChainHash::default()),
+            insists: Insists::at(after, None),
             placed: false,
             hashed: VecDeque::new(),
             batcher: None,
@@ -236,7 +240,8 @@ impl<M: LedgerMedium> Prover<M> {
             vouching: Vouching::default(),
             follow: Follow::default(),
             gate_open: !setup.gate,
-            out: VecDeque::from([Out::Start { after, credit }]),
+            // The prover before this one may have opened the core's gate.
+            out: VecDeque::from([Out::Start { after, credit }, Out::Gate(setup.gate)]),
         }
     }
 
@@ -313,6 +318,9 @@ impl<M: LedgerMedium> Prover<M> {
         if self.hashed_tip() != (epoch, chain) || !self.placed {
             self.hashed.clear();
             self.floor = (epoch, chain);
+            let last = self.tip.as_ref().and_then(Verifier::last);
+            let leads_up = last.is_some_and(|last| (last.last, last.chain) == self.floor);
+            self.insists = Insists::at(epoch, leads_up.then_some(self.ledger.records()));
         }
         self.placed = true;
         self.batcher = None;

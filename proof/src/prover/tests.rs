@@ -12,6 +12,8 @@ use crate::ledger::scan::Records;
 use crate::ledger::{Body, HEADER_BYTES};
 use crate::sign::{Algorithm, SecretKey};
 
+mod branch;
+mod gate;
 mod keys;
 
 const GATE: u64 = 8 << 20;

@@ -186,6 +186,16 @@ impl KeyChange {
         Ok(())
     }
 
+    /// Who authorises the change. The new key's own signature proves that its owner has it, and
+    /// gives it no right.
+    #[must_use]
+    pub fn authority(&self) -> &[Signature] {
+        match (&self.enroll, self.signatures.split_last()) {
+            (Some(_), Some((_, authority))) => authority,
+            _ => &self.signatures,
+        }
+    }
+
     fn encode_change(&self, writer: &mut Writer) {
         writer.u8(VERSION);
         writer.u8(u8::from(self.retire.is_some()) | u8::from(self.enroll.is_some()) << 1);
@@ -283,6 +293,13 @@ impl Keyring {
     #[must_use]
     pub fn retired_at(&self, key: KeyId) -> Option<u64> {
         self.keys.get(&key)?.retired
+    }
+
+    /// Keys that were retired by this record or a later one, and by which.
+    pub fn retired_from(&self, index: u64) -> impl Iterator<Item = (KeyId, u64)> {
+        let keys = self.keys.iter();
+        let retired = keys.filter_map(|(id, entry)| Some((*id, entry.retired?)));
+        retired.filter(move |(_, at)| *at >= index)
     }
 
     /// Active keys of a node, by algorithm.
@@ -387,6 +404,9 @@ impl Keyring {
 
     /// Applies the change in record `index`, which follows `previous`.
     ///
+    /// A verifier of a part of a ledger was handed keys that the part may enrol, and need not know
+    /// those that it retires: enrolling tells whose key it is, and what is not known signs nothing.
+    ///
     /// # Errors
     /// [`KeyError`]; the ring is unchanged then.
     pub fn apply(
@@ -394,41 +414,19 @@ impl Keyring {
         change: &KeyChange,
         (volume, index, previous): (VolumeId, u64, &Digest),
     ) -> Result<(), KeyError> {
-        let digest = change.digest(volume, index, previous);
-        let mut signatures = change.signatures.as_slice();
         if let Some((node, public)) = &change.enroll {
-            let (possession, others) = signatures.split_last().ok_or(KeyError::Order)?;
+            let possession = change.signatures.last().ok_or(KeyError::Order)?;
             public.verify(&KeyOffer::digest(volume, *node, public), possession)?;
-            signatures = others;
-            if self.keys.contains_key(&public.id()) {
-                return Err(KeyError::Change("the key was enrolled before"));
-            }
-            if self.keys.len() >= MAX_KEYS {
-                return Err(KeyError::Change("the ledger has enrolled its most keys"));
-            }
+            self.check_new(public.id())?;
         }
-        if self.is_empty() {
-            self.check_first(change, signatures)?;
+        if self.is_empty() && !self.handed {
+            Self::check_first(change)?;
         } else {
-            self.check_authority(&digest, signatures)?;
+            let digest = change.digest(volume, index, previous);
+            self.check_authority(&digest, change.authority())?;
         }
         if let Some(key) = change.retire {
-            self.entry(key)?;
-            let is_other = |entry: &&Entry| entry.retired.is_none() && entry.public.id() != key;
-            let is_classic = |public: &PublicKey| public.algorithm == Algorithm::Ed25519;
-            let stays = self
-                .keys
-                .values()
-                .filter(is_other)
-                .any(|entry| is_classic(&entry.public));
-            if !stays
-                && !change
-                    .enroll
-                    .as_ref()
-                    .is_some_and(|(_, public)| is_classic(public))
-            {
-                return Err(KeyError::Change("no ed25519 key would be left"));
-            }
+            self.check_retired(key, change)?;
             if let Some(entry) = self.keys.get_mut(&key) {
                 entry.retired = Some(index);
             }
@@ -444,9 +442,41 @@ impl Keyring {
         Ok(())
     }
 
-    fn check_first(&self, change: &KeyChange, others: &[Signature]) -> Result<(), KeyError> {
+    fn check_new(&self, key: KeyId) -> Result<(), KeyError> {
+        match self.keys.get(&key) {
+            Some(entry) if self.handed && entry.node.is_none() && entry.retired.is_none() => Ok(()),
+            Some(_) => Err(KeyError::Change("the key was enrolled before")),
+            None if self.keys.len() >= MAX_KEYS => {
+                Err(KeyError::Change("the ledger has enrolled its most keys"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn check_retired(&self, key: KeyId, change: &KeyChange) -> Result<(), KeyError> {
+        if self.handed {
+            // It may be unknown, and others that stay may be, too.
+            return match self.entry(key) {
+                Err(KeyError::Unknown(_)) => Ok(()),
+                entry => entry.map(drop),
+            };
+        }
+        self.entry(key)?;
+        let is_classic = |public: &PublicKey| public.algorithm == Algorithm::Ed25519;
+        let mut others = self.active().filter(|(public, _)| public.id() != key);
+        let comes = change.enroll.as_ref();
+        if others.any(|(public, _)| is_classic(public))
+            || comes.is_some_and(|(_, public)| is_classic(public))
+        {
+            Ok(())
+        } else {
+            Err(KeyError::Change("no ed25519 key would be left"))
+        }
+    }
+
+    fn check_first(change: &KeyChange) -> Result<(), KeyError> {
         let is_ed25519 = |(_, public): &(NodeId, PublicKey)| public.algorithm == Algorithm::Ed25519;
-        if change.retire.is_some() || !others.is_empty() {
+        if change.retire.is_some() || !change.authority().is_empty() {
             return Err(KeyError::Change("the first record only enrols a key"));
         }
         if !change.enroll.as_ref().is_some_and(is_ed25519) {
@@ -473,8 +503,10 @@ impl Keyring {
         if !signatures.is_sorted_by(|a, b| a.algorithm < b.algorithm) {
             return Err(KeyError::Order);
         }
-        let active = self.active().filter(|(_, owner)| *owner == node);
-        for (public, _) in active {
+        // Of a handed key whose owner is not known nothing can be asked.
+        let active = self.active();
+        let own = active.filter(|(_, owner)| owner.is_some() && *owner == node);
+        for (public, _) in own {
             if !signatures
                 .iter()
                 .any(|signature| signature.algorithm == public.algorithm)

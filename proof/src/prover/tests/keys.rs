@@ -6,7 +6,7 @@ use crate::prover::message::Message;
 use crate::sign::keyring::{KeyError, KeyOffer, MAX_NODE_KEYS};
 
 /// Ledger of a prover, record by record.
-fn bodies(prover: &Prover<MemoryMedium>) -> Vec<Body> {
+pub(super) fn bodies(prover: &Prover<MemoryMedium>) -> Vec<Body> {
     let mut records = Records::new(prover.ledger().medium()).unwrap();
     let next = || {
         let record = records.next_record().unwrap()?;
@@ -23,7 +23,7 @@ fn anchor_all(pair: &mut Pair, log: &Log, at: u64) {
 }
 
 /// Old key and new: the one that is replaced is kept until the ledger holds the other.
-fn rotating(old: u8, new: u8) -> NodeKeys {
+pub(super) fn rotating(old: u8, new: u8) -> NodeKeys {
     NodeKeys::new(vec![key(new)], vec![key(old)]).unwrap()
 }
 
@@ -184,6 +184,97 @@ fn an_anchor_takes_a_state_along_that_it_covers() {
     let state = (Epoch(2), Digest([7; 32]));
     assert_eq!(pair.replica.status().state, Some(state));
     assert_eq!(pair.primary.deadline(), None);
+}
+
+#[test]
+fn a_part_of_a_ledger_verifies_across_rotations_of_both_nodes() {
+    use crate::envelope::aggregate::Aggregate;
+    let mut pair = Pair::new();
+    pair.settle();
+    let mut log = log_of(&[1]);
+    anchor_all(&mut pair, &log, 0);
+    pair.primary.set_keys(now(100), rotating(1, 11)).unwrap();
+    pair.settle();
+    pair.replica.set_keys(now(100), rotating(2, 12)).unwrap();
+    pair.settle();
+    log.write(2);
+    anchor_all(&mut pair, &log, 200);
+    let records: Vec<Vec<u8>> = (2..pair.primary.ledger().records())
+        .map(|index| pair.primary.ledger().read(index, 1).unwrap())
+        .collect();
+    assert_eq!(records.len(), 4, "an anchor, two changes, an anchor");
+    let part = Aggregate::with_records(&records).unwrap();
+    let range = (identity().volume, Epoch(1), Epoch(2));
+    let all = pair.primary.tip.as_ref().unwrap().keyring().all();
+    let all: Vec<_> = all.cloned().collect();
+    for seeds in [&[][..], &[1], &[1, 11], &[1, 12], &[11], &[2, 12]] {
+        let keys: Vec<_> = seeds.iter().map(|&it| key(it).public().clone()).collect();
+        let keys = if seeds.is_empty() { &all } else { &keys };
+        let proven = part.verify(range, keys, Policy::default());
+        let is_enough = seeds.is_empty() || seeds.contains(&1);
+        assert_eq!(proven.is_ok(), is_enough, "{seeds:?}: {:?}", proven.err());
+    }
+}
+
+/// The ledger of a primary that has no key for checkpoints, and vouches for a state.
+fn vouched(pair: &mut Pair, log: &Log) {
+    anchor_all(pair, log, 0);
+    pair.primary.state(now(100), log.tip(), Digest([9; 32]));
+}
+
+fn lacks_slh_dsa(pair: &Pair) {
+    let why = pair.heard[1].refused.as_deref().unwrap_or_default();
+    assert!(why.contains("no slh-dsa"), "{why}");
+    assert_eq!(pair.replica.status().state, None);
+}
+
+#[test]
+fn a_checkpoint_without_the_required_signature_is_refused() {
+    let mut pair = Pair::new();
+    pair.replica.required.checkpoints = vec![Algorithm::SlhDsaSha2128f];
+    vouched(&mut pair, &log_of(&[1, 2]));
+    assert_eq!(
+        pair.heard[1].proven,
+        Epoch(2),
+        "of batches it is not required"
+    );
+    pair.primary.tick(now(60_060)).unwrap();
+    pair.settle();
+    lacks_slh_dsa(&pair);
+}
+
+#[test]
+fn a_checkpoint_of_what_was_anchored_before_a_restart_needs_its_signatures_too() {
+    let mut pair = Pair::new();
+    let log = log_of(&[1, 2]);
+    vouched(&mut pair, &log);
+    pair.replica = open(2, pair.replica.ledger().medium().clone());
+    pair.replica.required.checkpoints = vec![Algorithm::SlhDsaSha2128f];
+    let (epoch, chain) = log.tip();
+    pair.replica.cut(now(200), epoch, chain).unwrap();
+    pair.connect(term(1, 1));
+    pair.settle();
+    pair.primary.tick(now(60_060)).unwrap();
+    pair.settle();
+    lacks_slh_dsa(&pair);
+}
+
+#[test]
+fn what_was_vouched_for_before_a_copy_began_needs_no_other_signature() {
+    let mut pair = Pair::new();
+    let mut log = log_of(&[1, 2]);
+    vouched(&mut pair, &log);
+    pair.primary.tick(now(60_060)).unwrap();
+    pair.settle();
+    pair.replica = open(3, MemoryMedium::default());
+    pair.replica.required.checkpoints = vec![Algorithm::SlhDsaSha2128f];
+    let (epoch, chain) = log.tip();
+    pair.replica.cut(now(60_100), epoch, chain).unwrap();
+    pair.connect(term(1, 1));
+    log.write(3);
+    anchor_all(&mut pair, &log, 60_200);
+    assert_eq!(pair.heard[1].refused, None);
+    assert_eq!(pair.heard[1].proven, Epoch(3));
 }
 
 #[cfg(feature = "ml-dsa")]

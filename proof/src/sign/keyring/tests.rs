@@ -134,6 +134,65 @@ fn a_flipped_bit_in_a_change_is_refused() {
     }
 }
 
+/// For a part of a ledger: keys that come with it, and keys that it enrols.
+fn handed(seeds: &[u8]) -> Keyring {
+    let keys: Vec<_> = seeds.iter().map(|&seed| key(seed)).collect();
+    let keys: Vec<_> = keys.iter().map(|key| key.public().clone()).collect();
+    Keyring::trusting(&keys)
+}
+
+#[test]
+fn a_part_of_a_ledger_enrols_keys_that_were_handed_over_with_it() {
+    let rotation = change(5, Some(&key(1)), Some((NODE, &key(2))), &[&key(1), &key(2)]);
+    for seeds in [&[1][..], &[1, 2]] {
+        let mut ring = handed(seeds);
+        assert_eq!(ring.apply(&rotation, at(5)), Ok(()), "{seeds:?}");
+        let id = key(2).public().id();
+        assert!(ring.may_sign(id, NODE) && !ring.may_sign(id, OTHER));
+        assert_eq!(ring.retired_at(key(1).public().id()), Some(5));
+        let again = change(6, None, Some((OTHER, &key(2))), &[&key(2), &key(2)]);
+        let before = KeyError::Change("the key was enrolled before");
+        assert_eq!(ring.apply(&again, at(6)), Err(before.clone()));
+        let back = change(6, None, Some((NODE, &key(1))), &[&key(2), &key(1)]);
+        assert_eq!(ring.apply(&back, at(6)), Err(before));
+    }
+    // Who authorises it must be known, and still have the right.
+    let unknown = Err(KeyError::Unknown(key(1).public().id()));
+    assert_eq!(handed(&[2]).apply(&rotation, at(5)), unknown);
+    assert!(handed(&[]).apply(&rotation, at(5)).is_err());
+    let first = change(0, None, Some((NODE, &key(1))), &[&key(1)]);
+    assert!(handed(&[]).apply(&first, at(0)).is_err());
+}
+
+#[test]
+fn a_part_of_a_ledger_retires_keys_that_nobody_was_handed() {
+    let rotation = change(
+        5,
+        Some(&key(3)),
+        Some((OTHER, &key(4))),
+        &[&key(1), &key(4)],
+    );
+    let mut ring = handed(&[1]);
+    assert_eq!(ring.apply(&rotation, at(5)), Ok(()));
+    assert!(ring.may_sign(key(4).public().id(), OTHER));
+    assert!(!ring.knows(key(3).public().id()));
+    let retired = change(6, Some(&key(1)), None, &[&key(1)]);
+    assert_eq!(ring.apply(&retired, at(6)), Ok(()));
+    let digest = hash::ANCHOR.hash(&[b"x"]);
+    let old = [key(1).sign(&digest).unwrap()];
+    assert!(ring.verify(&digest, NODE, &old, &[]).is_err());
+}
+
+#[cfg(feature = "ml-dsa")]
+#[test]
+fn a_handed_key_of_one_node_is_not_asked_of_another() {
+    let pq = SecretKey::from_seed(Algorithm::MlDsa65, &[7; 32]).unwrap();
+    let keys = [key(1).public().clone(), pq.public().clone()];
+    let mut ring = Keyring::trusting(&keys);
+    let rotation = change(5, None, Some((OTHER, &key(4))), &[&key(1), &key(4)]);
+    assert_eq!(ring.apply(&rotation, at(5)), Ok(()));
+}
+
 #[cfg(feature = "ml-dsa")]
 #[test]
 fn a_node_with_a_post_quantum_key_changes_keys_only_with_it() {
