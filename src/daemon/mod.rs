@@ -196,6 +196,14 @@ async fn stop_volumes(
     }
 }
 
+/// Another daemon may be on its way out.
+fn patient(options: DeviceOptions) -> DeviceOptions {
+    DeviceOptions {
+        lock_patience: LOCK_PATIENCE,
+        ..options
+    }
+}
+
 async fn open_volume(
     section: &VolumeSection,
     state: &NodeState,
@@ -208,10 +216,6 @@ async fn open_volume(
     let policies = section.clone();
     let wake = Arc::new(Notify::new());
     let bell = Arc::clone(&wake);
-    let patient = |options| DeviceOptions {
-        lock_patience: LOCK_PATIENCE,
-        ..options
-    };
     let (tell, told) = std::sync::mpsc::channel();
     let setup = ShardSetup {
         name: section.name.clone(),
