@@ -276,6 +276,11 @@ impl Volume {
         }
     }
 
+    /// For how long somebody who has everything up to an epoch has lacked the next one.
+    pub(super) fn lag_ms(&self, has: Epoch, wall_ms: u64) -> u64 {
+        self.behind(has, wall_ms).0.ms
+    }
+
     /// How far behind somebody is who has everything up to an epoch, and where his log ends in
     /// ours. Of what our log has let go of already, only the epochs are counted.
     fn behind(&self, has: Epoch, wall_ms: u64) -> (Behind, LogOffset) {

@@ -211,7 +211,7 @@ impl Volume {
             return;
         }
         self.transition = None;
-        self.degraded = false;
+        (self.degraded, self.rejoins) = (false, None);
         if persisted.role == Role::Primary {
             // The whole tail is adopted: it is the history of the new term.
             self.anchored = self.tip();

@@ -95,6 +95,8 @@ pub struct Volume {
     pub(super) pins: Pins,
     pub(super) returning: Return,
     pub(super) degraded: bool,
+    /// It ended when everything up to here was durable; enough peers are to have that yet.
+    pub(super) rejoins: Option<Epoch>,
     pub(super) lag: LagRoom,
     scratch: Vec<u8>,
     last_status: Option<CopyStatus>,
@@ -143,6 +145,7 @@ impl Volume {
             pins: Pins::opened(superblock.persisted()),
             returning: Return::No,
             degraded: false,
+            rejoins: None,
             lag: LagRoom::default(),
             scratch: Vec::new(),
             last_status: None,

@@ -136,7 +136,7 @@ impl Volume {
     }
 
     pub(super) fn wake_waiters(&mut self, now: Now, out: &mut Actions) {
-        if self.waiters.is_empty() && !self.degraded {
+        if self.waiters.is_empty() && !self.is_degraded() {
             return;
         }
         self.update_degraded(now);
@@ -179,32 +179,56 @@ impl Volume {
     }
 
     fn update_degraded(&mut self, now: Now) {
-        if self.degraded {
-            // Peers count again as soon as enough of them have what we have.
-            self.degraded = !self.peers_keep_up();
-        } else if self.may_degrade() {
+        let durable = self.journal.durable();
+        if self.degraded && self.peers_are_near(now) {
+            // Whoever asks from now on waits for them again. Were it to end only when they have all
+            // that is here, it would not end while clients flush faster than peers can.
+            self.degraded = false;
+            self.rejoins = Some(durable);
+        }
+        if self.rejoins.is_some_and(|mark| self.peers_reach(mark)) {
+            self.rejoins = None;
+        }
+        if self.may_degrade() {
             let timeout = self.config.peer_timeout_ms;
             let overdue = self
                 .waiters
                 .oldest()
                 .is_some_and(|since| now.time >= since.plus_ms(timeout));
             self.degraded = overdue;
+            self.rejoins = self.rejoins.filter(|_| !overdue);
         }
+    }
+
+    /// Enough peers are there and lack nothing that is older than half the time for which clients
+    /// would wait for them.
+    fn peers_are_near(&self, now: Now) -> bool {
+        let most_ms = self.config.peer_timeout_ms / 2;
+        let is_near = |peer: &&super::feed::Peer| {
+            let is_there = peer.counts() && peer.connected;
+            is_there && self.lag_ms(peer.progress.durable, now.wall_ms) <= most_ms
+        };
+        self.peers.iter().filter(is_near).count() >= self.config.ack_peers
     }
 
     /// Enough peers have all that is durable here: if somebody waits, it is for our own log.
     fn peers_keep_up(&self) -> bool {
-        let durable = self.journal.durable();
-        let keeps_up = |peer: &&super::feed::Peer| {
-            peer.counts() && peer.connected && peer.progress.durable >= durable
-        };
-        self.peers.iter().filter(keeps_up).count() >= self.config.ack_peers
+        self.peers_reach(self.journal.durable())
     }
 
-    /// Whether the volume goes on without the peers that its policy asks for.
+    /// Enough peers are there and have everything up to an epoch.
+    fn peers_reach(&self, epoch: Epoch) -> bool {
+        let reaches = |peer: &&super::feed::Peer| {
+            peer.counts() && peer.connected && peer.progress.durable >= epoch
+        };
+        self.peers.iter().filter(reaches).count() >= self.config.ack_peers
+    }
+
+    /// Whether something that was acknowledged may be here only: the volume goes on without the
+    /// peers that its policy asks for, or did, and they have not caught up yet.
     #[must_use]
     pub fn is_degraded(&self) -> bool {
-        self.degraded
+        self.degraded || self.rejoins.is_some()
     }
 
     /// Requests that wait for an epoch to be safe.

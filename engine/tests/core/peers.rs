@@ -11,8 +11,8 @@ use hn4_engine::core::event::{
 };
 use hn4_engine::core::recovery;
 use hn4_engine::core::{
-    AckMode, Action, Actions, Event, LagPolicy, LagState, MAX_PEERS, OnExceed, PeerSet, Place,
-    Volume, VolumeConfig,
+    AckMode, Action, Actions, Event, LagPolicy, LagState, MAX_PEERS, OnDegraded, OnExceed, PeerSet,
+    Place, Volume, VolumeConfig,
 };
 
 use crate::memory::{Memory, NODE, identity};
@@ -41,7 +41,16 @@ impl Bench {
         Self::open(Role::Primary, (ack_mode, ack_peers), peers)
     }
 
-    fn open(role: Role, (ack_mode, ack_peers): (AckMode, usize), peers: usize) -> Self {
+    fn open(role: Role, ack: (AckMode, usize), peers: usize) -> Self {
+        Self::open_with(role, ack, peers, OnDegraded::Block)
+    }
+
+    fn open_with(
+        role: Role,
+        (ack_mode, ack_peers): (AckMode, usize),
+        peers: usize,
+        on_degraded: OnDegraded,
+    ) -> Self {
         let identity = identity(1 << 20);
         let mut log = Memory::new_log(identity, role, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
@@ -50,6 +59,7 @@ impl Bench {
                 ack_mode,
                 ack_peers,
                 peers,
+                on_degraded,
                 destage_delay_ms: 0,
                 ..VolumeConfig::new(identity, NODE, header.ring_bytes, SLOTS as usize)
             }
@@ -176,10 +186,13 @@ impl Bench {
 
     /// The peer says that it has flushed everything there is.
     fn acknowledge(&mut self, place: u8) {
-        let tip = self.volume.tip().epoch;
+        self.acknowledge_to(place, self.volume.tip().epoch);
+    }
+
+    fn acknowledge_to(&mut self, place: u8, epoch: Epoch) {
         let progress = Progress {
-            received: tip,
-            durable: tip,
+            received: epoch,
+            durable: epoch,
             proven: Epoch(0),
             applied: Epoch(0),
         };
@@ -492,4 +505,49 @@ fn what_kept_a_copy_from_following_is_over_when_a_primary_goes_on_with_its_log()
     assert!(bench.volume.obstacle().is_some(), "not behind what is here");
     bench.peer(1, PeerEvent::FeedOpened(Epoch(1)));
     assert_eq!(bench.volume.obstacle(), None);
+}
+
+#[test]
+fn a_volume_that_went_on_without_peers_waits_for_them_again_although_its_clients_never_pause() {
+    let ack = (AckMode::Durable, 1);
+    let mut bench = Bench::open_with(Role::Primary, ack, 1, OnDegraded::Degrade);
+    bench.follow(0);
+    let flush = bench.write_and_flush();
+    bench.pass(60_000);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+    assert!(bench.volume.is_degraded());
+    // It is there again, and never has all that is here.
+    for round in 0..5 {
+        let behind = bench.volume.tip().epoch;
+        let flush = bench.write_and_flush();
+        assert_eq!(
+            bench.answer(flush).is_some(),
+            round == 0,
+            "waited for again"
+        );
+        bench.acknowledge_to(0, behind);
+        bench.pass(10);
+        assert_eq!(bench.volume.is_degraded(), round == 0);
+    }
+}
+
+#[test]
+fn what_was_acknowledged_without_peers_is_told_until_they_have_it() {
+    let ack = (AckMode::Durable, 1);
+    let mut bench = Bench::open_with(Role::Primary, ack, 1, OnDegraded::Degrade);
+    bench.follow(0);
+    bench.write_and_flush();
+    bench.pass(60_000);
+    // A minute old: the peer is far behind, and nobody waits for it.
+    let flush = bench.write_and_flush();
+    assert!(bench.answer(flush).is_some() && bench.volume.is_degraded());
+    bench.acknowledge_to(0, Epoch(1));
+    let flush = bench.write_and_flush();
+    assert!(bench.answer(flush).is_none(), "near");
+    assert!(
+        bench.volume.is_degraded(),
+        "but what was acknowledged is not there yet"
+    );
+    bench.acknowledge(0);
+    assert!(bench.answer(flush).is_some() && !bench.volume.is_degraded());
 }

@@ -240,7 +240,8 @@ impl Worker {
             };
             match message {
                 Ok(ToTree::Feed(feed)) => self.take(feed),
-                Ok(ToTree::Verify) => self.asked = true,
+                // One that is under way is as good.
+                Ok(ToTree::Verify) => self.asked = self.verify.is_none(),
                 Ok(ToTree::Peer(index, message)) => {
                     self.from_peers.fetch_sub(1, Ordering::Relaxed);
                     self.peer_said(index, &message);
