@@ -266,11 +266,11 @@ pub enum PeerEvent {
 /// What the prover beside a volume tells the core.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ProofEvent {
-    /// It has read its ledger, which ends with this epoch, and takes so many bytes of the frames
+    /// It has read its ledger, which ends at this place, and takes so many bytes of the frames
     /// after it. Answered by [`Action::ProofCut`], which says where they really begin.
     Start {
-        /// The last epoch in the ledger.
-        after: Epoch,
+        /// The end of the ledger.
+        after: Tip,
         /// Bytes of frames that may be on their way to it.
         credit: u64,
     },

@@ -117,12 +117,9 @@ impl Volume {
                 self.prover.on = true;
                 self.prover.credit = i64::try_from(credit).unwrap_or(i64::MAX);
                 self.prover.stale_read = self.prover.reading;
-                let known = self.journal.chain(after);
-                let base = self.journal.base;
-                self.prover.proven = known.map_or(base, |chain| Tip {
-                    epoch: after,
-                    chain,
-                });
+                // The log may have been cut while no prover was at work, and have grown again.
+                let known = self.journal.chain(after.epoch) == Some(after.chain);
+                self.prover.proven = if known { after } else { self.journal.base };
                 self.prover.next = self.prover.proven.epoch.next();
                 out.push(Action::ProofCut(self.prover.proven));
             }

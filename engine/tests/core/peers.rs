@@ -3,11 +3,11 @@
 //! The core alone, on a log in memory whose operations complete at once.
 
 use hn4::log::{CopyState, Role};
-use hn4::types::{Epoch, Incarnation, Lba, NodeId, Rank, Term};
+use hn4::types::{ChainHash, Epoch, Incarnation, Lba, NodeId, Rank, Term};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{
-    Control, Disk, Io, Now, PeerEvent, PeerId, PeerMessage, PeerState, Progress, Request,
-    RequestId, Time, Tip,
+    Control, Disk, Io, Now, PeerEvent, PeerId, PeerMessage, PeerState, Progress, ProofEvent,
+    Request, RequestId, Time, Tip,
 };
 use hn4_engine::core::recovery;
 use hn4_engine::core::{
@@ -41,28 +41,35 @@ impl Bench {
         Self::open(Role::Primary, (ack_mode, ack_peers), peers)
     }
 
-    fn open(role: Role, ack: (AckMode, usize), peers: usize) -> Self {
-        Self::open_with(role, ack, peers, OnDegraded::Block)
+    fn open(role: Role, (ack_mode, ack_peers): (AckMode, usize), peers: usize) -> Self {
+        Self::open_with(role, |config| VolumeConfig {
+            ack_mode,
+            ack_peers,
+            peers,
+            ..config
+        })
     }
 
-    fn open_with(
-        role: Role,
-        (ack_mode, ack_peers): (AckMode, usize),
-        peers: usize,
-        on_degraded: OnDegraded,
-    ) -> Self {
+    /// A primary with one peer that must have flushed what is acknowledged, if it is there.
+    fn degrading() -> Self {
+        Self::open_with(Role::Primary, |config| VolumeConfig {
+            ack_mode: AckMode::Durable,
+            ack_peers: 1,
+            peers: 1,
+            on_degraded: OnDegraded::Degrade,
+            ..config
+        })
+    }
+
+    fn open_with(role: Role, configure: impl FnOnce(VolumeConfig) -> VolumeConfig) -> Self {
         let identity = identity(1 << 20);
         let mut log = Memory::new_log(identity, role, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
         let opened = recovery::open(&mut log, &mut Memory::new(Vec::new()), &mut mem, |header| {
-            VolumeConfig {
-                ack_mode,
-                ack_peers,
-                peers,
-                on_degraded,
+            configure(VolumeConfig {
                 destage_delay_ms: 0,
                 ..VolumeConfig::new(identity, NODE, header.ring_bytes, SLOTS as usize)
-            }
+            })
         });
         Self {
             volume: opened.expect("a volume").0,
@@ -509,8 +516,7 @@ fn what_kept_a_copy_from_following_is_over_when_a_primary_goes_on_with_its_log()
 
 #[test]
 fn a_volume_that_went_on_without_peers_waits_for_them_again_although_its_clients_never_pause() {
-    let ack = (AckMode::Durable, 1);
-    let mut bench = Bench::open_with(Role::Primary, ack, 1, OnDegraded::Degrade);
+    let mut bench = Bench::degrading();
     bench.follow(0);
     let flush = bench.write_and_flush();
     bench.pass(60_000);
@@ -533,8 +539,7 @@ fn a_volume_that_went_on_without_peers_waits_for_them_again_although_its_clients
 
 #[test]
 fn what_was_acknowledged_without_peers_is_told_until_they_have_it() {
-    let ack = (AckMode::Durable, 1);
-    let mut bench = Bench::open_with(Role::Primary, ack, 1, OnDegraded::Degrade);
+    let mut bench = Bench::degrading();
     bench.follow(0);
     bench.write_and_flush();
     bench.pass(60_000);
@@ -550,4 +555,28 @@ fn what_was_acknowledged_without_peers_is_told_until_they_have_it() {
     );
     bench.acknowledge(0);
     assert!(bench.answer(flush).is_some() && !bench.volume.is_degraded());
+}
+
+#[test]
+fn a_prover_that_comes_back_to_another_history_begins_with_the_log() {
+    let mut bench = Bench::open_with(Role::Primary, |config| VolumeConfig {
+        prove: true,
+        ..config
+    });
+    bench.write_and_flush();
+    bench.write_and_flush();
+    let here = bench.volume.tip();
+    let elsewhere = Tip {
+        chain: ChainHash([9; 32]),
+        ..here
+    };
+    for (after, begins) in [(elsewhere, Tip::default()), (here, here)] {
+        let start = ProofEvent::Start {
+            after,
+            credit: 1 << 20,
+        };
+        bench.step(Event::Proof(start));
+        assert!(bench.said.contains(&Action::ProofCut(begins)));
+        assert_eq!(bench.volume.proven(), begins);
+    }
 }

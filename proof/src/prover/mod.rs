@@ -95,10 +95,11 @@ pub struct PeerState {
 /// What is to be done, in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Out {
-    /// Ask the core for frames after this epoch, with so much room.
+    /// Ask the core for frames after this place, with so much room.
     Start {
-        /// The last epoch in the ledger.
-        after: Epoch,
+        /// The last epoch in the ledger, and the chain hash there: by the number alone an epoch of
+        /// another history would be taken for it.
+        after: (Epoch, ChainHash),
         /// Bytes.
         credit: u64,
     },
@@ -217,7 +218,9 @@ impl<M: LedgerMedium> Prover<M> {
     #[must_use]
     pub fn new(setup: Setup, ledger: LedgerFile<M>, tip: Option<Verifier>) -> Self {
         let last = tip.as_ref().and_then(Verifier::last);
-        let after = last.map_or(Epoch(0), |last| last.last);
+        let after = last.map_or((Epoch(0), ChainHash::default()), |last| {
+            (last.last, last.chain)
+        });
         let credit = CREDIT_BYTES;
         Self {
             identity: setup.identity,
@@ -231,8 +234,8 @@ impl<M: LedgerMedium> Prover<M> {
             ledger,
             tip,
             primary: None,
-            floor: (after, ChainHash::default()),
-            insists: Insists::at(after, None),
+            floor: (after.0, ChainHash::default()),
+            insists: Insists::at(after.0, None),
             placed: false,
             hashed: VecDeque::new(),
             batcher: None,

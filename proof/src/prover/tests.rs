@@ -306,7 +306,7 @@ fn a_restart_of_either_side_goes_on_with_its_ledger() {
     pair.primary = open(1, pair.primary.ledger().medium().clone());
     pair.replica = open(2, pair.replica.ledger().medium().clone());
     let start = Out::Start {
-        after: epoch,
+        after: (epoch, chain),
         credit: CREDIT_BYTES,
     };
     assert_eq!(pair.primary.poll(), Some(start));

@@ -376,6 +376,8 @@ impl Worker {
             let event = match out {
                 Out::Start { after, credit } => {
                     self.owed_credit = 0;
+                    let (epoch, chain) = after;
+                    let after = Tip { epoch, chain };
                     ProofEvent::Start { after, credit }
                 }
                 Out::Credit(bytes) => {

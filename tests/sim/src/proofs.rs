@@ -291,7 +291,11 @@ impl World {
         self.trace
             .note(self.now, Some(node), || format!("   PROVER {out:?}"));
         let event = match out {
-            Out::Start { after, credit } => ProofEvent::Start { after, credit },
+            Out::Start { after, credit } => {
+                let (epoch, chain) = after;
+                let after = Tip { epoch, chain };
+                ProofEvent::Start { after, credit }
+            }
             Out::Credit(bytes) => ProofEvent::Credit(bytes),
             Out::Proven(epoch, chain) => {
                 self.stats.proven += 1;
