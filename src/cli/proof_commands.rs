@@ -16,7 +16,7 @@ use hn4_proof::blocks;
 use hn4_proof::envelope::aggregate::Aggregate;
 use hn4_proof::envelope::claim::BlockDocument;
 use hn4_proof::ledger::scan::{Records, Recovered, recover};
-use hn4_proof::ledger::verify::{Policy, Verifier};
+use hn4_proof::ledger::verify::{LedgerError, Policy, Verifier};
 use hn4_proof::ledger::xml::Export;
 use hn4_proof::ledger::{Body, LedgerHeader, Scope};
 use hn4_proof::sign::{Algorithm, PublicKey};
@@ -326,10 +326,14 @@ fn verify_ledger(
         return Err(format!("no checkpoint with an {slow} signature is in the ledger yet").into());
     }
     let holds = trusted.iter().any(|key| tip.keyring().knows(key.id()));
-    let head = match (files.is_empty(), holds) {
-        (true, true) => tip.head(),
-        (true, false) => return Err("this node's key is not in the ledger".into()),
-        (false, _) => tip.finish(&trusted)?,
+    let (head, leads) = match tip.finish(&trusted) {
+        Ok(head) => (head, true),
+        // Enrolled by whoever began it: that alone does not tell whose ledger this is.
+        Err(LedgerError::Untrusted { .. }) if files.is_empty() && holds => (tip.head(), false),
+        Err(LedgerError::Untrusted { .. }) if files.is_empty() => {
+            return Err("this node's key is not in the ledger".into());
+        }
+        Err(error) => return Err(error.into()),
     };
     let mut out = io::stdout().lock();
     writeln!(
@@ -352,6 +356,13 @@ fn verify_ledger(
         writeln!(out, "key   {}{node}", key.id())?;
     }
     writeln!(out, "every record, place and signature is good")?;
+    if !leads {
+        writeln!(
+            out,
+            "but whose ledger it is was not compared: this node's key signed neither its \
+             beginning nor its end; name a key that did with --key"
+        )?;
+    }
     Ok(DONE)
 }
 
