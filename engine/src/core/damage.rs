@@ -60,6 +60,12 @@ impl Damage {
         }
     }
 
+    /// No read waits for a repair: the case for which every step asks.
+    #[inline]
+    pub(super) fn is_unused(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     /// When the first read that waits has waited long enough.
     pub(super) fn deadline(&self) -> Option<Time> {
         let first = self.waiting.first()?;
@@ -128,9 +134,6 @@ impl Volume {
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
-        if self.damage.waiting.is_empty() {
-            return;
-        }
         let is_over = self.failed.is_some() || self.stopping;
         let is_late = self.damage.deadline().is_some_and(|at| at <= now.time);
         if !(std::mem::take(&mut self.damage.changed) || is_over || is_late) {

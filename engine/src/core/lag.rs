@@ -233,8 +233,7 @@ impl Volume {
     /// Looks at how far behind every peer with a bound is.
     pub(super) fn lag_progress(&mut self, now: Now) {
         let mut all = LagRoom::default();
-        let bounded = self.config.lag.iter().any(LagPolicy::is_bounded);
-        if bounded && self.role() == Role::Primary {
+        if self.role() == Role::Primary {
             for index in 0..self.peers.len() {
                 self.look_at_lag(index, now, &mut all);
             }

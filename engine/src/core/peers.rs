@@ -19,7 +19,7 @@ use hn4::types::Epoch;
 use super::config::{AckMode, LagPolicy, MAX_PEERS};
 use super::event::{Action, Actions, Now, PeerId, PeerMessage, RequestId, Time};
 use super::feed::{Peer, peer_id};
-use super::lag::{LagState, PeerLag};
+use super::lag::{LagRoom, LagState, PeerLag};
 use super::mutants::{Mutant, planted};
 use super::replica::Obstacle;
 use super::volume::Volume;
@@ -185,6 +185,8 @@ impl Volume {
                 peer.lag.state = LagState::Within;
             }
         }
+        self.bounds_lag = self.config.lag.iter().any(LagPolicy::is_bounded);
+        self.lag = LagRoom::default();
         self.config.peers = set.count();
         self.config.open_answers = set.open_answers;
         out.push(Action::ControlDone { id, result: Ok(()) });

@@ -42,6 +42,12 @@ impl Pins {
         }
     }
 
+    /// Nobody reads, or wants to: the case for which every step asks.
+    #[inline]
+    pub(super) fn is_unused(&self) -> bool {
+        self.held == 0 && self.waiting.is_empty()
+    }
+
     /// Another copy takes the place of what the backing holds.
     pub(super) fn replaced(&mut self) {
         self.torn = None;
@@ -100,6 +106,7 @@ impl Volume {
     }
 
     pub(super) fn pin(&mut self, now: Now, id: RequestId) {
+        self.pins.crowded &= !self.pins.is_unused();
         self.pins.waiting.push((id, now.time));
     }
 
@@ -119,11 +126,8 @@ impl Volume {
             || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents
     }
 
+    /// Cuts readers off, and lets those in that wait.
     pub(super) fn pins_progress(&mut self, now: Now, mem: &dyn SlotMemory, out: &mut Actions) {
-        if self.pins.held == 0 && self.pins.waiting.is_empty() {
-            self.pins.crowded = false;
-            return;
-        }
         let may = self.may_be_pinned();
         let tight = self.is_full(3, mem);
         let crowded = tight || (self.pins.crowded && self.is_full(2, mem));

@@ -56,6 +56,12 @@ impl Prover {
         }
     }
 
+    /// It does not work and holds nothing: the case for which every step asks.
+    #[inline]
+    pub(super) fn is_unused(&self) -> bool {
+        !self.on && self.heads.is_empty()
+    }
+
     fn spend(&mut self, bytes: u64) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.credit = self.credit.saturating_sub(bytes);

@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use hn4::log::Role;
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK, Term};
 
-use super::config::VolumeConfig;
+use super::config::{LagPolicy, VolumeConfig};
 use super::damage::Damage;
 use super::election::Election;
 use super::event::{
@@ -94,6 +94,8 @@ pub struct Volume {
     pub(super) opened_alone: bool,
     pub(super) pins: Pins,
     pub(super) returning: Return,
+    /// Some peer has a bound for its lag.
+    pub(super) bounds_lag: bool,
     pub(super) degraded: bool,
     /// It ended when everything up to here was durable; enough peers are to have that yet.
     pub(super) rejoins: Option<Epoch>,
@@ -144,6 +146,7 @@ impl Volume {
             opened_alone: false,
             pins: Pins::opened(superblock.persisted()),
             returning: Return::No,
+            bounds_lag: config.lag.iter().any(LagPolicy::is_bounded),
             degraded: false,
             rejoins: None,
             lag: LagRoom::default(),
@@ -209,18 +212,26 @@ impl Volume {
         self.election_progress(now, out);
         self.return_progress(mem, out);
         self.transition_progress(out);
-        self.pins_progress(now, mem, out);
-        self.damage_progress(now, mem, out);
+        if !self.pins.is_unused() {
+            self.pins_progress(now, mem, out);
+        }
+        if !self.damage.is_unused() {
+            self.damage_progress(now, mem, out);
+        }
         self.apply_progress(mem, out);
         if self.failed.is_none() {
             self.try_seal(now, mem, out);
             self.journal.submit(mem, out);
         }
         self.regroup_progress(now, out);
-        self.lag_progress(now);
+        if self.bounds_lag {
+            self.lag_progress(now);
+        }
         self.wake_waiters(now, out);
         self.feed_progress(out);
-        self.prover_progress(mem, out);
+        if !self.prover.is_unused() {
+            self.prover_progress(mem, out);
+        }
         if self.failed.is_none() {
             self.checkpoint_progress(now, mem, out);
             self.superblock_progress(mem, out);
