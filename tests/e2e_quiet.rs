@@ -60,6 +60,9 @@ fn two_idle_nodes_use_less_than_a_thousandth_of_a_core_each() {
     quiesce_and_compare(&mut alpha, &mut beta, LIMIT).expect("equal copies");
     // A client that says nothing is part of being idle.
     let _client = alpha.client().expect("a client");
+    // What the load left to be done behind it, as proofs, is not: the test beside this one takes
+    // both processors, so it may come late.
+    std::thread::sleep(Duration::from_secs(5));
     let seconds = times("HN4_IDLE_S", 20);
     let (started, before) = (Instant::now(), [&alpha, &beta].map(cpu_times));
     std::thread::sleep(Duration::from_secs(seconds));

@@ -355,6 +355,8 @@ fn a_loop_device_over_a_file_is_as_strict_as_the_file_and_claimed_by_one() {
     let chosen = DeviceOptions {
         kind_override: Some(DeviceKind::Hdd),
         read_only: true,
+        // A child that another test starts holds what is open here until it is another program.
+        lock_patience: Duration::from_secs(5),
         ..options()
     };
     {
