@@ -8,7 +8,8 @@
 //!
 //! **Invariant:** every member knows each peer on which a node that may be primary counts. So a
 //! member hears of a new peer before a primary does, forgets one that leaves after every primary
-//! has, and is promoted only if all the others know its own peers.
+//! has, and is promoted only if all the others know its own peers, and if it knows everybody on whom
+//! a primary may have counted that has not let them go.
 //!
 //! Places are dealt out as the daemon's `seats` do it: whoever stays keeps its place.
 
@@ -174,7 +175,10 @@ impl World {
             let peers = self.nodes[leader].peers();
             peers.iter().all(|&peer| knows(node, peer))
         };
+        // A primary that has stepped down counted on those that were to leave.
+        let Membership { before, agreed, .. } = &self.membership;
         self.is_member(node)
+            && (*agreed || before.iter().all(|&peer| knows(node, peer)))
             && others(&self.membership.wanted, node).iter().all(known)
             && leaders.iter().all(counted)
     }
