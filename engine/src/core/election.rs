@@ -4,7 +4,9 @@
 //! medium: from then on it refuses every lower one. Once enough peers obey ours, the copy whose log
 //! has the highest rank, and among equal ranks the longest one, holds everything that was ever
 //! acknowledged; if that is not us, we pull its tail first. Acknowledgements wait for k of n peers,
-//! so that n - k + 1 of the n + 1 copies always include one that has it all.
+//! so that n - k + 1 of the n + 1 copies always include one that has it all. A copy that is known
+//! to have more than we do is waited for in any case: the count holds only as long as every node
+//! agrees on who the n are, which in the middle of a change of peers they may not.
 //!
 //! An opening primary takes only what continues its own log: in its own term nobody else can have
 //! written, so a tail that does not continue it is one of its own that it has replaced since.
@@ -18,6 +20,9 @@ use super::event::{Action, Actions, Now, PeerId, PeerMessage, PeerState, Request
 use super::feed::peer_id;
 use super::replica::ReplicaState;
 use super::volume::Volume;
+
+/// The end of a log; the higher one has everything.
+type Place = (Rank, Epoch);
 
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
@@ -38,6 +43,9 @@ pub(super) struct Election {
     least_term: u64,
     /// Somebody accepts that what others have is lost.
     waived: bool,
+    /// Peers that had more than we do when they were last heard of, and have not promised yet.
+    /// `None`: whoever asked accepts that it is lost.
+    ahead: Option<Vec<(PeerId, Place)>>,
     /// It has waited long enough for those that do not answer.
     late: bool,
     within_ms: Option<u64>,
@@ -64,6 +72,7 @@ impl Election {
             needed,
             least_term: 0,
             waived: false,
+            ahead: None,
             late: false,
             within_ms,
             until: None,
@@ -81,11 +90,12 @@ impl Election {
     pub(super) fn promote(
         id: RequestId,
         term: Term,
-        (needed, least_term): (usize, u64),
+        (needed, least_term, accepts_loss): (usize, u64, bool),
         within_ms: u64,
     ) -> Self {
         Self {
             least_term,
+            ahead: (!accepts_loss).then(Vec::new),
             ..Self::new(Purpose::Promote { id, term }, needed, Some(within_ms))
         }
     }
@@ -106,6 +116,10 @@ impl Election {
     pub(super) fn waive(&mut self) {
         self.waived = true;
     }
+}
+
+fn place(state: &PeerState) -> Place {
+    (state.tip_rank, state.tip.epoch)
 }
 
 impl Volume {
@@ -162,10 +176,36 @@ impl Volume {
             })
     }
 
+    fn place(&self) -> Place {
+        (self.journal.tip_rank(), self.tip().epoch)
+    }
+
+    /// Remembers which copies are known to have more than we do, until they have promised.
+    fn look_ahead(&mut self) {
+        let ours = self.place();
+        let Some(election) = &mut self.election else {
+            return;
+        };
+        let (Purpose::Promote { term, .. }, Some(ahead)) = (election.purpose, &mut election.ahead)
+        else {
+            return;
+        };
+        for (index, peer) in self.peers.iter().enumerate() {
+            let id = peer_id(index);
+            let Some(state) = peer.state().filter(|state| state.usable) else {
+                continue;
+            };
+            ahead.retain(|(known, _)| *known != id);
+            if state.term != term && place(&state) > ours {
+                ahead.push((id, place(&state)));
+            }
+        }
+        ahead.retain(|(_, place)| *place > ours);
+    }
+
     /// The peer whose history goes beyond ours, if there is one.
     fn longer(&self, election: &Election) -> Option<PeerId> {
-        let ours = (self.journal.tip_rank(), self.tip().epoch);
-        let place = |state: &PeerState| -> (Rank, Epoch) { (state.tip_rank, state.tip.epoch) };
+        let ours = self.place();
         let fit = |(id, state): &(PeerId, PeerState)| state.usable && !election.unfit.contains(id);
         let best = self.answering().filter(fit);
         let best = best.max_by_key(|(_, state)| place(state))?;
@@ -184,11 +224,13 @@ impl Volume {
             election.late = true;
             election.until = None;
         }
+        self.look_ahead();
         let Some(election) = &self.election else {
             return;
         };
         let obeyed = self.superblock.persisted().term == self.election_term(election);
-        let enough = self.answering().count() >= election.needed;
+        let none_ahead = election.ahead.as_ref().is_none_or(Vec::is_empty);
+        let enough = self.answering().count() >= election.needed && none_ahead;
         let alone = election.waived || election.late;
         if obeyed && (enough || alone) {
             match self.longer(election) {
@@ -262,7 +304,8 @@ impl Volume {
         let (Purpose::Promote { id, term }, Some(waiting)) = (election.purpose, waiting) else {
             return;
         };
-        let why = match election.source {
+        let ahead = election.ahead.iter().flatten().next();
+        let why = match election.source.or(ahead.map(|(id, _)| *id)) {
             Some(_) => "another copy has a longer history than this node, and did not send it in \
                         time"
                 .to_owned(),

@@ -55,7 +55,7 @@ impl Volume {
                 result: Err(why),
             }),
             None => {
-                let needed = (others, least_term);
+                let needed = (others, least_term, accepts_loss);
                 self.election = Some(Election::promote(id, term, needed, within_ms));
                 // What is promoted is what it has, not what it was being sent.
                 self.give_up_shadow();

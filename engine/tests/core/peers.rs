@@ -475,6 +475,72 @@ fn a_promise_that_is_being_written_is_not_taken_back_by_a_promotion() {
 }
 
 #[test]
+fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 1);
+    bench.follow(0);
+    let flush = bench.write_and_flush();
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+    let demote = bench.control(Control::Demote);
+    assert_eq!(bench.answer(demote), Some(&Ok(())));
+    bench.peer(0, PeerEvent::Disconnected);
+    let term = |counter, node| Term {
+        counter,
+        node: NodeId([node; 16]),
+    };
+    let promote = |bench: &mut Bench, counter| {
+        let control = Control::Promote {
+            term: term(counter, 1),
+            answers: 1,
+            within_ms: WITHIN_MS,
+        };
+        bench.control(control)
+    };
+    let more = |obeyed| PeerState {
+        role: Role::Replica,
+        term: obeyed,
+        incarnation: Incarnation(0),
+        tip: Tip {
+            epoch: Epoch(30),
+            chain: ChainHash([3; 32]),
+        },
+        tip_rank: Rank {
+            term: 2,
+            incarnation: Incarnation(1),
+        },
+        usable: true,
+    };
+    bench.under_way = Some(Vec::new());
+    let refused = promote(&mut bench, 3);
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::State(more(term(2, 4))));
+    for done in bench.under_way.take().expect("held") {
+        bench.step(done);
+    }
+    // Its session ends with the new term, and it does not come back.
+    bench.peer(0, PeerEvent::Disconnected);
+    assert_eq!(bench.answer(refused), None);
+    bench.pass(WITHIN_MS + 1);
+    let why = bench.answer(refused).cloned().expect("an answer");
+    assert!(why.is_err_and(|why| why.contains("longer history")));
+    // It promises: what it has is asked for.
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::State(more(term(3, 1))));
+    let pulls = promote(&mut bench, 4);
+    bench.peer(0, PeerEvent::Disconnected);
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::State(more(term(4, 1))));
+    assert_eq!(bench.answer(pulls), None);
+    let pulled = |action: &Action| {
+        let Action::Peer { message, .. } = action else {
+            return false;
+        };
+        matches!(message, PeerMessage::Pull { .. })
+    };
+    assert!(bench.said.iter().any(pulled), "{:?}", bench.said);
+}
+
+#[test]
 fn a_peer_that_was_detached_counts_again_when_its_bound_is_taken_away() {
     let mut bench = Bench::new(AckMode::Durable, 1, 1);
     let detach = Place::Kept(LagPolicy {
