@@ -8,6 +8,7 @@ use hn4::types::{Epoch, LogOffset};
 
 use super::event::{Action, Actions, Now, Time, Tip};
 use super::mutants::{Mutant, planted};
+use super::pace::Pace;
 use super::sweep::{Sweep, SweepStep};
 use super::volume::Volume;
 use crate::arena::SlotMemory;
@@ -42,18 +43,22 @@ impl Volume {
         anchored.min(self.proof_gate()).min(self.secured())
     }
 
-    fn wants_sweep(&self, now: Now, mem: &dyn SlotMemory) -> bool {
+    /// Whether room is needed in log or overlay.
+    fn is_pressed(&self, mem: &dyn SlotMemory) -> bool {
         let (used, ring) = self.log_usage();
-        let pressure = self.overlay.held() * 4 >= mem.capacity()
+        self.overlay.held() * 4 >= mem.capacity()
             || used * 4 >= ring
             || mem.free_slots() < 2 * self.config.reserve_slots
-            || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents;
+            || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents
+    }
+
+    fn wants_sweep(&self, now: Now, mem: &dyn SlotMemory) -> bool {
         let rested = self
             .destage_deadline()
             .is_some_and(|deadline| now.time >= deadline);
         let seeding = self.superblock.persisted().copy != CopyState::Usable;
         let wanted = self.stopping || !self.drains.is_empty() || self.is_stepping_down();
-        pressure || rested || seeding || wanted || self.awaits_sweep()
+        self.is_pressed(mem) || rested || seeding || wanted || self.awaits_sweep()
     }
 
     pub(super) fn destage_deadline(&self) -> Option<Time> {
@@ -96,6 +101,7 @@ impl Volume {
                 next.copy = CopyState::Usable;
             }
             self.superblock.dirty = true;
+            self.announce_next_sweep(mem);
         }
         self.release_log();
         self.finish_drains(out);
@@ -115,7 +121,7 @@ impl Volume {
         }
         let known = newest.min(swept);
         if known > checkpoint {
-            self.sweep = Some(self.plan_sweep(known));
+            self.sweep = Some(self.plan_sweep(known, mem));
             if planted(Mutant::FreeSlotsEarly) {
                 self.release_swept(known, mem);
             }
@@ -125,7 +131,23 @@ impl Volume {
         }
     }
 
-    fn plan_sweep(&self, newest: Epoch) -> Sweep {
+    /// Where writers wait for room, the superblock that ends a sweep says how far the next one may
+    /// go, so that it need not wait for one of its own.
+    fn announce_next_sweep(&mut self, mem: &dyn SlotMemory) {
+        if self.is_pressed(mem) && !self.is_pinned() {
+            let newest = self.destageable();
+            let next = &mut self.superblock.desired;
+            next.swept = next.swept.max(newest);
+        }
+    }
+
+    /// Whether the next sweep begins when the superblock is written.
+    pub(super) fn awaits_superblock_to_sweep(&self) -> bool {
+        let checkpoint = self.superblock.persisted().checkpoint;
+        self.superblock.is_busy() && !self.is_pinned() && self.destageable() > checkpoint
+    }
+
+    fn plan_sweep(&self, newest: Epoch, mem: &dyn SlotMemory) -> Sweep {
         let (mut blocks, mut marked) = (0, false);
         let epochs = self
             .journal
@@ -140,7 +162,8 @@ impl Volume {
                 room
             });
         let how = (self.config.sweep_depth, self.merge.is_some());
-        Sweep::plan(&self.overlay, epochs, how)
+        let pace = |frees| Pace::new(frees, self.writable_slots(mem), self.tree.follows());
+        Sweep::plan(&self.overlay, epochs, how, pace)
     }
 
     /// Lets the log go that nobody needs any more, when it is worth a superblock.

@@ -158,6 +158,11 @@ impl Placing {
         &self.parts
     }
 
+    /// How many of its parts were handed to the device, of how many.
+    pub(super) fn progress(&self) -> (usize, usize) {
+        (self.next, self.parts.len())
+    }
+
     /// Takes a completion; [`Self::advance`] is to follow.
     pub(super) fn io_done(&mut self) {
         assert!(

@@ -13,6 +13,7 @@ pub mod config;
 pub mod event;
 pub mod extents;
 pub mod overlay;
+mod pace;
 pub mod recovery;
 
 mod apply;

@@ -19,6 +19,7 @@ use super::journal::Sealed;
 use super::merge::{Merge, Placing};
 use super::mutants::{Mutant, planted};
 use super::overlay::{Overlay, Zeroed, runs};
+use super::pace::{Pace, Stage};
 use crate::arena::{SlotId, SlotMemory};
 
 /// Longest zeroing in one request: devices take their time over very long ones.
@@ -44,6 +45,7 @@ pub(super) struct Sweep {
     pub(super) cut: Epoch,
     /// The primary has marked that epoch.
     pub(super) marked: bool,
+    pub(super) pace: Pace,
     phase: Phase,
     zeros: Vec<(u64, u64, bool)>,
     next: usize,
@@ -68,6 +70,7 @@ impl Sweep {
         overlay: &Overlay,
         epochs: impl Iterator<Item = &'a Sealed>,
         (depth, merges): (usize, bool),
+        pace: impl FnOnce(usize) -> Pace,
     ) -> Self {
         let (mut cut, mut marked) = (Epoch(0), false);
         let mut blocks: Vec<u64> = Vec::new();
@@ -86,6 +89,7 @@ impl Sweep {
                 );
             }
         }
+        let pace = pace(blocks.len());
         blocks.sort_unstable();
         blocks.dedup();
         let mut placing = Placing::new(MergeUse::Sweep(cut), IoToken::SweepWrite, depth);
@@ -108,6 +112,7 @@ impl Sweep {
         Self {
             cut,
             marked,
+            pace,
             phase: Phase::Zeros,
             zeros: zeros.collect(),
             next: 0,
@@ -125,6 +130,16 @@ impl Sweep {
     /// Byte offset and contents of what is written, ascending.
     pub(super) fn parts(&self) -> &[(u64, Seg)] {
         self.placing.parts()
+    }
+
+    /// How far it is, if so many of its parts were handed to the tree; `None`: all of them.
+    pub(super) fn stage(&self, handed: Option<usize>) -> Stage {
+        let (written, parts) = self.placing.progress();
+        match (handed, self.phase) {
+            (Some(handed), _) => Stage::Hashing(handed, parts),
+            (None, Phase::Zeros | Phase::Blocks) => Stage::Writing(written, parts),
+            (None, Phase::Flush | Phase::Superblock) => Stage::Written,
+        }
     }
 
     /// Starts as many operations as the depth allows, and moves on to the next phase when all are

@@ -130,7 +130,7 @@ impl Tree {
     /// Hands over what there is room for. Whether the sweep may go on.
     pub(super) fn admits(&mut self, sweep: &Sweep, out: &mut Actions) -> bool {
         if self.hand == Hand::Idle {
-            if self.standing != Standing::On {
+            if !self.follows() {
                 return true;
             }
             self.hand = Hand::Over {
@@ -149,6 +149,20 @@ impl Tree {
             self.hand_over(sweep, (next, portions), out);
         }
         self.hand == Hand::Ready
+    }
+
+    /// Whether the next sweep waits for its leaves.
+    pub(super) fn follows(&self) -> bool {
+        self.standing == Standing::On
+    }
+
+    /// How many parts of the sweep under way were handed over; `None`: all, or there is no tree.
+    pub(super) fn handed(&self) -> Option<usize> {
+        match self.hand {
+            Hand::Over { next, .. } => Some(next),
+            Hand::Idle if self.follows() => Some(0),
+            Hand::Idle | Hand::Waiting | Hand::Ready => None,
+        }
     }
 
     fn hand_over(&mut self, sweep: &Sweep, (next, portions): (usize, usize), out: &mut Actions) {

@@ -165,12 +165,6 @@ impl Volume {
         self.has_room(mem, blocks) && self.admits_now(blocks)
     }
 
-    /// Whether slots for a write of so many blocks may be taken now.
-    #[must_use]
-    pub fn has_room(&self, mem: &dyn SlotMemory, blocks: usize) -> bool {
-        mem.free_slots() >= blocks + self.config.reserve_slots && !self.is_proof_lagging()
-    }
-
     /// Whether the open epoch takes a write of so many blocks, whose slots are filled already.
     #[must_use]
     pub fn admits_now(&self, blocks: usize) -> bool {
