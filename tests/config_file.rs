@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hn4_engine::core::{AckMode, OnDegraded, OnExceed};
+use hn4_engine::core::{AckMode, OnDegraded, OnExceed, VerifyReads};
 use hn4_engine::device::DeviceKind;
 use hn4_engine::shard::Listen;
 use hn4_replicad::config::{Config, ConfigError, Problem, WriteAck};
@@ -66,6 +66,8 @@ peer_timeout_ms = 5000
 log_age_ms = 50
 destage_delay_ms = 0
 stop_drain_s = 0
+tree = "on"
+verify_reads = "sample"
 assume_strict_flush = true
 device_kind = "hdd"
 physical_sector = "4096"
@@ -124,6 +126,10 @@ fn a_full_configuration_becomes_what_it_says() {
     assert_eq!(volume.backing_options().physical_override, Some(4096));
     assert_eq!(volume.log_options().physical_override, None);
     assert!(volume.log_options().assume_strict_flush);
+    assert_eq!(
+        (volume.tree, volume.verify_reads),
+        (true, VerifyReads::Sample)
+    );
     assert_eq!(volume.cpu, Some(3));
     assert_eq!(volume.peers[0].transport, TransportKind::Wss);
     assert_eq!(volume.peers[0].key_pin.to_string(), PIN);
@@ -144,6 +150,22 @@ fn a_small_configuration_gets_safe_defaults() {
     assert!(!volume.assume_strict_flush && !volume.insecure_tcp);
     assert_eq!(volume.device_kind, None);
     assert_eq!(volume.physical_sector, None);
+    assert_eq!(volume.verify_reads, VerifyReads::Off);
+}
+
+#[test]
+fn reads_are_compared_only_with_a_tree() {
+    for policy in ["sample", "all"] {
+        let text = problem(&format!("verify_reads = \"{policy}\"\n"));
+        assert!(
+            text.starts_with("line 7, volume \"vol0\", verify_reads: "),
+            "{text}"
+        );
+        assert!(text.contains("set tree = \"on\""), "{text}");
+        let with_tree = format!("{SMALL}tree = \"on\"\nverify_reads = \"{policy}\"\n");
+        parse(&with_tree).expect("a good configuration");
+    }
+    parse(&format!("{SMALL}verify_reads = \"off\"\n")).expect("nothing is asked for");
 }
 
 #[test]

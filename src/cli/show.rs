@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::config::attach::AttachRecord;
 use crate::control::api::{
     BehindReport, CompressionReport, CopyReport, Finding, Health, NodeStatus, PeerProgress,
-    PeerReport, Policy, ProofReport, Stage, TreeReport, VolumeReport, VolumeState,
+    PeerReport, Policy, ProofReport, ReadsReport, Stage, TreeReport, VolumeReport, VolumeState,
 };
 
 /// Bytes with a unit that keeps the number short.
@@ -171,6 +171,9 @@ fn show_state(text: &mut String, state: &VolumeState) {
     if let Some(tree) = &state.tree {
         line(text, "tree", self::tree(tree, state.size_bytes));
         line(text, "verified", verified(tree, state.size_bytes));
+        if let Some(reads) = &tree.reads {
+            line(text, "reads", compared(reads));
+        }
     }
     line(
         text,
@@ -240,6 +243,20 @@ fn verified(tree: &TreeReport, size_bytes: u64) -> String {
         format!("; under way: {} of {}", bytes(done), bytes(size_bytes))
     });
     format!("{last}, {} bad blocks{running}", tree.bad_blocks)
+}
+
+fn compared(reads: &ReadsReport) -> String {
+    let ReadsReport {
+        policy,
+        checked_blocks,
+        unchecked_blocks,
+        bad_blocks,
+        repeated_blocks,
+    } = reads;
+    format!(
+        "{policy}: {checked_blocks} blocks checked, {unchecked_blocks} unchecked, \
+         {bad_blocks} bad, {repeated_blocks} looked at again"
+    )
 }
 
 fn ledger(proof: &ProofReport) -> String {

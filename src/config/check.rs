@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use hn4_engine::core::AckMode;
+use hn4_engine::core::{AckMode, VerifyReads};
 use hn4_engine::shard::Listen;
 use hn4_transport::driver::dials;
 
@@ -30,6 +30,7 @@ pub(super) fn check<'t>(
     for parsed in volumes {
         loopback_only(reader, parsed);
         enough_peers(reader, parsed);
+        reads_need_a_tree(reader, parsed);
         known_transport(reader, root, parsed);
     }
     same_peers(reader, node, volumes);
@@ -150,6 +151,18 @@ fn enough_peers(reader: &mut Reader<'_>, parsed: &Parsed<'_>) {
             if have == 1 { "is" } else { "are" },
         );
         reader.note(section.at_of(key), section.key(key), what);
+    }
+}
+
+fn reads_need_a_tree(reader: &mut Reader<'_>, parsed: &Parsed<'_>) {
+    let Parsed {
+        section, volume, ..
+    } = parsed;
+    if volume.verify_reads != VerifyReads::Off && !volume.tree {
+        let key = "verify_reads";
+        let what = "reads are compared with the state tree, and this volume has none; set \
+                    tree = \"on\", or verify_reads = \"off\"";
+        reader.note(section.at_of(key), section.key(key), what.to_owned());
     }
 }
 

@@ -22,7 +22,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use hn4_engine::core::{AckMode, LagPolicy, MAX_PEERS, OnDegraded, VolumeConfig};
+use hn4_engine::core::{AckMode, LagPolicy, MAX_PEERS, OnDegraded, VerifyReads, VolumeConfig};
 use hn4_engine::device::{DeviceKind, DeviceOptions};
 use hn4_engine::shard::Listen;
 use hn4_proof::ledger::verify::Policy;
@@ -173,6 +173,8 @@ pub struct VolumeSection {
     pub scan_mib_per_s: u64,
     /// All of the backing is compared with the tree after so many hours; 0: only when asked.
     pub verify_interval_h: u64,
+    /// Which reads of the backing are compared with the tree.
+    pub verify_reads: VerifyReads,
     /// What a replica destages.
     pub apply: Apply,
     /// What the backing is; `None` means that it is detected.
@@ -408,6 +410,7 @@ impl VolumeSection {
         config.shadow_space_bytes = self.shadow_space_mib << 20;
         config.prove = self.proof;
         config.tree = self.tree;
+        config.verify_reads = self.verify_reads;
         config.apply_proven = self.proof && self.apply == Apply::Proven;
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, OnExceed};
+use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, OnExceed, VerifyReads};
 use hn4_engine::device::DeviceKind;
 use hn4_engine::shard::Listen;
 use hn4_transport::driver::TransportKind;
@@ -53,6 +53,11 @@ const SIGNING: [(&str, Signing); 3] = [
     ("sign", Signing::Sign),
     ("require", Signing::Require),
 ];
+const VERIFY_READS: [(&str, VerifyReads); 3] = [
+    ("off", VerifyReads::Off),
+    ("sample", VerifyReads::Sample),
+    ("all", VerifyReads::All),
+];
 /// Whether peers get compressed data if nothing is said.
 const SCXQ2_DEFAULT: bool = false;
 
@@ -77,7 +82,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
 const PHYSICAL_SECTORS: [(&str, Option<u32>); 3] =
     [("auto", None), ("512", Some(512)), ("4096", Some(4096))];
 
-const VOLUME_KEYS: [&str; 31] = [
+const VOLUME_KEYS: [&str; 32] = [
     "name",
     "backing",
     "log",
@@ -104,6 +109,7 @@ const VOLUME_KEYS: [&str; 31] = [
     "tree",
     "scan_mib_per_s",
     "verify_interval_h",
+    "verify_reads",
     "apply",
     "device_kind",
     "physical_sector",
@@ -322,6 +328,7 @@ impl<'t> Parser<'t> {
             tree: reader.choice(table, "tree", &SWITCH).unwrap_or(false),
             scan_mib_per_s,
             verify_interval_h,
+            verify_reads: choice(reader, table, "verify_reads", &VERIFY_READS),
             apply: choice(reader, table, "apply", &apply),
             device_kind: choice(reader, table, "device_kind", &DEVICE_KINDS),
             physical_sector: choice(reader, table, "physical_sector", &PHYSICAL_SECTORS),

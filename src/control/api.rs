@@ -349,6 +349,25 @@ pub struct TreeReport {
     /// Their places, at most 64 ranges of sectors, both ends inclusive, such as `LBA 8-15`.
     #[serde(default)]
     pub bad_lbas: Vec<String>,
+    /// What came of comparing clients' reads with the tree; null with `verify_reads = "off"`.
+    #[serde(default)]
+    pub reads: Option<ReadsReport>,
+}
+
+/// Blocks of 4 KiB that clients' reads took from the backing, since the daemon was started.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ReadsReport {
+    /// `sample` or `all`.
+    pub policy: String,
+    /// They were compared, and are what was written there.
+    pub checked_blocks: u64,
+    /// They were to be compared, and the tree did not know them: it was being built, or there was
+    /// none.
+    pub unchecked_blocks: u64,
+    /// They were not what was written there.
+    pub bad_blocks: u64,
+    /// They were read again before they were judged, since a sweep may have been writing them.
+    pub repeated_blocks: u64,
 }
 
 /// How complete a copy is.

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hn4::log::LogIdentity;
 use hn4::types::VolumeId;
-use hn4_engine::core::VolumeConfig;
+use hn4_engine::core::{VerifyReads, VolumeConfig};
 use hn4_engine::device::DeviceOptions;
 use hn4_engine::shard::{self, ShardSetup, TreeFeed};
 use hn4_transport::driver::{Environment, Timings, Transport, TransportConfig};
@@ -301,6 +301,7 @@ fn start_tree(
         },
         rate: section.scan_mib_per_s << 20,
         verify_interval_h: section.verify_interval_h,
+        checks_reads: section.verify_reads != VerifyReads::Off,
     };
     let name = &section.name;
     let tree = tree::start(setup);

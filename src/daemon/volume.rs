@@ -26,7 +26,6 @@ use super::proof::{FromProver, ProofHandle, ProverReport, ToProver};
 use super::seats::Seats;
 use super::translate;
 use super::tree::compare::{Compared, Roots};
-use super::tree::verify;
 use super::tree::{FromTree, ToTree, TreeHandle, TreeState};
 use crate::config::VolumeSection;
 use crate::config::identities::Identities;
@@ -106,22 +105,8 @@ impl Report {
 
     /// What is told about the state tree.
     pub(super) fn tree(&self) -> Option<TreeReport> {
-        let tree = self.tree.clone()?;
-        Some(TreeReport {
-            epoch: tree.root.map(|(epoch, _)| epoch.0),
-            root: tree.root.map(|(_, root)| root.to_string()),
-            built_bytes: tree.built_bytes,
-            leaves: tree.leaves,
-            failed: tree.failed,
-            notice: tree.notice,
-            verified_bytes: tree.verified_bytes,
-            verified_at_ms: tree.record.as_ref().and_then(|record| record.finished_ms),
-            repaired_blocks: tree.record.as_ref().map_or(0, |record| record.repaired),
-            bad_blocks: tree.record.as_ref().map_or(0, verify::Record::count),
-            bad_lbas: tree
-                .record
-                .map_or_else(Vec::new, |record| verify::ranges(&record.bad, 64)),
-        })
+        let policy = self.section.verify_reads;
+        self.tree.as_ref().map(|tree| tree.report(policy))
     }
 
     /// What is told about proofs.

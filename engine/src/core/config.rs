@@ -4,6 +4,7 @@
 use hn4::log::{LogIdentity, MAX_EPOCH_BYTES};
 use hn4::types::{BLOCK_BYTES, NodeId};
 
+use super::checks::VerifyReads;
 use super::lag::OnExceed;
 use super::seal::Lanes;
 
@@ -100,6 +101,8 @@ pub struct VolumeConfig {
     pub apply_proven: bool,
     /// A state tree follows the sweeps: each waits until its leaves are durable there.
     pub tree: bool,
+    /// With a tree: which reads of the backing are compared with it.
+    pub verify_reads: VerifyReads,
     /// With a tree: a primary marks an epoch after so many milliseconds. All copies cut a sweep
     /// there, so that their roots can be compared.
     pub mark_ms: u64,
@@ -155,6 +158,7 @@ impl VolumeConfig {
             prove: false,
             apply_proven: false,
             tree: false,
+            verify_reads: VerifyReads::Off,
             mark_ms: 5000,
             open_answers: 0,
             start_alone_after_ms: None,

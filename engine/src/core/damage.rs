@@ -56,6 +56,7 @@ impl Damage {
             TreeEvent::Took
             | TreeEvent::Ready(_)
             | TreeEvent::Rooted
+            | TreeEvent::Checked(..)
             | TreeEvent::FlushFailed(_) => {}
         }
     }

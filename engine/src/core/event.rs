@@ -9,6 +9,7 @@ use hn4::types::{
     ChainHash, Epoch, Incarnation, Lba, LogOffset, Rank, Term, ZERO_PIECE_COST_BYTES,
 };
 
+pub use super::checks::Verdict;
 pub use super::io::{Disk, Io, IoToken, Seg};
 use super::peers::PeerSet;
 pub use super::tree::{Damaged, TreeEvent, TreeWork};

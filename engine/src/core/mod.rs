@@ -18,6 +18,7 @@ pub mod recovery;
 
 mod apply;
 mod checkpoint;
+mod checks;
 mod compare;
 mod create;
 mod damage;
@@ -46,6 +47,7 @@ mod view;
 mod volume;
 mod waiters;
 
+pub use checks::{SAMPLE_BLOCKS, SAMPLE_EVERY, VerifyReads};
 pub use config::{AckMode, LagPolicy, MAX_PEERS, OnDegraded, VolumeConfig};
 pub use election::Waiting;
 pub use event::{Action, Actions, Event};

@@ -16,10 +16,12 @@ use std::ops::Range;
 use hn4::log::CopyState;
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch};
 
+use super::checks::Verdict;
 pub use super::damage::Damaged;
-use super::event::{Action, Actions, IoToken, Time, Tip};
+use super::event::{Action, Actions, IoToken, Now, Time, Tip};
 use super::sweep::Sweep;
 use super::volume::Volume;
+use crate::arena::SlotMemory;
 
 /// Parts of a sweep that are handed over at once: 1 MiB if they are whole blocks.
 const PORTION_PARTS: usize = 256;
@@ -27,7 +29,8 @@ const PORTION_PARTS: usize = 256;
 const PORTIONS: usize = 2;
 
 /// What the core tells the tree. In this order: a start, then sweeps, then perhaps a discard and
-/// a new start. A sweep is a begin, its blocks, and, when it is recorded, a done.
+/// a new start. A sweep is a begin, its blocks, and, when it is recorded, a done. Checks come in
+/// between.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum TreeWork {
     /// The backing is an exact state: open the tree, or build one.
@@ -65,6 +68,16 @@ pub enum TreeWork {
         /// [`TreeEvent::Rooted`], soon or much later.
         marked: bool,
     },
+    /// Compare blocks of the backing with their leaves; answered by [`TreeEvent::Checked`].
+    Check {
+        /// The read that waits for the answer; `None`: nobody does.
+        read: Option<u32>,
+        /// Which, ascending.
+        blocks: Vec<BlockIndex>,
+        /// What the read got, each of them whole, a range of [`Actions::segs`]. If nobody waits:
+        /// nothing, and they are to be read again.
+        segs: Range<usize>,
+    },
     /// Leave nothing of the tree; answered by [`TreeEvent::Discarded`].
     Discard,
     /// The volume has failed closed: nothing may be written to the backing any more (P5).
@@ -84,6 +97,8 @@ pub enum TreeEvent {
     Discarded,
     /// A block of the backing is damaged, or (`None`) good again.
     Damage(BlockIndex, Option<Damaged>),
+    /// Blocks were compared: those of this read, or those of a sample.
+    Checked(Option<u32>, Verdict),
     /// A flush of the backing failed, behind a repair: whatever was written there may be lost.
     FlushFailed(i32),
 }
@@ -208,6 +223,7 @@ impl Tree {
             TreeEvent::Ready(_)
             | TreeEvent::Discarded
             | TreeEvent::Damage(..)
+            | TreeEvent::Checked(..)
             | TreeEvent::FlushFailed(_) => {}
         }
     }
@@ -232,9 +248,19 @@ impl Tree {
 }
 
 impl Volume {
-    pub(super) fn tree_event(&mut self, event: TreeEvent, out: &mut Actions) {
-        if let TreeEvent::FlushFailed(errno) = event {
-            return self.fail(IoToken::SweepFsync, errno, out);
+    pub(super) fn tree_event(
+        &mut self,
+        now: Now,
+        event: TreeEvent,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        match event {
+            TreeEvent::FlushFailed(errno) => return self.fail(IoToken::SweepFsync, errno, out),
+            TreeEvent::Checked(read, verdict) => {
+                return self.checked(now, (read, verdict), mem, out);
+            }
+            _ => {}
         }
         self.damage.event(event);
         let cut = self.sweep.as_ref().map(|sweep| sweep.cut);

@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use hn4::log::Role;
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK, Term};
 
+use super::checks::VerifyReads;
 use super::config::{LagPolicy, VolumeConfig};
 use super::damage::Damage;
 use super::election::Election;
@@ -114,6 +115,8 @@ impl Volume {
         superblock: SuperblockWriter,
         anchored: Tip,
     ) -> Self {
+        let checks_nothing = config.verify_reads == VerifyReads::Off;
+        assert!(config.tree || checks_nothing, "reads would wait for a tree");
         // Until the prover has read its ledger, it may need everything that is kept.
         let proven = journal.base;
         let mut volume = Self {
@@ -197,7 +200,7 @@ impl Volume {
             Event::Unpin { generation } => self.unpin(generation),
             Event::Peer { peer, event } => self.peer_event(peer, event, out),
             Event::Proof(event) => self.proof_event(event, out),
-            Event::Tree(event) => self.tree_event(event, out),
+            Event::Tree(event) => self.tree_event(now, event, mem, out),
             Event::Control { id, control } => self.control(now, id, control, out),
         }
         self.progress(now, mem, out);

@@ -14,7 +14,7 @@ use super::shadow::ShadowFile;
 use crate::arena::{SlotId, SlotMemory};
 use crate::core::event::{
     Action, Actions, CopyStatus, Event, Failure, Now, PeerEvent, PeerId, ProofEvent, Request,
-    RequestId, Time, TreeWork,
+    RequestId, Seg as CoreSeg, Time, TreeWork,
 };
 use crate::core::{Volume, VolumeConfig};
 use crate::ring::{Completion, Ring, Seg};
@@ -305,19 +305,29 @@ impl Engine {
                 last,
             } => {
                 let segs = &self.actions.segs[segs];
-                let mut bytes = Vec::with_capacity(segs.len() * 4096);
-                for seg in segs {
-                    let from = usize::from(seg.offset);
-                    let to = from + usize::from(seg.bytes);
-                    bytes.extend_from_slice(&self.ring.arena().bytes(seg.slot)[from..to]);
-                }
+                let bytes = self.gather_bytes(segs);
                 let lengths = segs.iter().map(|seg| seg.bytes);
                 let parts = offsets.into_iter().zip(lengths).collect();
                 TreeFeed::Blocks { parts, bytes, last }
             }
+            TreeWork::Check { read, blocks, segs } => TreeFeed::Check {
+                read,
+                blocks,
+                bytes: self.gather_bytes(&self.actions.segs[segs]),
+            },
             work => TreeFeed::Work(work),
         };
         self.outbox.push(FromShard::Tree(feed));
+    }
+
+    fn gather_bytes(&self, segs: &[CoreSeg]) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(segs.len() * 4096);
+        for seg in segs {
+            let from = usize::from(seg.offset);
+            let to = from + usize::from(seg.bytes);
+            bytes.extend_from_slice(&self.ring.arena().bytes(seg.slot)[from..to]);
+        }
+        bytes
     }
 
     fn complete(&mut self, id: RequestId, result: Result<(), Failure>) {

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use hn4::types::Epoch;
+use hn4::types::{BlockIndex, Epoch};
 
 use super::status::ShardStatus;
 use crate::core::event::{
@@ -127,7 +127,7 @@ pub enum ProofFeed {
     Failed,
 }
 
-/// What a shard hands to the state tree; bounded by its answers.
+/// What a shard hands to the state tree; bounded by its answers, and by the clients' requests.
 #[derive(Debug)]
 pub enum TreeFeed {
     /// What the core says, if it is not a part of a sweep.
@@ -140,6 +140,15 @@ pub enum TreeFeed {
         bytes: Vec<u8>,
         /// There is no more.
         last: bool,
+    },
+    /// Blocks that a read got: see [`TreeWork::Check`].
+    Check {
+        /// The read that waits.
+        read: Option<u32>,
+        /// Which.
+        blocks: Vec<BlockIndex>,
+        /// Their contents, one after the other, if a read waits.
+        bytes: Vec<u8>,
     },
 }
 

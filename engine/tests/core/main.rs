@@ -1,5 +1,6 @@
 //! The core alone, step by step, on devices in memory.
 
+mod checks;
 mod drain;
 mod memory;
 mod merge;

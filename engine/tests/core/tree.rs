@@ -4,28 +4,37 @@
 
 use hn4::log::Role;
 use hn4::types::{BlockIndex, Epoch, Incarnation, Lba, LogOffset, NodeId, Rank, Term};
-use hn4_engine::arena::{SlotMemory, VecArena};
+use hn4_engine::arena::{SlotId, SlotMemory, VecArena};
 use hn4_engine::core::event::{
     Control, Damaged, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerMessage, PeerState, Request,
     RequestId, SeedOrigin, SeedPiece, Time, Tip, TreeEvent, TreeWork,
 };
 use hn4_engine::core::recovery;
-use hn4_engine::core::{Action, Actions, Event, Volume, VolumeConfig};
+use hn4_engine::core::{Action, Actions, Event, VerifyReads, Volume, VolumeConfig};
 
 use crate::memory::{Memory, NODE, identity};
 
 const RING_BYTES: usize = 8 << 20;
 const SLOTS: u32 = 4096;
 
+/// What the backing holds, everywhere.
+pub(crate) const ON_BACKING: u8 = 0xBB;
+
 /// A volume with a tree that answers only when it is told to.
-struct Bench {
+pub(crate) struct Bench {
     volume: Volume,
-    mem: VecArena,
-    requests: u64,
+    pub(crate) mem: VecArena,
+    pub(crate) requests: u64,
     /// What the tree was told, and where the backing was written, in order.
     seen: Vec<Seen>,
     /// Requests that are complete, and whether they failed.
-    done: Vec<(u64, bool)>,
+    pub(crate) done: Vec<(u64, bool)>,
+    /// Byte offset and length of each read of the backing.
+    pub(crate) read_from: Vec<(u64, u64)>,
+    /// Where the last read goes.
+    pub(crate) read_into: Vec<SlotId>,
+    /// Reads of the backing fail.
+    pub(crate) unreadable: bool,
     /// How often a session was to be closed.
     closed: usize,
     /// Where the backing was to be read for a full copy.
@@ -34,7 +43,7 @@ struct Bench {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Seen {
+pub(crate) enum Seen {
     Tree(TreeWork),
     /// Byte offset and length.
     Backing(u64, u64),
@@ -43,12 +52,17 @@ enum Seen {
 
 impl Bench {
     fn new(role: Role) -> Self {
+        Self::with(role, VerifyReads::Off)
+    }
+
+    pub(crate) fn with(role: Role, verify_reads: VerifyReads) -> Self {
         let identity = identity(16 << 20);
         let mut log = Memory::new_log(identity, role, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
         let opened = recovery::open(&mut log, &mut Memory::new(Vec::new()), &mut mem, |header| {
             VolumeConfig {
                 tree: true,
+                verify_reads,
                 peers: 1,
                 ..VolumeConfig::new(identity, NODE, header.ring_bytes, SLOTS as usize)
             }
@@ -59,6 +73,9 @@ impl Bench {
             requests: 0,
             seen: Vec::new(),
             done: Vec::new(),
+            read_from: Vec::new(),
+            read_into: Vec::new(),
+            unreadable: false,
             closed: 0,
             copied: Vec::new(),
             time: Time(0),
@@ -80,7 +97,8 @@ impl Bench {
                 match action {
                     Action::Io { token, io } => {
                         self.note(token, &io, &actions);
-                        let result = Ok(());
+                        let fails = self.unreadable && matches!(token, IoToken::Read(_));
+                        let result = if fails { Err(5) } else { Ok(()) };
                         events.push_back(Event::IoDone { token, result });
                     }
                     Action::Tree(work) => self.seen.push(Seen::Tree(work)),
@@ -117,17 +135,31 @@ impl Bench {
                 assert!(matches!(token, IoToken::SweepZero | IoToken::SeedWrite));
                 self.seen.push(Seen::Backing(*offset, *bytes));
             }
+            Io::Read {
+                disk: Disk::Backing,
+                offset,
+                segs,
+            } => {
+                let mut bytes = 0;
+                for seg in &actions.segs[segs.clone()] {
+                    let from = usize::from(seg.offset);
+                    let to = from + usize::from(seg.bytes);
+                    self.mem.bytes_mut(seg.slot)[from..to].fill(ON_BACKING);
+                    bytes += u64::from(seg.bytes);
+                }
+                self.read_from.push((*offset, bytes));
+            }
             Io::Read { .. } | Io::Fsync { .. } | Io::Write { .. } => {}
         }
     }
 
-    fn ask(&mut self, request: Request) {
+    pub(crate) fn ask(&mut self, request: Request) {
         self.requests += 1;
         let id = RequestId(self.requests);
         self.step(Event::Request { id, request });
     }
 
-    fn write(&mut self, lba: u64, sectors: u32) {
+    pub(crate) fn write(&mut self, lba: u64, sectors: u32) {
         let slots = vec![self.mem.alloc().expect("a slot")];
         self.ask(Request::Write {
             lba: Lba(lba),
@@ -138,10 +170,11 @@ impl Bench {
     }
 
     /// The number of the request.
-    fn read(&mut self, lba: u64, sectors: u32) -> u64 {
+    pub(crate) fn read(&mut self, lba: u64, sectors: u32) -> u64 {
         let blocks = (lba % 8 + u64::from(sectors)).div_ceil(8);
         let slots = (0..blocks).map(|_| self.mem.alloc().expect("a slot"));
-        let slots = slots.collect();
+        let slots: Vec<SlotId> = slots.collect();
+        self.read_into.clone_from(&slots);
         self.ask(Request::Read {
             lba: Lba(lba),
             sectors,
@@ -150,7 +183,7 @@ impl Bench {
         self.requests
     }
 
-    fn damage(&mut self, block: u64, damaged: Option<Damaged>) {
+    pub(crate) fn damage(&mut self, block: u64, damaged: Option<Damaged>) {
         self.tree(TreeEvent::Damage(BlockIndex(block), damaged));
     }
 
@@ -160,11 +193,11 @@ impl Bench {
         self.step(Event::Control { id, control });
     }
 
-    fn tree(&mut self, event: TreeEvent) {
+    pub(crate) fn tree(&mut self, event: TreeEvent) {
         self.step(Event::Tree(event));
     }
 
-    fn take(&mut self) -> Vec<Seen> {
+    pub(crate) fn take(&mut self) -> Vec<Seen> {
         std::mem::take(&mut self.seen)
     }
 }

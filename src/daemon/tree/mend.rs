@@ -193,7 +193,10 @@ impl Worker {
 
     /// Whether the block is good now.
     fn write_repair(&mut self, block: u64, contents: &blocks::Block) -> bool {
-        let Some(Open { keeper, backing }) = &mut self.tree else {
+        let Some(Open {
+            keeper, backing, ..
+        }) = &mut self.tree
+        else {
             return false;
         };
         // A sweep may have ended since it came.
@@ -233,7 +236,10 @@ impl Worker {
 
     pub(super) fn peer_said(&mut self, index: usize, message: &[u8]) {
         let volume = &self.setup.name;
-        let Some(Open { keeper, backing }) = &mut self.tree else {
+        let Some(Open {
+            keeper, backing, ..
+        }) = &mut self.tree
+        else {
             return;
         };
         let blocks = keeper.geometry().size_bytes() / BLOCK_BYTES;

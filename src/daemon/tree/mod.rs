@@ -12,8 +12,11 @@
 pub(super) mod compare;
 mod files;
 mod inspect;
+mod leaves;
 mod mend;
+mod reads;
 mod repair;
+mod report;
 mod sum;
 mod sweep;
 pub(super) mod verify;
@@ -36,6 +39,8 @@ use hn4_proof::tree::{Geometry, TreeError};
 use tokio::sync::mpsc;
 
 use self::files::{Backing, Files};
+use self::leaves::Leaves;
+use self::reads::{ReadCounts, Reads};
 use self::repair::Repairs;
 use self::sweep::Gathering;
 use self::verify::{Record, Verify};
@@ -101,6 +106,8 @@ pub(crate) struct TreeState {
     pub(crate) verified_bytes: Option<u64>,
     /// What is known of the medium.
     pub(crate) record: Option<Record>,
+    /// What came of comparing reads.
+    pub(crate) reads: ReadCounts,
 }
 
 /// What a tree is started with.
@@ -116,6 +123,8 @@ pub(super) struct TreeSetup {
     pub(super) rate: u64,
     /// Hours between two deep verifies; 0: only when asked.
     pub(super) verify_interval_h: u64,
+    /// Reads are compared, all or some.
+    pub(super) checks_reads: bool,
 }
 
 /// The daemon's end of a tree. Dropping it ends the thread.
@@ -170,6 +179,8 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
         record: None,
         damaged_before: BTreeSet::new(),
         repairs: Repairs::new(now),
+        reads: Reads::default(),
+        halted: false,
         next_slice: now,
         next_work: now,
         told: now,
@@ -192,6 +203,7 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
 struct Open {
     keeper: Keeper<Files>,
     backing: Backing,
+    leaves: Leaves,
 }
 
 struct Worker {
@@ -220,6 +232,9 @@ struct Worker {
     /// Blocks that were bad when a tree was given up: those stay so in the one that is built anew.
     damaged_before: BTreeSet<u64>,
     repairs: Repairs,
+    reads: Reads,
+    /// The volume has failed closed.
+    halted: bool,
     next_slice: Instant,
     next_work: Instant,
     told: Instant,
@@ -289,6 +304,8 @@ impl Worker {
         let retry = self.retry.filter(|_| self.is_quiet());
         let tell = self.untold.then_some(self.told + TELL);
         let repair = self.repairs.deadline();
+        let suspects = self.reads.has_suspects() && self.is_quiet();
+        let suspects = suspects.then(Instant::now);
         [
             slice,
             work,
@@ -297,6 +314,7 @@ impl Worker {
             self.root_at(),
             self.verify_at(),
             repair,
+            suspects,
         ]
         .into_iter()
         .flatten()
@@ -318,6 +336,7 @@ impl Worker {
         if self.root_at().is_some_and(|at| at <= now) {
             self.want_root(false);
         }
+        self.look_again();
         self.repair(now);
         if self.has_work() && self.next_work <= now {
             self.work();
@@ -347,7 +366,10 @@ impl Worker {
     }
 
     fn build_slice(&mut self) -> Result<u64, TreeError> {
-        let Some(Open { keeper, backing }) = &mut self.tree else {
+        let Some(Open {
+            keeper, backing, ..
+        }) = &mut self.tree
+        else {
             return Ok(0);
         };
         let mut bad = self.damaged_before.clone();
@@ -382,15 +404,24 @@ impl Worker {
             TreeFeed::Blocks { parts, bytes, last } => self.take_blocks(&parts, &bytes, last),
             TreeFeed::Work(TreeWork::Done { at, marked }) => self.finish(at, marked),
             TreeFeed::Work(TreeWork::Discard) => self.discard(),
+            TreeFeed::Check {
+                read,
+                blocks,
+                bytes,
+            } => self.check(read, &blocks, &bytes),
             // What a sweep has begun does not end, and the backing is left alone.
-            TreeFeed::Work(TreeWork::Halt) => self.sweeping = true,
-            TreeFeed::Work(TreeWork::Blocks { .. }) => {}
+            TreeFeed::Work(TreeWork::Halt) => {
+                (self.sweeping, self.halted) = (true, true);
+                self.turn_away();
+            }
+            TreeFeed::Work(TreeWork::Blocks { .. } | TreeWork::Check { .. }) => {}
         }
     }
 
     fn finish(&mut self, at: Tip, marked: bool) {
         (self.at, self.sweeping) = (Some(at), false);
         (self.unrooted, self.moved) = (true, Instant::now());
+        self.has_written();
         let done = match &mut self.tree {
             Some(tree) => tree.keeper.finish_sweep(at.epoch),
             None => Ok(()),
@@ -450,6 +481,7 @@ impl Worker {
     fn discard(&mut self) {
         (self.at, self.tree, self.retry) = (None, None, None);
         self.no_longer_rooting();
+        self.turn_away();
         (self.sweeping, self.gathering) = (false, None);
         let gone = self.files().map_err(TreeError::from);
         if let Err(error) = gone.and_then(|mut files| Keeper::discard(&mut files)) {
@@ -508,7 +540,11 @@ impl Worker {
         record.bad.iter().for_each(|block| self.seek(*block));
         self.record = Some(record);
         self.keep_record();
-        self.tree = Some(Open { keeper, backing });
+        self.tree = Some(Open {
+            leaves: Leaves::new(keeper.geometry().blocks()),
+            keeper,
+            backing,
+        });
         Ok(found)
     }
 
@@ -517,6 +553,7 @@ impl Worker {
         tracing::error!(volume = %self.setup.name, %error, "the state tree is given up");
         self.tree = None;
         self.no_longer_rooting();
+        self.turn_away();
         // Nothing can tell good copies of these blocks any more.
         self.lose(true);
         self.damaged_before.extend(self.repairs.forget_all());
@@ -546,6 +583,7 @@ impl Worker {
         if self.untold && self.told.elapsed() >= TELL {
             (self.told, self.untold) = (Instant::now(), false);
             self.state.record = self.record.clone();
+            self.state.reads = self.reads.counts;
             let verify = self.verify.as_ref();
             self.state.verified_bytes = verify.map(|verify| verify.next * BLOCK_BYTES);
             self.say(FromTree::Report(self.state.clone()));

@@ -16,6 +16,7 @@ use super::{FromTree, Open, Worker};
 const WHOLE: u16 = 4096;
 
 /// What a sweep will write, as far as it is known.
+#[derive(Debug)]
 pub(super) struct Gathering {
     pub(super) cut: Epoch,
     /// Blocks.
@@ -65,6 +66,7 @@ impl Worker {
         if last {
             self.sweeping = true;
             self.say(FromTree::Core(TreeEvent::Ready(gathering.cut)));
+            self.begins_to_write(gathering);
         } else {
             self.gathering = Some(gathering);
             self.say(FromTree::Core(TreeEvent::Took));
@@ -83,7 +85,9 @@ pub(super) fn is_zeroed(zeros: &[Range<u64>], block: u64) -> bool {
 /// `is_damage` is asked whether it is damaged, and such a block stays so.
 fn hash_parts(
     gathering: &mut Gathering,
-    Open { keeper, backing }: &mut Open,
+    Open {
+        keeper, backing, ..
+    }: &mut Open,
     parts: &[(u64, u16)],
     bytes: &[u8],
     mut is_damage: impl FnMut(u64, bool) -> bool,
