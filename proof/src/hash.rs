@@ -177,6 +177,10 @@ contexts! {
     KEY_OFFER = "key offer";
     /// The message that the signature of an aggregate signs.
     AGGREGATE = "aggregate";
+    /// Where the chain of a volume's batch roots begins.
+    CHAIN_START = "chain start";
+    /// The message that the signatures of a statement about such a chain sign.
+    CHAIN_STATEMENT = "chain statement";
     /// A page of a run file of the state tree.
     RUN_PAGE = "tree run page";
     /// Header, index and trailer of a run file of the state tree.

@@ -20,6 +20,7 @@
 //! | [`ledger`] | the append-only chain of anchors, its recovery, verification and XML export |
 //! | [`prover`] | anchoring on a primary, following on a replica: what runs beside a volume |
 //! | [`scxq2`] | dictionary compression of lane segments on the wire |
+//! | `stark` | with the feature of that name: a succinct proof over the chain of batch roots |
 //! | [`envelope`] | proofs as JSON documents, and their verification offline |
 //!
 //! Each hash is written down for another implementer in `docs/PROOF_FORMAT.md`.
@@ -43,5 +44,7 @@ pub mod ledger;
 pub mod prover;
 pub mod scxq2;
 pub mod sign;
+#[cfg(feature = "stark")]
+pub mod stark;
 pub mod time;
 pub mod tree;

@@ -5,6 +5,7 @@
 //! there yet, and so does what a crash left of one.
 
 mod local;
+mod succinct;
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -167,6 +168,10 @@ pub enum ProofCommand {
         ledger: LedgerArg,
         #[command(flatten)]
         range: RangeArgs,
+        /// Of the epochs of 2 to 4096 anchors: a succinct proof of the chain of their batch roots, in
+        /// place of their records; only in builds with the feature `stark`
+        #[arg(long, requires = "first")]
+        stark: bool,
         /// json or protobuf
         #[arg(long, value_name = "FORMAT", default_value = "json")]
         format: Format,
@@ -398,10 +403,18 @@ pub(super) fn run_proof(cli: &Cli, command: &ProofCommand) -> Result<u8, AnyErro
         ProofCommand::Export {
             ledger,
             range,
+            stark,
             format,
             out,
         } => {
             let document = match (range.wanted()?, format) {
+                (Wanted::Range(first, last), format) if *stark => {
+                    let document = succinct::prove(cli, ledger, (first, last))?;
+                    match format {
+                        Format::Json => document.to_json()?.into_bytes(),
+                        Format::Protobuf => document.to_protobuf()?,
+                    }
+                }
                 (Wanted::Range(first, last), format) => {
                     let (medium, header) = open(&path_of(cli, ledger)?)?;
                     let tip = recovered(&medium, &header, Policy::default())?.tip;
@@ -466,6 +479,9 @@ fn verify_epochs(
     wanted: (VolumeId, Epoch, Epoch),
     (trusted, policy): (Vec<PublicKey>, Policy),
 ) -> Result<u8, AnyError> {
+    if let Some(document) = succinct::read(bytes) {
+        return succinct::verify(&document, wanted, (trusted, policy));
+    }
     let document = match json(bytes) {
         Some(text) => Aggregate::from_json(text)?,
         None => Aggregate::from_protobuf(bytes)?,

@@ -38,8 +38,10 @@ pub mod proto;
 
 /// Name of the document.
 pub const SCHEMA: &str = "scxq2.proof.v1";
-/// The only proof type of this build; `zk-stark` is reserved.
+/// The proof type of the envelope of one anchor.
 pub const MERKLE_BATCH: &str = "merkle-batch";
+/// The type of a succinct proof over many; builds with the feature `stark` make and check them.
+pub const ZK_STARK: &str = "zk-stark";
 /// Longest envelope, in bytes of JSON.
 pub const MAX_ENVELOPE_BYTES: usize = 1 << 20;
 const VERSION: u8 = 1;
@@ -77,7 +79,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    fn new(volume: VolumeId, (first, last): (Epoch, Epoch), byte_length: u64) -> Self {
+    pub(crate) fn new(volume: VolumeId, (first, last): (Epoch, Epoch), byte_length: u64) -> Self {
         let object = format!("object://volume/{volume}");
         Self {
             object,
@@ -113,10 +115,10 @@ pub struct Integrity {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proof {
-    /// [`MERKLE_BATCH`].
+    /// [`MERKLE_BATCH`], or [`ZK_STARK`].
     #[serde(rename = "type")]
     pub kind: String,
-    /// Base64: a version byte and the anchor.
+    /// Base64: a version byte and the anchor; of other types what they say.
     pub proof_bytes: String,
 }
 
@@ -143,7 +145,7 @@ impl From<&Signature> for SignatureText {
 }
 
 impl SignatureText {
-    fn parse(&self) -> Result<Signature, EnvelopeError> {
+    pub(crate) fn parse(&self) -> Result<Signature, EnvelopeError> {
         let field = EnvelopeError::Field("signatures");
         let algorithm: Algorithm = self
             .algorithm
@@ -243,6 +245,14 @@ impl Envelope {
         }
     }
 
+    /// Reads a document in JSON, and checks nothing.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`] if it is none.
+    pub fn from_json(text: &str) -> Result<Self, EnvelopeError> {
+        parse_json(text, MAX_ENVELOPE_BYTES)
+    }
+
     /// The document.
     ///
     /// # Errors
@@ -252,7 +262,7 @@ impl Envelope {
     }
 }
 
-fn ratio(raw: u64, packed: u64) -> f64 {
+pub(crate) fn ratio(raw: u64, packed: u64) -> f64 {
     if raw == 0 {
         1.0
     } else {
@@ -275,7 +285,7 @@ pub(crate) fn parse_json<'a, T: Deserialize<'a>>(
 /// # Errors
 /// [`EnvelopeError`] of the first step that fails.
 pub fn verify(text: &str, keys: &Keyring, policy: &Policy) -> Result<Verified, EnvelopeError> {
-    verify_envelope(parse_json(text, MAX_ENVELOPE_BYTES)?, keys, policy)
+    verify_envelope(Envelope::from_json(text)?, keys, policy)
 }
 
 /// The same for one that was read, from either form.
