@@ -168,8 +168,8 @@ pub enum ProofCommand {
         ledger: LedgerArg,
         #[command(flatten)]
         range: RangeArgs,
-        /// Of the epochs of 2 to 4096 anchors: a succinct proof of the chain of their batch roots, in
-        /// place of their records; only in builds with the feature `stark`
+        /// Of the epochs of 2 to 4096 anchors: a succinct proof of the chain of their batch roots,
+        /// in place of their records; only in builds with the feature `stark`
         #[arg(long, requires = "first")]
         stark: bool,
         /// json or protobuf

@@ -118,9 +118,9 @@ pub fn make(
     Ok(parts.envelope(&signatures))
 }
 
-/// Verifies a document: the signatures of the anchors and of the statement, that they fit each other
-/// and the range in question, that every field says the same, and the argument. Needs nothing but
-/// public keys. A policy's algorithms for checkpoints are asked for of the statement, too.
+/// Verifies a document: the signatures of the statement and of the anchors, that they fit each
+/// other and the range in question, that every field says the same, and the argument. Needs nothing
+/// but public keys. A policy's algorithms for checkpoints are asked for of the statement, too.
 ///
 /// # Errors
 /// [`StarkError`] naming the first thing wrong.

@@ -2,9 +2,9 @@
 //!
 //! A node states, signed, that the chain of its batch roots leads from one link to another over N
 //! batches, of which the first and the last are those of two signed anchors; and it proves that it
-//! knows N roots of which that is true. What this is worth, and what not, is in
-//! `docs/PROOF_FORMAT.md`, section 10: the roots themselves take less room up to about ten thousand
-//! batches, and the proof hides nothing by design.
+//! knows N roots of which that is true. What this is worth, and what not, is in section 11 of
+//! `docs/PROOF_FORMAT.md`: the roots themselves take less room up to some 3,500 batches, and the
+//! proof hides nothing by design.
 //!
 //! | file | what it is for |
 //! |---|---|

@@ -1,7 +1,7 @@
 //! What the node says about a part of the chain, and signs.
 //!
-//! The anchors do not hold the links, so somebody has to say where the chain stands at the two ends;
-//! that is the node, with the keys that it signs anchors with.
+//! The anchors do not hold the links, so somebody has to say where the chain stands at the two
+//! ends; that is the node, with the keys that it signs anchors with.
 
 use hn4::types::{NodeId, VolumeId};
 

@@ -126,8 +126,18 @@ fn stark_chains_of_256_and_1000_batches_are_proven_with_96_proven_bits() {
     }
 }
 
-/// A document of the header of one length and the body of another: to ask what such a proof would be
-/// worth.
+#[test]
+fn stark_a_chain_of_any_length_is_proven() {
+    // One for each length of the trace, from 32 rows to 4096.
+    for count in [2, 3, 5, 9, 17, 33, 65, 129] {
+        let roots = roots(count);
+        let claim = claim(&roots);
+        let argument = argument::prove(&claim, &roots).unwrap();
+        assert_eq!(argument::verify(&claim, &argument), Ok(()), "{count}");
+    }
+}
+
+/// Bits of a proof with the header of this length and the body of another: what it would be worth.
 fn bits_of(count: usize) -> u32 {
     let (small, _, argument) = small();
     let header = |count: u64| {

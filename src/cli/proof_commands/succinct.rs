@@ -1,8 +1,8 @@
 //! `proof export --stark`, and the verification of what that makes.
 //!
-//! Proving is done here and not by the daemon: it needs nothing but the ledger's file and the node's
-//! keys, it is asked for by a person, and a process of its own at the lowest priority can neither
-//! take memory nor time from a volume, and may be ended at any moment.
+//! Proving is done here and not by the daemon: it needs nothing but the ledger's file and the
+//! node's keys, a person asks for it, and a process of its own at the lowest priority takes no
+//! memory of the daemon's and hardly any of its time, and may be ended at any moment.
 
 use hn4::types::{Epoch, VolumeId};
 use hn4_proof::envelope::{Envelope, ZK_STARK};
