@@ -107,10 +107,12 @@ fn ideal() -> ShardStatus {
         written_bytes: 4096,
         read_bytes: 0,
         seeding_bytes: None,
+        kept_bytes: 0,
         peers: vec![PeerStatus {
             connected: true,
             live: true,
             seeding_bytes: None,
+            kept_bytes: None,
             sent: all,
             progress,
             lags: PeerLags {

@@ -313,7 +313,10 @@ fn peers(text: &mut String, peers: &[PeerReport]) {
     for peer in peers {
         let session = match (peer.connected, peer.live, peer.seeding_bytes) {
             (false, ..) => "none".to_owned(),
-            (_, _, Some(done)) => format!("seeding, {} done", bytes(done)),
+            (_, _, Some(done)) => match peer.kept_bytes {
+                Some(kept) => format!("resync, {} done, {} kept", bytes(done), bytes(kept)),
+                None => format!("seeding, {} done", bytes(done)),
+            },
             (_, true, _) => "live".to_owned(),
             _ => "open".to_owned(),
         };

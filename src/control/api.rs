@@ -391,6 +391,10 @@ pub enum CopyReport {
     Shadowing {
         /// Bytes of the volume that were compared.
         compared_bytes: u64,
+        /// Bytes of those that were not sent, since the primary's state tree had told that they are
+        /// the same; since this node was started.
+        #[serde(default)]
+        kept_bytes: u64,
         /// Bytes of the volume that need not come again.
         durable_bytes: u64,
         /// Bytes of the shadow file that are durable.
@@ -435,6 +439,10 @@ pub struct PeerReport {
     pub live: bool,
     /// A full copy is being sent: bytes of the volume that are done.
     pub seeding_bytes: Option<u64>,
+    /// Bytes that the present full copy or the last one leaves out, since comparing the state trees
+    /// has shown that the peer has them; missing if they were not compared.
+    #[serde(default)]
+    pub kept_bytes: Option<u64>,
     /// How far it is. Only a primary knows.
     pub progress: Option<PeerProgress>,
     /// How far it may be behind; missing without a bound.

@@ -204,6 +204,7 @@ fn copy_report(status: &ShardStatus) -> CopyReport {
             ..
         } => CopyReport::Shadowing {
             compared_bytes: status.seeding_bytes.unwrap_or(cursor_bytes),
+            kept_bytes: status.kept_bytes,
             durable_bytes: cursor_bytes,
             shadow_bytes,
         },
@@ -227,6 +228,7 @@ fn peer_report(
         connected: seen.is_some_and(|seen| seen.connected),
         live: seen.is_some_and(|seen| seen.live),
         seeding_bytes: seen.and_then(|seen| seen.seeding_bytes),
+        kept_bytes: seen.and_then(|seen| seen.kept_bytes),
         progress: primary
             .zip(seen)
             .map(|(status, seen)| progress(status, seen)),

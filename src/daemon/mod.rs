@@ -259,6 +259,7 @@ async fn open_volume(
     let local = LocalState {
         compares: tree.is_some(),
         repairs: tree.is_some(),
+        resyncs: tree.is_some(),
         ..translate::local_state(&identity, node, max_epoch_bytes, proves, &status)
     };
     let (sender, receiver) = watch::channel(local);

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use hn4::log::{CopyState, FORMAT_VERSION, LogIdentity, Role};
 use hn4::types::NodeId;
 use hn4_engine::core::event::{
-    CopyStatus, FeedRefusal, PeerEvent, PeerMessage, PeerState, Progress, SeedOrigin, SeedPiece,
-    Tip,
+    Contents, CopyStatus, FeedRefusal, PeerEvent, PeerMessage, PeerState, Progress, SeedOrigin,
+    SeedPiece, Tip,
 };
 use hn4_transport::session as wire;
 use hn4_transport::session::{Input, LocalState, Output};
@@ -64,6 +64,7 @@ pub(super) fn local_state(
         proves,
         compares: false,
         repairs: false,
+        resyncs: false,
     }
 }
 
@@ -80,6 +81,7 @@ fn peer_state(state: &LocalState) -> PeerState {
         tip: tip(state.tip),
         tip_rank: state.tip_rank,
         usable: state.copy == wire::CopyState::Usable,
+        resyncs: state.resyncs,
     }
 }
 
@@ -144,21 +146,24 @@ pub(super) fn event(output: Output) -> Option<PeerEvent> {
 fn piece_event(piece: wire::SeedPiece) -> Option<PeerEvent> {
     let bytes = piece.volume_bytes();
     let offset = piece.offset_bytes;
-    let data: Option<Vec<u8>> = match piece.kind {
-        wire::PieceKind::Zero { .. } => None,
-        wire::PieceKind::Data(data) if crc32c::crc32c(&data) == piece.checksum => Some(data.into()),
+    let contents = match piece.kind {
+        wire::PieceKind::Zero { .. } => Contents::Zeroes,
+        wire::PieceKind::Same { .. } => Contents::Same,
+        wire::PieceKind::Data(data) if crc32c::crc32c(&data) == piece.checksum => {
+            Contents::Data(data.into())
+        }
         wire::PieceKind::Data(_) => {
             tracing::warn!(
                 offset,
                 "a piece of a full copy was damaged on its way; it is refused"
             );
-            Some(Vec::new())
+            Contents::Data(Vec::new())
         }
     };
     Some(PeerEvent::SeedPiece(SeedPiece {
         offset,
         bytes,
-        data,
+        contents,
     }))
 }
 
@@ -200,15 +205,15 @@ pub(super) fn input(message: PeerMessage) -> Input {
 
 /// A piece of the backing, for a session.
 pub(super) fn piece_input(piece: SeedPiece) -> Input {
-    let kind = match piece.data {
-        None => wire::PieceKind::Zero {
-            length: piece.bytes,
-        },
-        Some(data) => wire::PieceKind::Data(Bytes::from(data)),
+    let length = piece.bytes;
+    let kind = match piece.contents {
+        Contents::Zeroes => wire::PieceKind::Zero { length },
+        Contents::Same => wire::PieceKind::Same { length },
+        Contents::Data(data) => wire::PieceKind::Data(Bytes::from(data)),
     };
     let checksum = match &kind {
         wire::PieceKind::Data(data) => crc32c::crc32c(data),
-        wire::PieceKind::Zero { .. } => 0,
+        wire::PieceKind::Zero { .. } | wire::PieceKind::Same { .. } => 0,
     };
     Input::SeedPiece(wire::SeedPiece {
         offset_bytes: piece.offset,

@@ -356,6 +356,7 @@ impl VolumeTask {
                 let state = LocalState {
                     compares: self.tree.is_some(),
                     repairs: self.tree.is_some(),
+                    resyncs: self.tree.is_some(),
                     ..translate::local_state(
                         &self.identity,
                         self.node,

@@ -42,7 +42,7 @@ impl Volume {
             return;
         };
         let plenty = mem.free_slots() > 2 * self.config.reserve_slots + ZERO_BLOCKS;
-        let most = match piece.data {
+        let most = match piece.data() {
             None if plenty => ZERO_BLOCKS,
             _ => self.entry_blocks(),
         };
@@ -149,7 +149,7 @@ impl Volume {
         let first = (piece.offset + shadow.piece_done) / BLOCK_BYTES;
         let bytes = slots.len() as u64 * BLOCK_BYTES;
         let start = usize::try_from(shadow.piece_done).unwrap_or(usize::MAX);
-        let data = piece.data.as_ref().and_then(|data| data.get(start..));
+        let data = piece.data().and_then(|data| data.get(start..));
         let mut blocks = Vec::new();
         let mut zeros: Zeros = Vec::new();
         for (index, &slot) in slots.iter().enumerate() {

@@ -46,9 +46,9 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    pub(super) fn event(&mut self, event: TreeEvent) {
+    pub(super) fn event(&mut self, event: &TreeEvent) {
         self.changed = true;
-        match event {
+        match *event {
             TreeEvent::Damage(block, Some(damaged)) => _ = self.blocks.insert(block, damaged),
             TreeEvent::Damage(block, None) => _ = self.blocks.remove(&block),
             // All of the backing is replaced.
@@ -57,6 +57,7 @@ impl Damage {
             | TreeEvent::Ready(_)
             | TreeEvent::Rooted
             | TreeEvent::Checked(..)
+            | TreeEvent::Compared { .. }
             | TreeEvent::FlushFailed(_) => {}
         }
     }

@@ -12,6 +12,7 @@ use hn4::types::{
 pub use super::checks::Verdict;
 pub use super::io::{Disk, Io, IoToken, Seg};
 use super::peers::PeerSet;
+pub use super::resync::Differences;
 pub use super::tree::{Damaged, TreeEvent, TreeWork};
 use crate::arena::SlotId;
 
@@ -163,6 +164,17 @@ pub struct SeedSent {
     pub cost: u64,
 }
 
+/// What a piece of a full copy says of its part of the volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Contents {
+    /// These bytes.
+    Data(Vec<u8>),
+    /// Zeroes.
+    Zeroes,
+    /// What the backing of the copy that takes it holds: the state trees were compared.
+    Same,
+}
+
 /// A piece of a full copy that arrived at a replica.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SeedPiece {
@@ -170,16 +182,27 @@ pub struct SeedPiece {
     pub offset: u64,
     /// Bytes of the volume it describes, a multiple of 4096.
     pub bytes: u64,
-    /// The contents; `None` means zeroes.
-    pub data: Option<Vec<u8>>,
+    /// What is there.
+    pub contents: Contents,
 }
 
 impl SeedPiece {
     /// What it counts against the credit of the copy that takes it.
     #[must_use]
     pub fn cost(&self) -> u64 {
-        let data = self.data.as_ref().map(|data| data.len() as u64);
-        data.unwrap_or(ZERO_PIECE_COST_BYTES)
+        match &self.contents {
+            Contents::Data(data) => data.len() as u64,
+            Contents::Zeroes | Contents::Same => ZERO_PIECE_COST_BYTES,
+        }
+    }
+
+    /// Its bytes, if it has any.
+    #[must_use]
+    pub fn data(&self) -> Option<&[u8]> {
+        match &self.contents {
+            Contents::Data(data) => Some(data),
+            Contents::Zeroes | Contents::Same => None,
+        }
     }
 }
 
@@ -198,6 +221,8 @@ pub struct PeerState {
     pub tip_rank: Rank,
     /// It holds an exact prefix of the history.
     pub usable: bool,
+    /// It has a state tree that can be compared with ours, and takes [`Contents::Same`].
+    pub resyncs: bool,
 }
 
 /// What a session with a peer tells the core. All of it is a proposal (P6).
@@ -403,13 +428,25 @@ pub enum Action {
     },
     /// Read a piece of the backing and send it to a peer, then tell
     /// [`PeerEvent::SeedReadDone`]. A hole need not be read, and zeroes may be gathered into one
-    /// piece that goes out before the next one with data, or at the end of the volume.
+    /// piece that goes out before the next one that is not zero, or at the end of the volume.
     SeedRead {
         /// To whom.
         peer: PeerId,
         /// Byte offset on the backing.
         offset: u64,
         /// Bytes, at most.
+        bytes: u64,
+        /// Bytes that are wanted from there on: a longer hole is none of this copy's business.
+        wanted: u64,
+    },
+    /// Send a piece that says [`Contents::Same`] to a peer, behind all that was read for it, then
+    /// tell [`PeerEvent::SeedReadDone`].
+    SeedSame {
+        /// To whom.
+        peer: PeerId,
+        /// Byte offset on the volume.
+        offset: u64,
+        /// Bytes.
         bytes: u64,
     },
     /// Tell a peer something.

@@ -3,7 +3,8 @@
 //! A feed sends sealed epochs in order: from memory while the head of the frame is there, else from
 //! the log. A seeding feed first sends the backing piece by piece. The pieces need not be of one
 //! epoch: every sector that changed after the copy began is in an epoch after `from`, and those are
-//! replayed over the pieces.
+//! replayed over the pieces. Where state trees were compared first (`resync`), what is the same on
+//! both sides is left out.
 //!
 //! All limits are the peer's credit; what it has not granted is not sent.
 
@@ -11,8 +12,8 @@ use hn4::log::{FrameHead, Role};
 use hn4::types::{BLOCK_BYTES, Epoch};
 
 use super::event::{
-    Action, Actions, FeedRefusal, PeerEvent, PeerId, PeerMessage, PeerState, Progress, SeedOrigin,
-    SeedSent, Tip,
+    Action, Actions, Differences, FeedRefusal, PeerEvent, PeerId, PeerMessage, PeerState, Progress,
+    SeedOrigin, SeedSent, Tip,
 };
 use super::lag::{LagState, PeerLag};
 use super::mutants::{Mutant, planted};
@@ -22,9 +23,11 @@ use super::volume::Volume;
 const FEED_READ_BYTES: u64 = 1 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum Feed {
+pub(super) enum Feed {
     #[default]
     None,
+    /// A full copy is to be sent when the state trees were compared: that question has this name.
+    Comparing { asked: Option<u64> },
     /// Pieces from `cursor` on are to be sent.
     Seeding {
         from: Epoch,
@@ -44,7 +47,7 @@ pub struct Peer {
     pub progress: Progress,
     /// All epochs up to this one were handed to the session.
     pub sent: Epoch,
-    feed: Feed,
+    pub(super) feed: Feed,
     credit: i64,
     /// The peer needs the log after this epoch.
     hold: Option<Epoch>,
@@ -63,6 +66,11 @@ pub struct Peer {
     pub(super) leaving: bool,
     /// The session was told to end; what it brings of logs and copies is not looked at any more.
     pub(super) closing: bool,
+    /// What a copy from that place has to send, if trees were compared for it; outlives the
+    /// session.
+    pub(super) resync: Option<Differences>,
+    /// Bytes that the last copy has left out.
+    pub(super) kept_bytes: Option<u64>,
 }
 
 impl Peer {
@@ -96,8 +104,16 @@ impl Peer {
     pub fn seeding(&self) -> Option<u64> {
         match self.feed {
             Feed::Seeding { cursor, .. } => Some(cursor),
+            Feed::Comparing { .. } => Some(0),
             Feed::None | Feed::Live { .. } => None,
         }
+    }
+
+    /// What the last full copy has left out, since comparing state trees had shown that the peer
+    /// has it; `None` if nothing was compared for it.
+    #[must_use]
+    pub fn kept_bytes(&self) -> Option<u64> {
+        self.kept_bytes
     }
 
     /// Whether log is kept for it also when space is short: it takes what we send, epochs or a full
@@ -105,7 +121,7 @@ impl Peer {
     pub(super) fn keeps_log(&self) -> bool {
         match self.feed {
             Feed::None => false,
-            Feed::Seeding { .. } => self.counts(),
+            Feed::Comparing { .. } | Feed::Seeding { .. } => self.counts(),
             // What is being read must not be written over.
             Feed::Live { reading, .. } => reading || self.counts(),
         }
@@ -152,6 +168,7 @@ impl Volume {
             }
             peer.lag = PeerLag::at(tip);
             peer.failed_read = None;
+            peer.resync = None;
         }
         self.unreadable = Epoch(0);
     }
@@ -217,7 +234,7 @@ impl Volume {
     }
 
     /// The epoch after which the log can be sent.
-    fn feed_floor(&self) -> Epoch {
+    pub(super) fn feed_floor(&self) -> Epoch {
         // A superblock that lets go of more log may be on its way.
         self.superblock.desired.retained.max(self.unreadable)
     }
@@ -265,6 +282,8 @@ impl Volume {
             return;
         }
         peer.progress = progress;
+        // Only a copy that is complete acknowledges.
+        peer.resync = None;
         peer.hold = Some(progress.durable.min(sent));
         peer.lag.has = progress.durable.max(peer.lag.has).min(sent);
     }
@@ -330,12 +349,29 @@ impl Volume {
         if self.role() != Role::Primary {
             return;
         }
-        let (cursor, from) = if self.resumes(cursor_bytes, asked) {
-            (cursor_bytes, asked.epoch)
+        let resumes = self.resumes(cursor_bytes, asked);
+        let peer = &mut self.peers[usize::from(id.0)];
+        let known = peer.resync.take();
+        if resumes {
+            peer.resync = known.filter(|known| known.at == asked);
+            self.begin_copy(id, cursor_bytes, asked.epoch, out);
+        } else if self.may_compare(id) {
+            self.begin_to_compare(id);
         } else {
-            // Flushed, even if the superblock that says so is still on its way.
-            (0, self.superblock.desired.checkpoint)
-        };
+            self.copy_everything(id, out);
+        }
+    }
+
+    /// A copy from here on, of which nothing is left out.
+    pub(super) fn copy_everything(&mut self, id: PeerId, out: &mut Actions) {
+        let peer = &mut self.peers[usize::from(id.0)];
+        (peer.resync, peer.kept_bytes) = (None, None);
+        // Flushed, even if the superblock that says so is still on its way.
+        self.begin_copy(id, 0, self.superblock.desired.checkpoint, out);
+    }
+
+    /// A copy that begins at this place of the history, with the byte at `cursor`.
+    pub(super) fn begin_copy(&mut self, id: PeerId, cursor: u64, from: Epoch, out: &mut Actions) {
         if from < self.feed_floor() {
             // The epochs after it cannot be sent; they will be in the backing before long.
             return out.peer(id, PeerMessage::Close);
@@ -446,7 +482,8 @@ impl Volume {
                 } if next <= self.tip().epoch => {
                     self.send_epochs(index, next, out);
                 }
-                Feed::None | Feed::Seeding { .. } | Feed::Live { .. } => {}
+                Feed::Comparing { asked: None } => self.ask_to_compare(index, out),
+                Feed::None | Feed::Comparing { .. } | Feed::Seeding { .. } | Feed::Live { .. } => {}
             }
         }
     }
@@ -455,8 +492,9 @@ impl Volume {
         let id = peer_id(index);
         let (tip, durable) = (self.tip().epoch, self.journal.durable());
         let size = self.config.identity.size_bytes;
-        let bytes = self.config.seed_piece_bytes.min(size - cursor);
-        if self.is_damaged(cursor, bytes) {
+        let (is_same, wanted) = self.peers[index].part_of_copy(cursor, size);
+        let bytes = self.config.seed_piece_bytes.min(wanted);
+        if !is_same && self.is_damaged(cursor, bytes) {
             // It would be taken for good there, and might replace the only good copy.
             return;
         }
@@ -467,10 +505,20 @@ impl Volume {
                 cursor,
                 reading: true,
             };
-            out.push(Action::SeedRead {
-                peer: id,
-                offset: cursor,
-                bytes,
+            let (peer, offset) = (id, cursor);
+            out.push(if is_same {
+                Action::SeedSame {
+                    peer,
+                    offset,
+                    bytes: wanted,
+                }
+            } else {
+                Action::SeedRead {
+                    peer,
+                    offset,
+                    bytes,
+                    wanted,
+                }
             });
             return;
         }

@@ -36,6 +36,7 @@ mod pins;
 mod prover;
 mod reads;
 mod replica;
+mod resync;
 mod roles;
 mod seal;
 mod seed;

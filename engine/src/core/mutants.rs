@@ -85,11 +85,15 @@ pub enum Mutant {
     MergeReusedEarly,
     /// Recovery does not look into the merge area.
     MergeNotRestored,
+    /// A copy for which trees were compared begins where the backing is by then.
+    CopyFromCheckpoint,
+    /// The last part that differs is left out.
+    SkipLastDifference,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 41] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -129,6 +133,8 @@ impl Mutant {
         Self::MergeNotFlushed,
         Self::MergeReusedEarly,
         Self::MergeNotRestored,
+        Self::CopyFromCheckpoint,
+        Self::SkipLastDifference,
     ];
 }
 

@@ -72,6 +72,8 @@ pub(super) struct ReplicaState {
     pub(super) shadow: Option<Shadow>,
     pub(super) shadow_io: Option<ShadowIo>,
     pub(super) pause: Pause,
+    /// Bytes that the last copy into the shadow has kept, without being sent anything of them.
+    pub(super) kept_bytes: u64,
     /// The shadow is being written over the backing.
     pub(super) apply: Option<Apply>,
     /// What keeps us from catching up, if anything.

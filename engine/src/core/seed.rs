@@ -15,7 +15,8 @@ use hn4::log::CopyState;
 use hn4::types::{BLOCK_BYTES, Epoch, LogOffset, Rank};
 
 use super::event::{
-    Action, Actions, Disk, Io, IoToken, PeerId, PeerMessage, SeedOrigin, SeedPiece, Seg, Tip,
+    Action, Actions, Contents, Disk, Io, IoToken, PeerId, PeerMessage, SeedOrigin, SeedPiece, Seg,
+    Tip,
 };
 use super::journal::Journal;
 use super::mutants::{Mutant, planted};
@@ -221,9 +222,10 @@ impl Volume {
                 .checked_add(piece.bytes)
                 .is_some_and(|end| end <= size)
             && piece
-                .data
-                .as_ref()
-                .is_none_or(|data| data.len() as u64 == piece.bytes);
+                .data()
+                .is_none_or(|data| data.len() as u64 == piece.bytes)
+            // What is filled in place has nothing to keep.
+            && (piece.contents != Contents::Same || self.replica.shadow.is_some());
         if !fits {
             return self.reject(
                 id,
@@ -307,7 +309,7 @@ impl Volume {
         };
         seed.goes_back = false;
         let (end, cost) = (piece.offset + piece.bytes, piece.cost());
-        let (io, slots) = match &piece.data {
+        let (io, slots) = match piece.data() {
             None => {
                 let io = Io::Zero {
                     offset: piece.offset,

@@ -1,11 +1,12 @@
 //! A full copy for a replica that is usable, but behind the primary's log.
 //!
 //! Until the copy is complete the replica keeps what it has: backing and log stay as they are, can
-//! be read, and can be promoted. Each piece is compared with what the backing holds there. What
-//! differs goes into the *shadow*, a file beside the log; then so do the epochs that ran meanwhile,
-//! up to one at which the copy is exact and which the primary has said to be durable. When all of
-//! that is flushed, one superblock switches: the state at that epoch is the backing with the shadow
-//! written over it, and the log begins anew there. `apply` then writes it over.
+//! be read, and can be promoted. Each piece is compared with what the backing holds there, unless
+//! it says that comparing state trees has shown it to be the same (`resync`). What differs goes
+//! into the *shadow*, a file beside the log; then so do the epochs that ran meanwhile, up to one at
+//! which the copy is exact and which the primary has said to be durable. When all of that is
+//! flushed, one superblock switches: the state at that epoch is the backing with the shadow written
+//! over it, and the log begins anew there. `apply` then writes it over.
 //!
 //! An entry of the shadow is a frame as in the log, so that every byte of it is checked when it is
 //! read; what ties it to its copy is where it lies, and the place where the copy began as the hash
@@ -22,7 +23,7 @@ use std::collections::VecDeque;
 use hn4::log::{CopyState, FrameHead, Role};
 use hn4::types::{BlockIndex, Epoch, LogOffset, Rank};
 
-use super::event::{Actions, Now, PeerId, PeerMessage, SeedOrigin, SeedPiece, Time, Tip};
+use super::event::{Actions, Contents, Now, PeerId, PeerMessage, SeedOrigin, SeedPiece, Time, Tip};
 use super::fork::Saved;
 use super::overlay::Mask;
 use super::replica::Obstacle;
@@ -244,6 +245,9 @@ impl Volume {
         let mut shadow = Shadow::new(origin, at);
         // Its session may have ended when it is switched in.
         shadow.rank = Some(self.rank_of_source());
+        if at == Place::default() {
+            self.replica.kept_bytes = 0;
+        }
         self.replica.shadow = Some(shadow);
         self.replica.obstacle = None;
         self.superblock.desired.copy = shadowing(at, origin.from);
@@ -286,12 +290,13 @@ impl Volume {
     ) {
         self.pause_progress(now, out);
         self.begin_shadow();
-        let Some(shadow) = self.replica.shadow.as_ref() else {
-            return;
-        };
         if self.replica.shadow_io.is_some() || !self.shadow_may_be_written() {
             return;
         }
+        self.keep_same(out);
+        let Some(shadow) = self.replica.shadow.as_ref() else {
+            return;
+        };
         let size = self.config.identity.size_bytes;
         let unflushed = shadow.done.volume - shadow.flushed.volume;
         let idle = shadow.pieces.is_empty() && (shadow.detached || shadow.done.volume == size);
@@ -301,6 +306,25 @@ impl Volume {
             self.compare(mem, out);
         } else if shadow.has_pieces(size) {
             self.shadow_epochs(mem, out);
+        }
+    }
+
+    /// Passes over what the backing has already.
+    fn keep_same(&mut self, out: &mut Actions) {
+        let Some(shadow) = &mut self.replica.shadow else {
+            return;
+        };
+        while let Some(piece) = shadow.pieces.front()
+            && piece.contents == Contents::Same
+        {
+            let cost = piece.cost();
+            shadow.queued_cost -= cost;
+            shadow.done.volume += piece.bytes;
+            self.replica.kept_bytes += piece.bytes;
+            shadow.pieces.pop_front();
+            if let Some(source) = self.replica.source.filter(|_| !shadow.detached) {
+                out.peer(source, PeerMessage::Credit(cost));
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch};
 
 use super::checks::Verdict;
 pub use super::damage::Damaged;
-use super::event::{Action, Actions, IoToken, Now, Time, Tip};
+use super::event::{Action, Actions, Differences, IoToken, Now, PeerId, Time, Tip};
 use super::sweep::Sweep;
 use super::volume::Volume;
 use crate::arena::SlotMemory;
@@ -80,12 +80,20 @@ pub enum TreeWork {
     },
     /// Leave nothing of the tree; answered by [`TreeEvent::Discarded`].
     Discard,
+    /// Compare with the tree of this peer, whose backing does not change meanwhile. Answered by
+    /// [`TreeEvent::Compared`]; a later question about the same peer takes the place of this one.
+    Compare {
+        /// Whom with.
+        peer: PeerId,
+        /// Name of the question.
+        id: u64,
+    },
     /// The volume has failed closed: nothing may be written to the backing any more (P5).
     Halt,
 }
 
 /// What the tree tells the core.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum TreeEvent {
     /// A portion of a sweep was taken.
     Took,
@@ -101,6 +109,13 @@ pub enum TreeEvent {
     Checked(Option<u32>, Verdict),
     /// A flush of the backing failed, behind a repair: whatever was written there may be lost.
     FlushFailed(i32),
+    /// Answer to [`TreeWork::Compare`].
+    Compared {
+        /// The name of the question.
+        id: u64,
+        /// `None`: the trees could not be compared.
+        found: Option<Differences>,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -166,7 +181,7 @@ impl Tree {
         self.hand == Hand::Ready
     }
 
-    /// Whether the next sweep waits for its leaves.
+    /// Whether it follows the sweeps, which wait for their leaves.
     pub(super) fn follows(&self) -> bool {
         self.standing == Standing::On
     }
@@ -205,8 +220,8 @@ impl Tree {
         };
     }
 
-    fn event(&mut self, event: TreeEvent, cut: Option<Epoch>) {
-        match event {
+    fn event(&mut self, event: &TreeEvent, cut: Option<Epoch>) {
+        match *event {
             TreeEvent::Took => {
                 if let Hand::Over { portions, .. } = &mut self.hand {
                     *portions = portions.saturating_sub(1);
@@ -224,6 +239,7 @@ impl Tree {
             | TreeEvent::Discarded
             | TreeEvent::Damage(..)
             | TreeEvent::Checked(..)
+            | TreeEvent::Compared { .. }
             | TreeEvent::FlushFailed(_) => {}
         }
     }
@@ -262,9 +278,12 @@ impl Volume {
             }
             _ => {}
         }
-        self.damage.event(event);
+        self.damage.event(&event);
         let cut = self.sweep.as_ref().map(|sweep| sweep.cut);
-        self.tree.event(event, cut);
+        self.tree.event(&event, cut);
+        if let TreeEvent::Compared { id, found } = event {
+            self.compared_with_peer(id, found, out);
+        }
     }
 
     /// Starts the tree when the backing is an exact state that only sweeps change.

@@ -131,6 +131,13 @@ impl Volume {
         })
     }
 
+    /// Bytes of the last full copy into the shadow that were kept as they were, since comparing
+    /// state trees had shown the primary's to be the same; since this node was started.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.replica.kept_bytes
+    }
+
     /// The last superblock that is durable.
     #[must_use]
     pub fn superblock(&self) -> &Superblock {

@@ -101,6 +101,8 @@ pub struct Volume {
     /// It ended when everything up to here was durable; enough peers are to have that yet.
     pub(super) rejoins: Option<Epoch>,
     pub(super) lag: LagRoom,
+    /// How often state trees were to be compared.
+    pub(super) compares: u64,
     scratch: Vec<u8>,
     last_status: Option<CopyStatus>,
 }
@@ -153,6 +155,7 @@ impl Volume {
             degraded: false,
             rejoins: None,
             lag: LagRoom::default(),
+            compares: 0,
             scratch: Vec::new(),
             last_status: None,
             superblock,

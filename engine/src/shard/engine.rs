@@ -211,7 +211,7 @@ impl Engine {
             self.step_once(Event::ForkSaved(result));
         }
         // Bounded by the peers' credit: what is sent for a hole is charged too.
-        while let Some(event) = self.next_hole() {
+        while let Some(event) = self.next_unread() {
             self.step_once(event);
         }
     }
@@ -272,7 +272,13 @@ impl Engine {
                 peer,
                 offset,
                 bytes,
-            } => self.seed_read(peer, offset, bytes),
+                wanted,
+            } => self.seed_read(peer, offset, (bytes, wanted)),
+            Action::SeedSame {
+                peer,
+                offset,
+                bytes,
+            } => self.seed_same(peer, offset, bytes),
             Action::Peer { peer, message } => {
                 self.outbox.push(FromShard::Peer {
                     peer,

@@ -462,6 +462,7 @@ impl Shard {
             connected: peer.connected,
             live: peer.is_live(),
             seeding_bytes: peer.seeding(),
+            kept_bytes: peer.kept_bytes(),
             sent: peer.sent,
             progress: peer.progress,
             lags: PeerLags {
@@ -499,6 +500,7 @@ impl Shard {
             written_bytes: self.engine.traffic.written_bytes,
             read_bytes: self.engine.traffic.read_bytes,
             seeding_bytes: volume.seeding_cursor(),
+            kept_bytes: volume.kept_bytes(),
             peers: peers.collect(),
             recovery: self.facts.recovery,
             log_device: self.facts.log_device.to_string(),

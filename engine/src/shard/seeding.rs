@@ -1,14 +1,14 @@
 //! Reading pieces of the backing for a full copy, and leaving out what need not travel.
 //!
 //! Holes are not read. What was read is cut where longer runs of zeroes begin and end. Zeroes are
-//! gathered until data or the end of the volume follows, and sent as one piece, so that neither a
-//! large hole nor a device full of zeroes costs more than a few messages.
+//! gathered until something else or the end of the volume follows, and sent as one piece, so that
+//! neither a large hole nor a device full of zeroes costs more than a few messages.
 
 use std::collections::VecDeque;
 
 use super::engine::Engine;
 use super::link::FromShard;
-use crate::core::event::{Event, PeerEvent, PeerId, SeedPiece, SeedSent};
+use crate::core::event::{Contents, Event, PeerEvent, PeerId, SeedPiece, SeedSent};
 use crate::device::Extent;
 use crate::ring::OwnedBuf;
 
@@ -30,20 +30,20 @@ struct Run {
 pub(super) struct Seeding {
     /// For each peer.
     runs: Vec<Option<Run>>,
-    /// Reads that were answered by looking at the file's holes; told to the core after its step.
-    holes: VecDeque<(PeerId, SeedSent)>,
+    /// What needed no read, since it is a hole or the same; told to the core after its step.
+    answers: VecDeque<(PeerId, SeedSent)>,
 }
 
 impl Engine {
     /// Carries out [`crate::core::Action::SeedRead`].
-    pub(super) fn seed_read(&mut self, peer: PeerId, offset: u64, bytes: u64) {
+    pub(super) fn seed_read(&mut self, peer: PeerId, offset: u64, (bytes, wanted): (u64, u64)) {
         let size = self.config().identity.size_bytes;
         match self.disks.extent(offset, size) {
             Extent::Hole(hole) => {
-                let bytes = hole.min(ZERO_RUN_MAX);
+                let bytes = hole.min(ZERO_RUN_MAX).min(wanted);
                 let cost = self.gather(peer, offset, bytes);
                 self.seeding
-                    .holes
+                    .answers
                     .push_back((peer, SeedSent { bytes, cost }));
             }
             Extent::Data(data) => {
@@ -55,9 +55,17 @@ impl Engine {
         }
     }
 
+    /// Carries out [`crate::core::Action::SeedSame`].
+    pub(super) fn seed_same(&mut self, peer: PeerId, offset: u64, bytes: u64) {
+        let zeroes = self.send_zeroes(peer);
+        let cost = zeroes + self.send_piece(peer, offset, bytes, Contents::Same);
+        let sent = SeedSent { bytes, cost };
+        self.seeding.answers.push_back((peer, sent));
+    }
+
     /// The next answer that did not need the disk.
-    pub(super) fn next_hole(&mut self) -> Option<Event> {
-        let (peer, sent) = self.seeding.holes.pop_front()?;
+    pub(super) fn next_unread(&mut self) -> Option<Event> {
+        let (peer, sent) = self.seeding.answers.pop_front()?;
         let event = PeerEvent::SeedReadDone(Some(sent));
         Some(Event::Peer { peer, event })
     }
@@ -72,7 +80,8 @@ impl Engine {
                     self.gather(peer, offset, run.len() as u64)
                 } else {
                     let zeroes = self.send_zeroes(peer);
-                    zeroes + self.send_piece(peer, offset, run.len() as u64, Some(run.to_vec()))
+                    let contents = Contents::Data(run.to_vec());
+                    zeroes + self.send_piece(peer, offset, run.len() as u64, contents)
                 };
             }
             let bytes = data.len() as u64;
@@ -118,17 +127,17 @@ impl Engine {
         let run = self.seeding.runs.get_mut(usize::from(peer.0));
         match run.and_then(Option::take) {
             Some(run) if run.session == self.session(peer) => {
-                self.send_piece(peer, run.offset, run.bytes, None)
+                self.send_piece(peer, run.offset, run.bytes, Contents::Zeroes)
             }
             _ => 0,
         }
     }
 
-    fn send_piece(&mut self, peer: PeerId, offset: u64, bytes: u64, data: Option<Vec<u8>>) -> u64 {
+    fn send_piece(&mut self, peer: PeerId, offset: u64, bytes: u64, contents: Contents) -> u64 {
         let piece = SeedPiece {
             offset,
             bytes,
-            data,
+            contents,
         };
         let cost = piece.cost();
         self.outbox.push(FromShard::Piece {

@@ -16,6 +16,8 @@ pub struct PeerStatus {
     pub live: bool,
     /// A full copy is being sent: bytes of the volume that are done.
     pub seeding_bytes: Option<u64>,
+    /// Bytes that the last full copy left out, if state trees were compared for it.
+    pub kept_bytes: Option<u64>,
     /// All epochs up to this one were handed to the session.
     pub sent: Epoch,
     /// What the peer says it has.
@@ -92,6 +94,8 @@ pub struct ShardStatus {
     pub read_bytes: u64,
     /// Bytes received of a full copy, while one is being taken in.
     pub seeding_bytes: Option<u64>,
+    /// Bytes of the last copy into the shadow that were kept without being sent.
+    pub kept_bytes: u64,
     /// Peers, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
     /// What recovery found at the start.

@@ -6,4 +6,5 @@ mod memory;
 mod merge;
 mod peers;
 mod recovery;
+mod resync;
 mod tree;

@@ -187,6 +187,7 @@ impl Bench {
             tip: status.tip,
             tip_rank: Rank::default(),
             usable: true,
+            resyncs: false,
         };
         self.peer(place, PeerEvent::State(state));
         self.peer(place, PeerEvent::Credit(1 << 30));
@@ -509,6 +510,7 @@ fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
             incarnation: Incarnation(1),
         },
         usable: true,
+        resyncs: false,
     };
     bench.under_way = Some(Vec::new());
     let refused = promote(&mut bench, 3);

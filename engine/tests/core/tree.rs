@@ -6,8 +6,8 @@ use hn4::log::Role;
 use hn4::types::{BlockIndex, Epoch, Incarnation, Lba, LogOffset, NodeId, Rank, Term};
 use hn4_engine::arena::{SlotId, SlotMemory, VecArena};
 use hn4_engine::core::event::{
-    Control, Damaged, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerMessage, PeerState, Request,
-    RequestId, SeedOrigin, SeedPiece, Time, Tip, TreeEvent, TreeWork,
+    Contents, Control, Damaged, Disk, Io, IoToken, Now, PeerEvent, PeerId, PeerMessage, PeerState,
+    Request, RequestId, SeedOrigin, SeedPiece, Time, Tip, TreeEvent, TreeWork,
 };
 use hn4_engine::core::recovery;
 use hn4_engine::core::{Action, Actions, Event, VerifyReads, Volume, VolumeConfig};
@@ -22,7 +22,7 @@ pub(crate) const ON_BACKING: u8 = 0xBB;
 
 /// A volume with a tree that answers only when it is told to.
 pub(crate) struct Bench {
-    volume: Volume,
+    pub(crate) volume: Volume,
     pub(crate) mem: VecArena,
     pub(crate) requests: u64,
     /// What the tree was told, and where the backing was written, in order.
@@ -36,9 +36,11 @@ pub(crate) struct Bench {
     /// Reads of the backing fail.
     pub(crate) unreadable: bool,
     /// How often a session was to be closed.
-    closed: usize,
-    /// Where the backing was to be read for a full copy.
-    copied: Vec<u64>,
+    pub(crate) closed: usize,
+    /// What was to be done for a full copy that is sent.
+    pub(crate) copy: Vec<Action>,
+    /// What else peers were told.
+    pub(crate) said: Vec<PeerMessage>,
     time: Time,
 }
 
@@ -51,7 +53,7 @@ pub(crate) enum Seen {
 }
 
 impl Bench {
-    fn new(role: Role) -> Self {
+    pub(crate) fn new(role: Role) -> Self {
         Self::with(role, VerifyReads::Off)
     }
 
@@ -77,14 +79,15 @@ impl Bench {
             read_into: Vec::new(),
             unreadable: false,
             closed: 0,
-            copied: Vec::new(),
+            copy: Vec::new(),
+            said: Vec::new(),
             time: Time(0),
         };
         bench.step(Event::Timer);
         bench
     }
 
-    fn step(&mut self, event: Event) {
+    pub(crate) fn step(&mut self, event: Event) {
         let mut events = std::collections::VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let mut actions = Actions::default();
@@ -110,7 +113,8 @@ impl Bench {
                         message: PeerMessage::Close,
                         ..
                     } => self.closed += 1,
-                    Action::SeedRead { offset, .. } => self.copied.push(offset),
+                    Action::Peer { message, .. } => self.said.push(message),
+                    Action::SeedRead { .. } | Action::SeedSame { .. } => self.copy.push(action),
                     Action::Complete { id, result } => self.done.push((id.0, result.is_err())),
                     _ => {}
                 }
@@ -187,7 +191,7 @@ impl Bench {
         self.tree(TreeEvent::Damage(BlockIndex(block), damaged));
     }
 
-    fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         let id = RequestId(u64::MAX);
         let control = Control::Drain;
         self.step(Event::Control { id, control });
@@ -305,7 +309,7 @@ fn a_large_sweep_is_handed_over_in_portions_and_no_block_is_torn_between_them() 
 }
 
 /// A replica to which a full copy begins to be sent.
-fn seeded() -> (Bench, impl Fn(&mut Bench, u64)) {
+pub(crate) fn seeded() -> (Bench, impl Fn(&mut Bench, u64)) {
     let mut bench = Bench::new(Role::Replica);
     let peer = PeerId(0);
     let from = Tip {
@@ -325,7 +329,7 @@ fn seeded() -> (Bench, impl Fn(&mut Bench, u64)) {
         let event = PeerEvent::SeedPiece(SeedPiece {
             offset,
             bytes: 4096,
-            data: Some(vec![1; 4096]),
+            contents: Contents::Data(vec![1; 4096]),
         });
         bench.step(Event::Peer { peer, event });
     };
@@ -336,6 +340,7 @@ fn seeded() -> (Bench, impl Fn(&mut Bench, u64)) {
         tip: from,
         tip_rank: Rank::default(),
         usable: true,
+        resyncs: false,
     };
     for event in [
         PeerEvent::Connected,
@@ -448,6 +453,7 @@ fn a_full_copy_waits_at_a_damaged_block_until_it_is_good() {
         tip: Tip::default(),
         tip_rank: Rank::default(),
         usable: false,
+        resyncs: false,
     };
     for event in [
         PeerEvent::Connected,
@@ -460,7 +466,10 @@ fn a_full_copy_waits_at_a_damaged_block_until_it_is_good() {
     ] {
         bench.step(Event::Peer { peer, event });
     }
-    assert_eq!(bench.copied, []);
+    assert_eq!(bench.copy, []);
     bench.damage(3, None);
-    assert_eq!(bench.copied, [0]);
+    assert!(matches!(
+        bench.copy[..],
+        [Action::SeedRead { offset: 0, .. }]
+    ));
 }

@@ -1,27 +1,34 @@
 //! Which 64 KiB groups of two trees differ.
 //!
-//! The side that lacks data holds a [`Compare`] and asks; the other answers from its tree with
-//! [`answer`]. A request names nodes of one level that are known to differ and gets the nodes a few
-//! levels below each. Every answer is checked: the nodes must hash to the node that was asked
-//! about, and so, in the end, to the root that the caller trusts because an anchor holds it. A peer
-//! can withhold, but not invent.
+//! One side holds a [`Compare`] and asks; the other answers from its tree with [`answer`]. A
+//! request names nodes of one level that are known to differ and gets the nodes a few levels below
+//! each. Every answer is checked: the nodes must hash to the node that was asked about, and so, in
+//! the end, to the root that the other side has said. A peer can withhold, but not invent, and its
+//! tree cannot change on the way.
 //!
 //! Requests go depth first, so what waits is bounded by the height of the tree and not by the
 //! number of differences. Nothing has to be remembered to resume: groups that were repaired no
 //! longer differ.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use hn4::types::BLOCK_BYTES;
 
 use super::view::Nodes;
 use super::{GROUP_LEVEL, Geometry, TreeError, parent, zero_node};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::hash::Digest;
 
-/// Most nodes in a request.
-pub const MAX_REQUEST: usize = 1024;
+/// Most nodes in a request, so that the answer fits into a message of 60 KiB.
+pub const MAX_REQUEST: usize = 112;
 /// Levels that an answer goes down.
 const STEP: u8 = 4;
 /// Requests that may be under way at once.
 pub const MAX_IN_FLIGHT: usize = 8;
 const VERSION: u8 = 1;
+/// Most units of a [`Differing`].
+const MAX_UNITS: usize = 1 << 17;
 
 /// Asks for the nodes below some nodes of one level.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -175,6 +182,45 @@ pub struct Group {
     pub index: u64,
     /// Node over the group as the other side has it: what arrives is checked against this.
     pub expected: Digest,
+}
+
+/// Which parts of a volume differ, in bounded memory: of very many groups only larger units are
+/// remembered in which some differ.
+#[derive(Clone, Debug, Default)]
+pub struct Differing {
+    /// A unit is so many times two groups.
+    shift: u32,
+    units: BTreeSet<u64>,
+}
+
+impl Differing {
+    /// The group with this number differs.
+    pub fn add(&mut self, group: u64) {
+        self.units.insert(group >> self.shift);
+        while self.units.len() > MAX_UNITS {
+            self.shift += 1;
+            let wider = std::mem::take(&mut self.units);
+            self.units = wider.into_iter().map(|unit| unit >> 1).collect();
+        }
+    }
+
+    /// Byte ranges of a volume of this size, ascending, that do not touch.
+    #[must_use]
+    pub fn ranges(&self, size_bytes: u64) -> Vec<Range<u64>> {
+        let unit_bytes = (BLOCK_BYTES << GROUP_LEVEL) << self.shift;
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for unit in &self.units {
+            let start = unit.saturating_mul(unit_bytes);
+            let end = start.saturating_add(unit_bytes).min(size_bytes);
+            match ranges.last_mut() {
+                // Nothing lies past the end, whatever the other side says.
+                _ if start >= size_bytes => break,
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        }
+        ranges
+    }
 }
 
 /// Why a comparison cannot go on.

@@ -30,7 +30,7 @@ use self::work::{Merging, Summing};
 use super::manifest::{Manifest, Member, Recovery};
 use super::merge::Merge;
 use super::run::{Run, RunSummary, RunWriter};
-use super::view::Tops;
+use super::view::{Snapshot, Tops};
 use super::{DAMAGED, Geometry, MIDDLE_LEVEL, TreeError, zero_node};
 use crate::blocks;
 use crate::hash::Digest;
@@ -90,6 +90,8 @@ pub struct Keeper<M: TreeMedium> {
     merging: Option<Merging<M>>,
     /// A root that was wanted, and its checkpoint.
     rooted: Option<(Epoch, Digest)>,
+    /// The tree at the last root, if it was to be kept.
+    snapshot: Option<Snapshot<M::Run>>,
     /// There may be work.
     is_due: bool,
 }
@@ -119,6 +121,7 @@ impl<M: TreeMedium> Keeper<M> {
             summing: None,
             merging: None,
             rooted: None,
+            snapshot: None,
             is_due: true,
         };
         let found = match keeper.medium.manifest()? {
@@ -167,6 +170,7 @@ impl<M: TreeMedium> Keeper<M> {
     /// [`TreeError::Io`].
     pub fn begin_anew(&mut self, checkpoint: Epoch) -> Result<(), TreeError> {
         (self.summing, self.merging, self.rooted) = (None, None, None);
+        self.snapshot = None;
         self.leaves.clear();
         self.middles.clear();
         self.tops = Tops::default();

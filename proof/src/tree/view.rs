@@ -212,6 +212,29 @@ fn middle_over(
     Ok(builder.finish())
 }
 
+/// A tree as it was at one checkpoint, whatever sweeps and merges come after: runs never change,
+/// and are there for as long as somebody holds them.
+#[derive(Debug)]
+pub struct Snapshot<R> {
+    pub(super) geometry: Geometry,
+    pub(super) leaves: Vec<Run<R>>,
+    pub(super) middles: Vec<Run<R>>,
+    pub(super) tops: Tops,
+}
+
+impl<R: ReadAt> Snapshot<R> {
+    /// All its nodes.
+    #[must_use]
+    pub fn view(&self) -> View<'_, R> {
+        View {
+            geometry: self.geometry,
+            leaves: &self.leaves,
+            middles: &self.middles,
+            tops: &self.tops,
+        }
+    }
+}
+
 /// A tree in its runs.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a, R> {

@@ -236,6 +236,18 @@ impl Worker {
 
     pub(super) fn peer_said(&mut self, index: usize, message: &[u8]) {
         let volume = &self.setup.name;
+        match TreeMessage::decode(message) {
+            Err(error) => tracing::warn!(%volume, %error, "a peer's tree said something wrong"),
+            Ok(TreeMessage::Compare { id }) => self.asked_to_compare(index, id),
+            Ok(TreeMessage::Root { id, standing }) => self.peer_stands(index, id, standing),
+            Ok(TreeMessage::Nodes { id, request }) => self.asked_for_nodes(index, id, &request),
+            Ok(TreeMessage::Given { id, reply }) => self.given_nodes(index, id, &reply),
+            Ok(repair) => self.peer_repairs(index, repair),
+        }
+    }
+
+    /// A peer asks for good copies of blocks, or gives some.
+    fn peer_repairs(&mut self, index: usize, message: TreeMessage) {
         let Some(Open {
             keeper, backing, ..
         }) = &mut self.tree
@@ -243,9 +255,8 @@ impl Worker {
             return;
         };
         let blocks = keeper.geometry().size_bytes() / BLOCK_BYTES;
-        match TreeMessage::decode(message) {
-            Err(error) => tracing::warn!(%volume, %error, "a peer's tree said something wrong"),
-            Ok(TreeMessage::Ask(mut asked)) => {
+        match message {
+            TreeMessage::Ask(mut asked) => {
                 asked.retain(|(block, _)| *block < blocks);
                 let given = exchange::answer(&asked, |block| {
                     let mut contents = Box::new([0; blocks::BLOCK]);
@@ -254,7 +265,7 @@ impl Worker {
                 });
                 self.say(FromTree::Answer(index, given.encode().into()));
             }
-            Ok(TreeMessage::Give(given)) => {
+            TreeMessage::Give(given) => {
                 for (block, contents) in given {
                     let leaf = (block < blocks).then(|| keeper.leaves(block..block + 1));
                     let is_good = leaf.is_some_and(|leaf| {
@@ -265,6 +276,10 @@ impl Worker {
                     }
                 }
             }
+            TreeMessage::Compare { .. }
+            | TreeMessage::Root { .. }
+            | TreeMessage::Nodes { .. }
+            | TreeMessage::Given { .. } => {}
         }
     }
 }

@@ -17,6 +17,7 @@ mod mend;
 mod reads;
 mod repair;
 mod report;
+mod resync;
 mod sum;
 mod sweep;
 pub(super) mod verify;
@@ -31,7 +32,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hn4::log::LogIdentity;
 use hn4::types::{BLOCK_BYTES, Epoch, NodeId};
-use hn4_engine::core::event::{Tip, TreeEvent, TreeWork};
+use hn4_engine::core::event::{Differences, Tip, TreeEvent, TreeWork};
 use hn4_engine::shard::TreeFeed;
 use hn4_proof::hash::Digest;
 use hn4_proof::tree::keeper::{Keeper, Opened, Worked};
@@ -42,6 +43,7 @@ use self::files::{Backing, Files};
 use self::leaves::Leaves;
 use self::reads::{ReadCounts, Reads};
 use self::repair::Repairs;
+use self::resync::Resyncs;
 use self::sweep::Gathering;
 use self::verify::{Record, Verify};
 use super::proof::local::LocalLedger;
@@ -85,6 +87,9 @@ pub(super) enum FromTree {
     Ask(Bytes),
     /// For the tree of the peer at this place.
     Answer(usize, Bytes),
+    /// For the core: what differs from the peer at this place, if that is known; and the name of
+    /// its question.
+    Compared(usize, u64, Option<Differences>),
     /// What it looks like now.
     Report(TreeState),
 }
@@ -181,6 +186,7 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
         repairs: Repairs::new(now),
         reads: Reads::default(),
         halted: false,
+        resyncs: Resyncs::new(),
         next_slice: now,
         next_work: now,
         told: now,
@@ -235,6 +241,7 @@ struct Worker {
     reads: Reads,
     /// The volume has failed closed.
     halted: bool,
+    resyncs: Resyncs,
     next_slice: Instant,
     next_work: Instant,
     told: Instant,
@@ -315,6 +322,7 @@ impl Worker {
             self.verify_at(),
             repair,
             suspects,
+            self.resyncs.deadline(),
         ]
         .into_iter()
         .flatten()
@@ -338,6 +346,7 @@ impl Worker {
         }
         self.look_again();
         self.repair(now);
+        self.resync(now);
         if self.has_work() && self.next_work <= now {
             self.work();
             self.next_work = Instant::now() + now.elapsed() * REST;
@@ -409,6 +418,7 @@ impl Worker {
                 blocks,
                 bytes,
             } => self.check(read, &blocks, &bytes),
+            TreeFeed::Work(TreeWork::Compare { peer, id }) => self.compare_with(peer, id),
             // What a sweep has begun does not end, and the backing is left alone.
             TreeFeed::Work(TreeWork::Halt) => {
                 (self.sweeping, self.halted) = (true, true);
@@ -439,6 +449,7 @@ impl Worker {
     fn want_root(&mut self, marked: bool) {
         let exact = self.at.filter(|at| at.epoch >= self.settled);
         let begun = match (&mut self.tree, exact) {
+            (Some(tree), Some(_)) if self.resyncs.wants_tree() => tree.keeper.want_snapshot(),
             (Some(tree), Some(_)) => tree.keeper.want_root(),
             _ => Ok(false),
         };
@@ -463,8 +474,12 @@ impl Worker {
             Ok(Worked::Root(epoch, root)) => {
                 self.state.root = Some((epoch, root));
                 self.untold = true;
+                let taken = tree.keeper.take_snapshot();
                 if let Some((at, _)) = self.rooting.filter(|(at, _)| at.epoch == epoch) {
                     self.say(FromTree::Root { at, root });
+                    if let Some(tree) = taken {
+                        self.take_tree(at, root, &Arc::new(tree));
+                    }
                 }
                 self.no_longer_rooting();
             }
@@ -480,6 +495,7 @@ impl Worker {
 
     fn discard(&mut self) {
         (self.at, self.tree, self.retry) = (None, None, None);
+        self.end_resyncs();
         self.no_longer_rooting();
         self.turn_away();
         (self.sweeping, self.gathering) = (false, None);
@@ -552,6 +568,7 @@ impl Worker {
     fn give_up(&mut self, error: &TreeError) {
         tracing::error!(volume = %self.setup.name, %error, "the state tree is given up");
         self.tree = None;
+        self.end_resyncs();
         self.no_longer_rooting();
         self.turn_away();
         // Nothing can tell good copies of these blocks any more.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use hn4_engine::core::event::Tip;
+use hn4_engine::core::event::{Differences, Tip, TreeEvent};
 use hn4_engine::shard::ToShard;
 use hn4_proof::hash::Digest;
 use hn4_transport::session::{Input, StateRoot};
@@ -32,6 +32,11 @@ impl VolumeTask {
                 }
             }
             FromTree::Answer(index, message) => _ = self.tell_tree(index, message),
+            FromTree::Compared(index, id, found) => {
+                self.tell_compared(index, found.as_ref());
+                let event = TreeEvent::Compared { id, found };
+                self.shard.send(ToShard::Tree(event));
+            }
             FromTree::Report(state) => self.tree_state = Some(state),
             FromTree::Root { at, root } => {
                 self.tell_prover(ToProver::State(at, root));
@@ -43,6 +48,25 @@ impl VolumeTask {
                 }
             }
         }
+    }
+
+    fn tell_compared(&self, index: usize, found: Option<&Differences>) {
+        let peer = self.peers.get(index).and_then(Option::as_ref);
+        let peer = peer.map_or("?", |peer| peer.name.as_str());
+        let (volume, size) = (&self.name, self.identity.size_bytes);
+        let Some(Differences { at, ranges }) = found else {
+            tracing::info!(
+                %volume, %peer,
+                "full copy: the state trees could not be compared, so everything is sent"
+            );
+            return;
+        };
+        let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        tracing::info!(
+            %volume, %peer, epoch = %at.epoch, differ_bytes = bytes, kept_bytes = size - bytes,
+            parts = ranges.len(),
+            "resync by tree: only what differs is sent, the rest is kept there"
+        );
     }
 
     /// Whether the peer is there and its tree takes it.

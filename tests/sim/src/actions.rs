@@ -3,7 +3,7 @@
 use hn4::log::{RING_START, Stamp};
 use hn4::types::Epoch;
 use hn4_engine::core::event::{
-    Disk, Fork, Io, IoToken, PeerEvent, PeerId, PeerMessage, SeedPiece, SeedSent, Tip,
+    Contents, Disk, Fork, Io, IoToken, PeerEvent, PeerId, PeerMessage, SeedPiece, SeedSent, Tip,
 };
 use hn4_engine::core::{Action, Actions, Event};
 use hn4_transport::session::Input;
@@ -53,33 +53,11 @@ impl World {
                     );
                 }
             }
-            Action::SeedRead {
-                peer,
-                offset,
-                bytes,
-            } => {
-                if let Some((link, side)) = self.link_of(node, *peer)
-                    && let Some(session) = self.links[link].sides[side].open
-                {
-                    let after = self.disk_time(node, Disk::Backing);
-                    let (offset, bytes) = (*offset, *bytes);
-                    self.plan_in(
-                        after,
-                        What::SeedRead {
-                            link,
-                            session,
-                            side,
-                            offset,
-                            bytes,
-                        },
-                    );
-                }
-            }
+            Action::SeedRead { .. } | Action::SeedSame { .. } => self.carry_out_copy(node, action),
             Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {
                 self.carry_out_proof(node, action);
             }
-            // No volume of the simulator has one yet.
-            Action::Tree(_) => {}
+            Action::Tree(work) => self.carry_out_tree(node, work),
             Action::DropShadow => self.nodes[node].drop_shadow(),
             Action::Pinned { .. } | Action::PinsBroken => {}
             Action::PeerRetired { peer } => {
@@ -94,6 +72,43 @@ impl World {
             Action::StateChanged => self.state_changed(node),
         }
         Ok(())
+    }
+
+    /// The next part of a full copy is read and sent, or said to be the same.
+    fn carry_out_copy(&mut self, node: usize, action: &Action) {
+        match *action {
+            Action::SeedRead {
+                peer,
+                offset,
+                bytes,
+                ..
+            } => {
+                if let Some((link, side)) = self.link_of(node, peer)
+                    && let Some(session) = self.links[link].sides[side].open
+                {
+                    let after = self.disk_time(node, Disk::Backing);
+                    let what = What::SeedRead {
+                        link,
+                        session,
+                        side,
+                        offset,
+                        bytes,
+                    };
+                    self.plan_in(after, what);
+                }
+            }
+            Action::SeedSame {
+                peer,
+                offset,
+                bytes,
+            } => {
+                if let Some((link, side)) = self.link_of(node, peer) {
+                    self.stats.kept_bytes += bytes;
+                    self.send_piece(link, side, offset, bytes, Contents::Same);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn start_io(&mut self, node: usize, token: IoToken, io: &Io, actions: &Actions) -> Outcome {
@@ -339,11 +354,26 @@ impl World {
         let mut data = vec![0; index(bytes)];
         disk.read(index(offset), &mut data);
         let is_zero = data.iter().all(|&byte| byte == 0);
-        let data = (!is_zero).then_some(data);
+        let contents = match is_zero {
+            true => Contents::Zeroes,
+            false => Contents::Data(data),
+        };
+        self.send_piece(link, side, offset, bytes, contents);
+    }
+
+    /// A piece of a full copy goes to a peer.
+    fn send_piece(
+        &mut self,
+        link: usize,
+        side: usize,
+        offset: u64,
+        bytes: u64,
+        contents: Contents,
+    ) {
         let piece = SeedPiece {
             offset,
             bytes,
-            data,
+            contents,
         };
         let sent = Some(SeedSent {
             bytes,

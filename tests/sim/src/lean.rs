@@ -222,6 +222,27 @@ impl Plan {
         ];
     }
 
+    /// State trees are kept, and mostly replicas are away until the log has wrapped, while most
+    /// writes go to a small part of the volume: what is elsewhere need not be copied.
+    pub(crate) fn lean_to_trees(&mut self, rng: &mut Rng, knobs: &Knobs) {
+        self.trees = true;
+        self.mark_ms = rng.log_between(5, 2000);
+        if rng.one_in(4) {
+            return;
+        }
+        if knobs.nodes.is_none() && self.nodes == 1 {
+            self.nodes = rng.pick(&[2, 3]);
+            self.members = self.nodes;
+        }
+        self.lean_to_shadows(rng);
+        self.blocks = rng.between(200, 400);
+        self.shadow_bytes = 4 * self.ring_bytes + 4 * self.blocks * BLOCK_BYTES;
+        self.hot_blocks = rng.pick(&[8, 32, 64]);
+        self.max_sectors = rng.pick(&[16, 64]);
+        self.destage_delay_ms = rng.log_between(1, 50);
+        self.requests = rng.between(2000, 4000);
+    }
+
     /// Peers are added, removed and replaced while everything else goes on.
     pub(crate) fn lean_to_other_peers(&mut self, rng: &mut Rng, knobs: &Knobs) {
         if knobs.nodes.is_none() {

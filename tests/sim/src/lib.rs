@@ -15,6 +15,7 @@
 //! | `net`, `link`, `wire` | sessions: what they do to messages; modelled; real |
 //! | `clients` | requests, and what each answer promises |
 //! | `operator`, `disasters`, `faults` | disasters and repairs |
+//! | `trees` | state trees, modelled |
 //! | `peers` | who is a peer of whom, and changes of that |
 //! | `oracle`, `checkers` | what is legal |
 //! | `shrink` | the shortest list of faults that still fails |
@@ -46,6 +47,7 @@ mod steps;
 mod trace;
 #[path = "../../../src/daemon/translate.rs"]
 mod translate;
+mod trees;
 mod wire;
 mod world;
 

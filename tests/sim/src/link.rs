@@ -36,7 +36,7 @@ pub(crate) enum Message {
 
 /// What a core is told of a peer's copy.
 #[must_use]
-pub(crate) fn peer_state(status: &CopyStatus) -> PeerState {
+pub(crate) fn peer_state(status: &CopyStatus, resyncs: bool) -> PeerState {
     let filled = matches!(
         status.copy,
         CopyState::Seeding { until: Some(_), .. } | CopyState::Applying { .. }
@@ -48,6 +48,7 @@ pub(crate) fn peer_state(status: &CopyStatus) -> PeerState {
         tip: status.tip,
         tip_rank: status.tip_rank,
         usable: filled || status.copy.is_usable(),
+        resyncs,
     }
 }
 
@@ -57,7 +58,7 @@ impl Message {
     pub(crate) fn bytes(&self) -> u64 {
         let body = match self {
             Self::Event(PeerEvent::Epoch(frame)) => frame.len(),
-            Self::Event(PeerEvent::SeedPiece(piece)) => piece.data.as_ref().map_or(0, Vec::len),
+            Self::Event(PeerEvent::SeedPiece(piece)) => piece.data().map_or(0, <[u8]>::len),
             Self::Proof(bytes) => bytes.len(),
             Self::Event(_) | Self::State(_) | Self::Refused(_) => 0,
         };

@@ -12,7 +12,8 @@ use hn4_sim::{Happened, Options, Report, Stats, run_many, shrink};
 
 const USAGE: &str = "Usage: hn4-sim [--seeds N] [--seed FIRST] [--jobs N] [--trace] [--keep-going]
   [--nodes N] [--requests N] [--real-sessions] [--modelled-sessions] [--other-peers]
-  [--same-peers] [--backing-damage] [--lying-flush] [--mutants [--mutant NAME] | --kept-mutants]";
+  [--same-peers] [--trees] [--backing-damage] [--lying-flush]
+  [--mutants [--mutant NAME] | --kept-mutants]";
 
 /// Events in words that are shown of each node when a seed fails.
 const LAST_EVENTS: usize = 12;
@@ -66,6 +67,7 @@ fn arguments() -> Result<Arguments, String> {
             "--modelled-sessions" => knobs.real_sessions = Some(false),
             "--other-peers" => knobs.other_peers = Some(true),
             "--same-peers" => knobs.other_peers = Some(false),
+            "--trees" => knobs.trees = Some(true),
             "--backing-damage" => knobs.backing_damage = true,
             "--lying-flush" => knobs.lying_flush = true,
             "--trace" => given.options.words = true,

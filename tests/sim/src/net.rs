@@ -64,7 +64,11 @@ impl World {
         for (side, ours, theirs) in [(0, a, b), (1, b, a)] {
             self.links[link].sides[side].open(session, ours, theirs);
             self.post_peer(link, side, PeerEvent::Connected);
-            self.post_peer(link, side, PeerEvent::State(peer_state(&theirs)));
+            self.post_peer(
+                link,
+                side,
+                PeerEvent::State(peer_state(&theirs, self.plan.trees)),
+            );
             self.prover_connected(link, side, theirs.term);
         }
         for side in 0..2 {
@@ -178,7 +182,11 @@ impl World {
             }
             Message::State(status) => {
                 if self.links[link].sides[side].peer_changed(status) {
-                    self.post_peer(link, side, PeerEvent::State(peer_state(&status)));
+                    self.post_peer(
+                        link,
+                        side,
+                        PeerEvent::State(peer_state(&status, self.plan.trees)),
+                    );
                     self.ask(link, side);
                 } else {
                     self.end_session(link, session, side);

@@ -17,6 +17,7 @@ use crate::peers::Leaving;
 use crate::plan::Plan;
 use crate::proofs::Beside;
 use crate::rng::Rng;
+use crate::trees::Tree;
 
 /// What an operation that is on its way does when its time has come.
 #[derive(Debug)]
@@ -97,6 +98,8 @@ pub(crate) struct Live {
     pub(crate) retained: Epoch,
     /// The prover, if one runs.
     pub(crate) beside: Option<Beside>,
+    /// The state tree, where there are any.
+    pub(crate) tree: Tree,
 }
 
 /// See the module.
@@ -270,6 +273,7 @@ impl Node {
             applied: Epoch(u64::MAX),
             retained: Epoch(u64::MAX),
             beside: None,
+            tree: Tree::default(),
         });
         Ok(report)
     }
@@ -463,6 +467,8 @@ fn config(plan: &Plan, index: usize, peers: usize, ring_bytes: u64) -> VolumeCon
     config.shadow_space_bytes = plan.shadow_bytes;
     config.prove = plan.proves;
     config.apply_proven = plan.proves;
+    config.tree = plan.trees;
+    config.mark_ms = plan.mark_ms;
     config
 }
 

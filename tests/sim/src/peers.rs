@@ -8,8 +8,8 @@
 //!
 //! **Invariant:** every member knows each peer on which a node that may be primary counts. So a
 //! member hears of a new peer before a primary does, forgets one that leaves after every primary
-//! has, and is promoted only if all the others know its own peers, and if it knows everybody on whom
-//! a primary may have counted that has not let them go.
+//! has, and is promoted only if all the others know its own peers, and if it knows everybody whom a
+//! primary may have counted on and has not let go.
 //!
 //! Places are dealt out as the daemon's `seats` do it: whoever stays keeps its place.
 

@@ -24,6 +24,8 @@ pub struct Knobs {
     pub real_sessions: Option<bool>,
     /// Whether peers are added and removed.
     pub other_peers: Option<bool>,
+    /// Whether state trees are kept.
+    pub trees: Option<bool>,
 }
 
 /// Most nodes of a run.
@@ -174,6 +176,10 @@ pub(crate) struct Plan {
     pub(crate) proof_us: u64,
     /// Age at which a batch of proofs is closed, in milliseconds.
     pub(crate) proof_age_ms: u64,
+    /// State trees are kept.
+    pub(crate) trees: bool,
+    /// A primary marks an epoch so often, in milliseconds.
+    pub(crate) mark_ms: u64,
 }
 
 fn sometimes(rng: &mut Rng, weight: u64) -> u64 {
@@ -318,6 +324,8 @@ impl Plan {
             proves: false,
             proof_us: 0,
             proof_age_ms: 0,
+            trees: false,
+            mark_ms: 5000,
         }
     }
 

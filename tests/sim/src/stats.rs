@@ -23,6 +23,10 @@ pub struct Stats {
     pub promotions: u64,
     /// Shadows that were switched in.
     pub shadows: u64,
+    /// State trees of two nodes that were compared.
+    pub comparisons: u64,
+    /// Bytes of full copies that were left out for that.
+    pub kept_bytes: u64,
     /// Copies that became usable.
     pub usable: u64,
     /// Tails that were dropped.
@@ -86,6 +90,8 @@ impl Stats {
             dictionaries,
             promotions,
             shadows,
+            comparisons,
+            kept_bytes,
             usable,
             truncations,
             forks,
@@ -111,6 +117,8 @@ impl Stats {
         self.dictionaries += dictionaries;
         self.promotions += promotions;
         self.shadows += shadows;
+        self.comparisons += comparisons;
+        self.kept_bytes += kept_bytes;
         self.usable += usable;
         self.truncations += truncations;
         self.forks += forks;
@@ -147,6 +155,8 @@ impl fmt::Display for Stats {
             ("changes of peers refused by a node", self.regroups_refused),
             ("copies became usable", self.usable),
             ("shadows were switched in", self.shadows),
+            ("state trees compared", self.comparisons),
+            ("bytes left out of full copies", self.kept_bytes),
             ("tails dropped", self.truncations),
             ("tails to be saved", self.forks),
             ("damaged logs refused", self.refused_logs),

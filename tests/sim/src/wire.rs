@@ -67,7 +67,10 @@ impl World {
     pub(crate) fn local_state(&self, node: usize, status: &CopyStatus) -> LocalState {
         let identity = identity(&self.plan);
         let proves = self.plan.proves;
-        translate::local_state(&identity, node_id(node), MAX_EPOCH_BYTES, proves, status)
+        LocalState {
+            resyncs: self.plan.trees,
+            ..translate::local_state(&identity, node_id(node), MAX_EPOCH_BYTES, proves, status)
+        }
     }
 
     /// Both sides of a link say hello.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use bytes::Bytes;
 use hn4::log::Role;
 use hn4::types::{Epoch, SECTORS_PER_BLOCK};
-use hn4_engine::core::event::{Now, RequestId, Time};
+use hn4_engine::core::event::{Now, RequestId, Time, Tip, TreeEvent};
 use hn4_engine::core::{Actions, Event};
 use hn4_transport::session;
 use hn4_transport::wire::Stream;
@@ -25,6 +25,7 @@ use crate::proofs::Beside;
 use crate::rng::Rng;
 use crate::stats::Stats;
 use crate::trace::Trace;
+use crate::trees::Meeting;
 
 /// Nanoseconds of a millisecond.
 pub(crate) const MS: u64 = 1_000_000;
@@ -127,6 +128,16 @@ pub(crate) enum What {
         offset: u64,
         frames: Vec<(Epoch, u64)>,
     },
+    /// A state tree has something for its core.
+    Tree {
+        node: usize,
+        boot: u64,
+        event: TreeEvent,
+    },
+    /// A state tree is taken, to be compared.
+    TreeTaken(Meeting),
+    /// It is compared with a peer's, as it was at this place.
+    TreesMeet(Meeting, Tip),
     Operator,
 }
 
@@ -196,6 +207,10 @@ impl World {
             plan.lean_to_other_peers(&mut Rng::new(seed.rotate_left(32)), &options.knobs);
         }
         plan.large_sectors = seed % 4 == 3;
+        // Again none of those that were kept.
+        if options.knobs.trees.unwrap_or(seed % 32 == 10 && seed > 10) {
+            plan.lean_to_trees(&mut Rng::new(seed.rotate_left(16)), &options.knobs);
+        }
         let sectors = plan.blocks * SECTORS_PER_BLOCK;
         let initial: Vec<u64> = (0..sectors).map(|_| rng.below(3)).collect();
         let mut backing = vec![0; initial.len() * 512];
@@ -349,6 +364,10 @@ impl World {
                 }
                 Ok(())
             }
+            What::Tree { node, boot, event } => {
+                self.tree_says(node, boot, event);
+                Ok(())
+            }
             What::Operator => self.operate(),
             between => {
                 self.happen_between(between);
@@ -414,6 +433,8 @@ impl World {
             } => {
                 self.seed_read(link, session, side, offset, bytes);
             }
+            What::TreeTaken(meeting) => self.tree_taken(meeting),
+            What::TreesMeet(meeting, at) => self.trees_meet(meeting, at),
             What::Io { .. }
             | What::Timer { .. }
             | What::Client(_)
@@ -421,6 +442,7 @@ impl World {
             | What::PowerLoss { .. }
             | What::Prover { .. }
             | What::ProofRead { .. }
+            | What::Tree { .. }
             | What::Operator => {}
         }
     }

@@ -112,6 +112,9 @@ pub struct LocalState {
     pub compares: bool,
     /// The state tree asks and answers, so that [`Input::Tree`] may be sent to it.
     pub repairs: bool,
+    /// The state tree can be compared with another one, node by node, and
+    /// [`PieceKind::Same`] may be sent.
+    pub resyncs: bool,
 }
 
 /// The root of a copy's state tree where its backing is at one place of the history.
@@ -169,6 +172,12 @@ pub enum PieceKind {
         /// Bytes in the range.
         length: u64,
     },
+    /// A range that the receiver's copy holds already, as comparing state trees has shown; of any
+    /// length within the volume. Only to a peer whose state says that it resyncs.
+    Same {
+        /// Bytes in the range.
+        length: u64,
+    },
 }
 
 /// A part of a full copy.
@@ -178,7 +187,7 @@ pub struct SeedPiece {
     pub offset_bytes: u64,
     /// What lies there.
     pub kind: PieceKind,
-    /// CRC-32C of the data, 0 for zeroes. Made at the source, checked by the sink's daemon: it
+    /// CRC-32C of the data, 0 without any. Made at the source, checked by the sink's daemon: it
     /// covers the way from disk to disk, where the frame's own checks cover only the wire.
     pub checksum: u32,
 }
@@ -189,7 +198,7 @@ impl SeedPiece {
     pub fn volume_bytes(&self) -> u64 {
         match &self.kind {
             PieceKind::Data(bytes) => bytes.len() as u64,
-            PieceKind::Zero { length } => *length,
+            PieceKind::Zero { length } | PieceKind::Same { length } => *length,
         }
     }
 }

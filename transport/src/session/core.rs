@@ -461,6 +461,16 @@ impl Session {
                         offset_bytes,
                         length,
                     },
+                    PieceKind::Same { length } => {
+                        let peer = self.established.as_ref().map(|known| &known.peer);
+                        if !peer.is_some_and(|peer| peer.resyncs) {
+                            return Err("a piece that the peer does not understand".to_owned());
+                        }
+                        DataMessage::SeedSame {
+                            offset_bytes,
+                            length,
+                        }
+                    }
                 });
             }
             Input::SeedEnd { usable_after } => {

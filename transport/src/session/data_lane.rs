@@ -3,7 +3,7 @@
 //! Two limits hold: the number of frames the peer has not acknowledged, and the credit in bytes
 //! that the peer's daemon granted. A message may *start* while the balance is above zero and is
 //! charged whole, so the balance is overdrawn by one message at most and a message larger than the
-//! grant can not get stuck. A piece of zeroes costs a nominal sum; what only opens or ends
+//! grant can not get stuck. A piece without data costs a nominal sum; what only opens or ends
 //! something is free.
 
 use std::collections::VecDeque;
@@ -44,7 +44,9 @@ impl Item {
                 ..
             } => frame.len() as u64,
             Self::Whole(DataMessage::SeedData { bytes, .. }) => bytes.len() as u64,
-            Self::Whole(DataMessage::SeedZero { .. }) => ZERO_PIECE_COST_BYTES,
+            Self::Whole(DataMessage::SeedZero { .. } | DataMessage::SeedSame { .. }) => {
+                ZERO_PIECE_COST_BYTES
+            }
             Self::Epoch { .. } | Self::Whole(_) => 0,
         }
     }

@@ -150,18 +150,11 @@ impl Inbound {
             DataMessage::SeedZero {
                 offset_bytes,
                 length,
-            } => {
-                self.charge(ZERO_PIECE_COST_BYTES)?;
-                let kind = PieceKind::Zero { length };
-                self.take_piece(
-                    SeedPiece {
-                        offset_bytes,
-                        kind,
-                        checksum: 0,
-                    },
-                    bounds,
-                )
-            }
+            } => self.take_empty(offset_bytes, PieceKind::Zero { length }, bounds),
+            DataMessage::SeedSame {
+                offset_bytes,
+                length,
+            } => self.take_empty(offset_bytes, PieceKind::Same { length }, bounds),
             DataMessage::SeedEnd { usable_after } => {
                 if !std::mem::take(&mut self.seeding) {
                     return Err("the end of a full copy that had not begun".to_owned());
@@ -173,6 +166,22 @@ impl Inbound {
             | DataMessage::FeedBegin { .. }
             | DataMessage::Dictionary { .. } => Ok(None),
         }
+    }
+
+    /// Takes a piece without data.
+    fn take_empty(
+        &mut self,
+        offset_bytes: u64,
+        kind: PieceKind,
+        bounds: Bounds,
+    ) -> Result<Option<Output>, String> {
+        self.charge(ZERO_PIECE_COST_BYTES)?;
+        let piece = SeedPiece {
+            offset_bytes,
+            kind,
+            checksum: 0,
+        };
+        self.take_piece(piece, bounds)
     }
 
     fn take_chunk(

@@ -29,5 +29,6 @@ pub(crate) fn state(node: u8) -> LocalState {
         proves: true,
         compares: true,
         repairs: true,
+        resyncs: true,
     }
 }

@@ -403,6 +403,7 @@ fn state_to_wire(state: &LocalState) -> proto::State {
         proves: state.proves,
         compares: state.compares,
         repairs: state.repairs,
+        resyncs: state.resyncs,
     }
 }
 
@@ -445,6 +446,7 @@ fn state_from_wire(state: proto::State) -> Result<LocalState, WireError> {
         proves: state.proves,
         compares: state.compares,
         repairs: state.repairs,
+        resyncs: state.resyncs,
     })
 }
 

@@ -19,6 +19,7 @@
 //! | 5 | seed zero | offset, bytes | length | 0 | - |
 //! | 6 | seed end | usable after epoch | 0 | 0 | - |
 //! | 7 | dictionary | 0 | 0 | 0 | a dictionary delta of SCXQ2 |
+//! | 8 | seed same | offset, bytes | length | 0 | - |
 //!
 //! In a packed frame the header is that of the raw message, and a segment of SCXQ2 stands for the
 //! raw bytes.
@@ -89,6 +90,13 @@ pub enum DataMessage {
         /// How long, in bytes.
         length: u64,
     },
+    /// A range that the receiver's copy holds already.
+    SeedSame {
+        /// Where on the volume, in bytes.
+        offset_bytes: u64,
+        /// How long, in bytes.
+        length: u64,
+    },
     /// The full copy is complete.
     SeedEnd {
         /// Usable once this epoch has been applied.
@@ -141,6 +149,10 @@ impl DataMessage {
             } => (5, offset_bytes, length, 0, Bytes::new()),
             Self::SeedEnd { usable_after } => (6, usable_after.0, 0, 0, Bytes::new()),
             Self::Dictionary { bytes } => (7, 0, 0, 0, bytes),
+            Self::SeedSame {
+                offset_bytes,
+                length,
+            } => (8, offset_bytes, length, 0, Bytes::new()),
         };
         let header = Header {
             kind,
@@ -239,6 +251,10 @@ impl DataMessage {
                 usable_after: Epoch(a),
             }),
             7 if (a, b, c) == (0, 0, 0) => Ok(Self::Dictionary { bytes: payload }),
+            8 if c == 0 => Ok(Self::SeedSame {
+                offset_bytes: a,
+                length: b,
+            }),
             kind => Err(WireError::Message(format!(
                 "unknown bulk message kind {kind}"
             ))),
@@ -285,6 +301,10 @@ mod tests {
             DataMessage::Dictionary { bytes },
             DataMessage::SeedZero {
                 offset_bytes: 0,
+                length: 1 << 40,
+            },
+            DataMessage::SeedSame {
+                offset_bytes: 65536,
                 length: 1 << 40,
             },
             DataMessage::SeedEnd {

@@ -124,6 +124,7 @@ pub(crate) fn state(node: u8, role: Role) -> LocalState {
         proves: true,
         compares: false,
         repairs: false,
+        resyncs: false,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::super::exchange::TreeMessage;
 use super::super::run::tests::leaf;
 use super::super::view::tests::Model;
 use super::*;
@@ -188,4 +189,45 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_answer_to_the_largest_request_fits_into_a_message_of_a_session() {
+    let request = NodeRequest {
+        id: 1,
+        level: 8,
+        down: STEP,
+        indexes: (0..MAX_REQUEST as u64).collect(),
+    };
+    let reply = NodeReply {
+        id: 1,
+        level: 4,
+        nodes: vec![Digest([1; 32]); MAX_REQUEST << STEP],
+    };
+    let (id, largest) = (7, 60 << 10);
+    let asked = TreeMessage::Nodes { id, request };
+    let given = TreeMessage::Given { id, reply };
+    for message in [asked, given] {
+        let bytes = message.encode();
+        assert!(bytes.len() <= largest, "{}", bytes.len());
+        assert_eq!(TreeMessage::decode(&bytes), Ok(message));
+    }
+}
+
+#[test]
+fn differences_are_ranges_within_the_volume_and_bounded() {
+    const GROUP: u64 = 64 << 10;
+    let mut differing = Differing::default();
+    [5, 2, 3, 9, u64::MAX].map(|group| differing.add(group));
+    let size = 9 * GROUP + 4096;
+    let expected = [2 * GROUP..4 * GROUP, 5 * GROUP..6 * GROUP, 9 * GROUP..size];
+    assert_eq!(differing.ranges(size), expected);
+
+    let mut many = Differing::default();
+    let groups = (0..4 * MAX_UNITS as u64).step_by(2);
+    groups.clone().for_each(|group| many.add(group));
+    assert!(many.units.len() <= MAX_UNITS);
+    let ranges = many.ranges(u64::MAX);
+    let holds = |group: u64| ranges.iter().any(|range| range.contains(&(group * GROUP)));
+    assert!(groups.step_by(1 << 12).all(holds), "none is forgotten");
 }

@@ -10,7 +10,7 @@ use crate::hash::Digest;
 use crate::tree::manifest::{FANOUT, MergePlan};
 use crate::tree::merge::merge_slice;
 use crate::tree::run::{Run, RunWriter};
-use crate::tree::view::{Nodes, View, refresh_middles};
+use crate::tree::view::{Nodes, Snapshot, View, refresh_middles};
 use crate::tree::{MIDDLE_LEVEL, TreeError};
 
 /// Runs of new leaves above which middle nodes are computed though nobody wants a root: only then
@@ -37,6 +37,8 @@ pub enum Worked {
 pub(super) struct Summing<M: TreeMedium> {
     /// Somebody wants the root.
     is_wanted: bool,
+    /// Somebody wants the whole tree, too.
+    is_kept: bool,
     checkpoint: Epoch,
     /// All runs of leaves at that checkpoint, newest first, and those that are new.
     leaves: Vec<Run<M::Run>>,
@@ -71,6 +73,23 @@ impl<M: TreeMedium> Keeper<M> {
             self.begin_sum(true)?;
         }
         Ok(begins)
+    }
+
+    /// As [`Self::want_root`]; with the root there is also [`Self::take_snapshot`].
+    ///
+    /// # Errors
+    /// [`TreeError`] of the medium.
+    pub fn want_snapshot(&mut self) -> Result<bool, TreeError> {
+        let begins = self.want_root()?;
+        if let Some(summing) = &mut self.summing {
+            summing.is_kept |= begins;
+        }
+        Ok(begins)
+    }
+
+    /// The tree at the root that [`Self::work`] has just given, if it was to be kept.
+    pub fn take_snapshot(&mut self) -> Option<Snapshot<M::Run>> {
+        self.snapshot.take()
     }
 
     /// Whether nodes are being computed, for a root or for merges.
@@ -172,6 +191,7 @@ impl<M: TreeMedium> Keeper<M> {
         };
         self.summing = Some(Summing {
             is_wanted,
+            is_kept: false,
             checkpoint,
             leaves: self.leaves.clone(),
             new: runs.cloned().collect(),
@@ -223,13 +243,15 @@ impl<M: TreeMedium> Keeper<M> {
         if !summing.is_wanted || self.manifest.first_build().is_some() {
             return Ok(Worked::Some);
         }
-        let view = View {
+        let tree = Snapshot {
             geometry: self.geometry,
-            leaves: &summing.leaves,
-            middles: &self.middles,
-            tops: &self.tops,
+            leaves: summing.leaves,
+            middles: self.middles.clone(),
+            tops: self.tops.clone(),
         };
-        Ok(Worked::Root(summing.checkpoint, view.root()?))
+        let root = tree.view().root()?;
+        self.snapshot = Some(tree).filter(|_| summing.is_kept);
+        Ok(Worked::Root(summing.checkpoint, root))
     }
 
     fn begin_merge(&mut self, plan: MergePlan) -> Result<(), TreeError> {
