@@ -218,7 +218,9 @@ fn an_answer_to_the_largest_request_fits_into_a_message_of_a_session() {
 fn differences_are_ranges_within_the_volume_and_bounded() {
     const GROUP: u64 = 64 << 10;
     let mut differing = Differing::default();
-    [5, 2, 3, 9, u64::MAX].map(|group| differing.add(group));
+    for group in [5, 2, 3, 9, u64::MAX] {
+        differing.add(group);
+    }
     let size = 9 * GROUP + 4096;
     let expected = [2 * GROUP..4 * GROUP, 5 * GROUP..6 * GROUP, 9 * GROUP..size];
     assert_eq!(differing.ranges(size), expected);
