@@ -17,7 +17,7 @@ use crate::memory::{Memory, NODE, identity};
 const SLOTS: u32 = 4096;
 const BLOCKS: u64 = 1 << 16;
 /// Writers at the same time.
-const WRITERS: u64 = 8;
+const WRITERS: usize = 8;
 /// Microseconds of a write to the backing, to the log, and of a flush or a superblock.
 const BACKING_US: u64 = 400;
 const LOG_US: u64 = 100;
@@ -108,10 +108,10 @@ impl Machine {
 /// The longest time in microseconds that a writer has waited, and the time that all took.
 fn longest_wait(writes: u64, warm_up: u64) -> (u64, u64) {
     let mut machine = Machine::new();
-    let mut since = [0; WRITERS as usize];
+    let mut since = [0; WRITERS];
     let (mut longest, mut started) = (0, 0);
     for id in 0..writes {
-        let writer = usize::try_from(id % WRITERS).expect("a few");
+        let writer = usize::try_from(id).expect("a small number") % WRITERS;
         while !machine.volume.admits(&machine.mem, 1) {
             machine.pass();
         }

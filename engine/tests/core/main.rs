@@ -2,6 +2,7 @@
 
 mod checks;
 mod drain;
+mod elections;
 mod memory;
 mod merge;
 mod peers;

@@ -19,29 +19,29 @@ use crate::memory::{Memory, NODE, identity};
 
 const RING_BYTES: usize = 4 << 20;
 const SLOTS: u32 = 1024;
-const WITHIN_MS: u64 = 5000;
+pub(crate) const WITHIN_MS: u64 = 5000;
 
 /// A node with so many peers, none of them connected.
-struct Bench {
-    volume: Volume,
+pub(crate) struct Bench {
+    pub(crate) volume: Volume,
     mem: VecArena,
     now_ms: u64,
     next_id: u64,
     /// Requests and controls that were answered.
-    done: Vec<(RequestId, Result<(), String>)>,
+    pub(crate) done: Vec<(RequestId, Result<(), String>)>,
     /// Everything else that was to be done, except operations on disks.
-    said: Vec<Action>,
+    pub(crate) said: Vec<Action>,
     /// Operations on disks that are to be under way for a while; by default each is done at once.
-    under_way: Option<Vec<Event>>,
+    pub(crate) under_way: Option<Vec<Event>>,
 }
 
 impl Bench {
     /// A primary.
-    fn new(ack_mode: AckMode, ack_peers: usize, peers: usize) -> Self {
+    pub(crate) fn new(ack_mode: AckMode, ack_peers: usize, peers: usize) -> Self {
         Self::open(Role::Primary, (ack_mode, ack_peers), peers)
     }
 
-    fn open(role: Role, (ack_mode, ack_peers): (AckMode, usize), peers: usize) -> Self {
+    pub(crate) fn open(role: Role, (ack_mode, ack_peers): (AckMode, usize), peers: usize) -> Self {
         Self::open_with(role, |config| VolumeConfig {
             ack_mode,
             ack_peers,
@@ -82,7 +82,7 @@ impl Bench {
         }
     }
 
-    fn step(&mut self, event: Event) {
+    pub(crate) fn step(&mut self, event: Event) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let mut actions = Actions::default();
@@ -115,7 +115,7 @@ impl Bench {
         }
     }
 
-    fn pass(&mut self, ms: u64) {
+    pub(crate) fn pass(&mut self, ms: u64) {
         self.now_ms += ms;
         self.step(Event::Timer);
     }
@@ -126,7 +126,7 @@ impl Bench {
     }
 
     /// Writes a block and flushes; the flush's name.
-    fn write_and_flush(&mut self) -> RequestId {
+    pub(crate) fn write_and_flush(&mut self) -> RequestId {
         let slot = self.mem.alloc().expect("a slot");
         let write = Request::Write {
             lba: Lba(0),
@@ -141,13 +141,13 @@ impl Bench {
         RequestId(self.next_id)
     }
 
-    fn control(&mut self, control: Control) -> RequestId {
+    pub(crate) fn control(&mut self, control: Control) -> RequestId {
         let id = self.id();
         self.step(Event::Control { id, control });
         id
     }
 
-    fn change(&mut self, places: &[Place], accept_fewer_copies: bool) -> RequestId {
+    pub(crate) fn change(&mut self, places: &[Place], accept_fewer_copies: bool) -> RequestId {
         let mut set = PeerSet {
             places: [Place::Empty; MAX_PEERS],
             open_answers: 1,
@@ -158,7 +158,7 @@ impl Bench {
         self.control(Control::Peers(Box::new(set)))
     }
 
-    fn answer(&self, id: RequestId) -> Option<&Result<(), String>> {
+    pub(crate) fn answer(&self, id: RequestId) -> Option<&Result<(), String>> {
         let found = self.done.iter().find(|(done, _)| *done == id);
         found.map(|(_, result)| result)
     }
@@ -169,7 +169,7 @@ impl Bench {
         self.said.contains(&Action::Peer { peer, message })
     }
 
-    fn peer(&mut self, place: u8, event: PeerEvent) {
+    pub(crate) fn peer(&mut self, place: u8, event: PeerEvent) {
         self.step(Event::Peer {
             peer: PeerId(place),
             event,
@@ -177,7 +177,7 @@ impl Bench {
     }
 
     /// A copy that has everything connects and follows.
-    fn follow(&mut self, place: u8) {
+    pub(crate) fn follow(&mut self, place: u8) {
         let status = self.volume.copy_status();
         self.peer(place, PeerEvent::Connected);
         let state = PeerState {
@@ -199,7 +199,7 @@ impl Bench {
     }
 
     /// The peer says that it has flushed everything there is.
-    fn acknowledge(&mut self, place: u8) {
+    pub(crate) fn acknowledge(&mut self, place: u8) {
         self.acknowledge_to(place, self.volume.tip().epoch);
     }
 
@@ -214,7 +214,7 @@ impl Bench {
     }
 }
 
-const KEPT: Place = Place::Kept(LagPolicy {
+pub(crate) const KEPT: Place = Place::Kept(LagPolicy {
     max_bytes: None,
     max_ms: None,
     on_exceed: OnExceed::Throttle,
@@ -365,26 +365,6 @@ fn the_claim_of_a_removed_peer_on_the_log_goes_with_it() {
 }
 
 #[test]
-fn peers_do_not_change_in_the_middle_of_an_election() {
-    let mut bench = Bench::new(AckMode::Async, 0, 2);
-    let demote = bench.control(Control::Demote);
-    assert_eq!(bench.answer(demote), Some(&Ok(())));
-    bench.follow(0);
-    let promote = bench.control(Control::Promote {
-        term: Term {
-            counter: 2,
-            node: NodeId([1; 16]),
-        },
-        answers: 2,
-        within_ms: WITHIN_MS,
-    });
-    assert_eq!(bench.answer(promote), None);
-    let change = bench.change(&[KEPT], false);
-    let refused = bench.answer(change).cloned().expect("an answer");
-    assert!(refused.is_err_and(|why| why.contains("change of role")));
-}
-
-#[test]
 fn a_node_that_is_primary_no_more_lets_nobody_go() {
     let demoted = |bench: &mut Bench| {
         let demote = bench.control(Control::Demote);
@@ -450,96 +430,6 @@ fn writers_that_a_peer_holds_back_go_on_at_once_when_it_is_removed() {
     let change = bench.change(&bounded([Place::Empty, KEPT]), false);
     assert_eq!(bench.answer(change), Some(&Ok(())));
     assert!(bench.volume.admits_now(1));
-}
-
-#[test]
-fn a_promise_that_is_being_written_is_not_taken_back_by_a_promotion() {
-    let mut bench = Bench::open(Role::Replica, (AckMode::Durable, 1), 2);
-    let term = |counter, node| Term {
-        counter,
-        node: NodeId([node; 16]),
-    };
-    bench.under_way = Some(Vec::new());
-    bench.peer(0, PeerEvent::HigherTerm(term(5, 9)));
-    let promote = Control::Promote {
-        term: term(5, 1),
-        answers: 0,
-        within_ms: 1000,
-    };
-    let promote = bench.control(promote);
-    let refused = bench.answer(promote).cloned();
-    assert!(matches!(refused, Some(Err(_))), "{refused:?}");
-    for done in bench.under_way.take().expect("held") {
-        bench.step(done);
-    }
-    assert_eq!(bench.volume.copy_status().term, term(5, 9));
-}
-
-#[test]
-fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
-    let mut bench = Bench::new(AckMode::Durable, 1, 1);
-    bench.follow(0);
-    let flush = bench.write_and_flush();
-    bench.acknowledge(0);
-    assert_eq!(bench.answer(flush), Some(&Ok(())));
-    let demote = bench.control(Control::Demote);
-    assert_eq!(bench.answer(demote), Some(&Ok(())));
-    bench.peer(0, PeerEvent::Disconnected);
-    let term = |counter, node| Term {
-        counter,
-        node: NodeId([node; 16]),
-    };
-    let promote = |bench: &mut Bench, counter| {
-        let control = Control::Promote {
-            term: term(counter, 1),
-            answers: 1,
-            within_ms: WITHIN_MS,
-        };
-        bench.control(control)
-    };
-    let more = |obeyed| PeerState {
-        role: Role::Replica,
-        term: obeyed,
-        incarnation: Incarnation(0),
-        tip: Tip {
-            epoch: Epoch(30),
-            chain: ChainHash([3; 32]),
-        },
-        tip_rank: Rank {
-            term: 2,
-            incarnation: Incarnation(1),
-        },
-        usable: true,
-        resyncs: false,
-    };
-    bench.under_way = Some(Vec::new());
-    let refused = promote(&mut bench, 3);
-    bench.peer(0, PeerEvent::Connected);
-    bench.peer(0, PeerEvent::State(more(term(2, 4))));
-    for done in bench.under_way.take().expect("held") {
-        bench.step(done);
-    }
-    // Its session ends with the new term, and it does not come back.
-    bench.peer(0, PeerEvent::Disconnected);
-    assert_eq!(bench.answer(refused), None);
-    bench.pass(WITHIN_MS + 1);
-    let why = bench.answer(refused).cloned().expect("an answer");
-    assert!(why.is_err_and(|why| why.contains("longer history")));
-    // It promises: what it has is asked for.
-    bench.peer(0, PeerEvent::Connected);
-    bench.peer(0, PeerEvent::State(more(term(3, 1))));
-    let pulls = promote(&mut bench, 4);
-    bench.peer(0, PeerEvent::Disconnected);
-    bench.peer(0, PeerEvent::Connected);
-    bench.peer(0, PeerEvent::State(more(term(4, 1))));
-    assert_eq!(bench.answer(pulls), None);
-    let pulled = |action: &Action| {
-        let Action::Peer { message, .. } = action else {
-            return false;
-        };
-        matches!(message, PeerMessage::Pull { .. })
-    };
-    assert!(bench.said.iter().any(pulled), "{:?}", bench.said);
 }
 
 #[test]

@@ -1,0 +1,118 @@
+//! Promotions: who promises, who is waited for, and what does not happen meanwhile.
+
+use hn4::log::Role;
+use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Rank, Term};
+use hn4_engine::core::event::{Control, PeerEvent, PeerMessage, PeerState, Tip};
+use hn4_engine::core::{AckMode, Action};
+
+use crate::peers::{Bench, KEPT, WITHIN_MS};
+
+#[test]
+fn peers_do_not_change_in_the_middle_of_an_election() {
+    let mut bench = Bench::new(AckMode::Async, 0, 2);
+    let demote = bench.control(Control::Demote);
+    assert_eq!(bench.answer(demote), Some(&Ok(())));
+    bench.follow(0);
+    let promote = bench.control(Control::Promote {
+        term: Term {
+            counter: 2,
+            node: NodeId([1; 16]),
+        },
+        answers: 2,
+        within_ms: WITHIN_MS,
+    });
+    assert_eq!(bench.answer(promote), None);
+    let change = bench.change(&[KEPT], false);
+    let refused = bench.answer(change).cloned().expect("an answer");
+    assert!(refused.is_err_and(|why| why.contains("change of role")));
+}
+
+#[test]
+fn a_promise_that_is_being_written_is_not_taken_back_by_a_promotion() {
+    let mut bench = Bench::open(Role::Replica, (AckMode::Durable, 1), 2);
+    let term = |counter, node| Term {
+        counter,
+        node: NodeId([node; 16]),
+    };
+    bench.under_way = Some(Vec::new());
+    bench.peer(0, PeerEvent::HigherTerm(term(5, 9)));
+    let promote = Control::Promote {
+        term: term(5, 1),
+        answers: 0,
+        within_ms: 1000,
+    };
+    let promote = bench.control(promote);
+    let refused = bench.answer(promote).cloned();
+    assert!(matches!(refused, Some(Err(_))), "{refused:?}");
+    for done in bench.under_way.take().expect("held") {
+        bench.step(done);
+    }
+    assert_eq!(bench.volume.copy_status().term, term(5, 9));
+}
+
+#[test]
+fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 1);
+    bench.follow(0);
+    let flush = bench.write_and_flush();
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+    let demote = bench.control(Control::Demote);
+    assert_eq!(bench.answer(demote), Some(&Ok(())));
+    bench.peer(0, PeerEvent::Disconnected);
+    let term = |counter, node| Term {
+        counter,
+        node: NodeId([node; 16]),
+    };
+    let promote = |bench: &mut Bench, counter| {
+        let control = Control::Promote {
+            term: term(counter, 1),
+            answers: 1,
+            within_ms: WITHIN_MS,
+        };
+        bench.control(control)
+    };
+    let more = |obeyed| PeerState {
+        role: Role::Replica,
+        term: obeyed,
+        incarnation: Incarnation(0),
+        tip: Tip {
+            epoch: Epoch(30),
+            chain: ChainHash([3; 32]),
+        },
+        tip_rank: Rank {
+            term: 2,
+            incarnation: Incarnation(1),
+        },
+        usable: true,
+        resyncs: false,
+    };
+    bench.under_way = Some(Vec::new());
+    let refused = promote(&mut bench, 3);
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::State(more(term(2, 4))));
+    for done in bench.under_way.take().expect("held") {
+        bench.step(done);
+    }
+    // Its session ends with the new term, and it does not come back.
+    bench.peer(0, PeerEvent::Disconnected);
+    assert_eq!(bench.answer(refused), None);
+    bench.pass(WITHIN_MS + 1);
+    let why = bench.answer(refused).cloned().expect("an answer");
+    assert!(why.is_err_and(|why| why.contains("longer history")));
+    // It promises: what it has is asked for.
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::State(more(term(3, 1))));
+    let pulls = promote(&mut bench, 4);
+    bench.peer(0, PeerEvent::Disconnected);
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::State(more(term(4, 1))));
+    assert_eq!(bench.answer(pulls), None);
+    let pulled = |action: &Action| {
+        let Action::Peer { message, .. } = action else {
+            return false;
+        };
+        matches!(message, PeerMessage::Pull { .. })
+    };
+    assert!(bench.said.iter().any(pulled), "{:?}", bench.said);
+}
