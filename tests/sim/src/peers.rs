@@ -202,7 +202,7 @@ impl World {
             AckMode::Async => 1,
             AckMode::Received | AckMode::Durable => 1 + self.plan.ack_peers,
         };
-        let (join, goes) = (self.rng.one_in(2), self.rng.one_in(3));
+        let (join, goes) = (self.rng.one_in(2), self.rng.one_in(2));
         let comes = Some(&outside).filter(|nodes| !nodes.is_empty());
         let leaves = Some(&leave).filter(|nodes| !nodes.is_empty());
         let (comes, leaves) = match (comes, leaves) {
