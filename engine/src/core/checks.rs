@@ -56,10 +56,9 @@ pub enum Verdict {
     Refuse,
 }
 
-/// What is to be done when a read has all that it takes from the backing.
+/// What else is to be done when a read has all that it takes from the backing.
 #[derive(Debug)]
 pub(super) enum Then {
-    Answer,
     Sample(Sample),
     Check(Box<Check>),
 }
@@ -98,6 +97,7 @@ pub(super) struct Check {
 }
 
 impl Check {
+    #[inline(never)]
     pub(super) fn new(lba: Lba, sectors: u32, slots: &[SlotId]) -> Box<Self> {
         Box::new(Self {
             request: (lba, sectors, slots.to_vec()),
@@ -108,6 +108,7 @@ impl Check {
 
     /// Sectors of the block are missing: all of it is read, and what the overlay had of it, which
     /// lies in the slot already, is kept until it was compared. The sectors to be read.
+    #[inline(never)]
     pub(super) fn take_whole(
         &mut self,
         (block, slot): (BlockIndex, SlotId),
@@ -172,14 +173,14 @@ pub(super) struct Samples {
 }
 
 impl Samples {
-    /// Whether this read is checked.
-    pub(super) fn draw(&mut self, lba: Lba, sectors: u32) -> Then {
+    /// What is to be done with this read.
+    pub(super) fn draw(&mut self, lba: Lba, sectors: u32) -> Option<Then> {
         self.passed += 1;
         if self.passed < SAMPLE_EVERY {
-            return Then::Answer;
+            return None;
         }
         self.passed = 0;
-        Then::Sample(Sample::of(lba, sectors))
+        Some(Then::Sample(Sample::of(lba, sectors)))
     }
 
     /// Has the tree read these blocks again, if there is room.
@@ -203,6 +204,7 @@ impl Samples {
 
 impl Volume {
     /// The tree has compared what it was handed: a sample, or the blocks of a read.
+    #[inline(never)]
     pub(super) fn checked(
         &mut self,
         now: Now,

@@ -104,7 +104,9 @@ impl Volume {
         known.next().is_some()
     }
 
-    /// Reads, unless something that is needed is damaged: then the read waits or fails.
+    /// Reads, unless something that is needed is damaged: then the read waits or fails. Every read
+    /// comes here, so it is not to cost a call.
+    #[inline(always)]
     pub(super) fn read_what_is_good(
         &mut self,
         now: Now,

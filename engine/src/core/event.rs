@@ -565,6 +565,7 @@ pub struct Actions {
 
 impl Actions {
     /// Forgets everything.
+    #[inline]
     pub fn clear(&mut self) {
         self.list.clear();
         self.segs.clear();

@@ -5,6 +5,8 @@
 //! the backing; if it is written meanwhile, the read overlaps the write, and either contents are
 //! right.
 
+use std::collections::BTreeMap;
+
 use hn4::types::{BlockIndex, Lba, SECTORS_PER_BLOCK};
 
 use super::checks::{Check, Samples, Then, VerifyReads};
@@ -14,12 +16,11 @@ use super::overlay::{Mask, Piece, mask, runs};
 use super::volume::Volume;
 use crate::arena::{SlotId, SlotMemory};
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Op {
     id: RequestId,
     left: u32,
     failed: bool,
-    then: Then,
 }
 
 /// Reads that wait for the backing.
@@ -27,6 +28,8 @@ struct Op {
 pub(super) struct Reads {
     ops: Vec<Option<Op>>,
     free: Vec<u32>,
+    /// What else is to be done with some of them; never anything with [`VerifyReads::Off`].
+    then: BTreeMap<u32, Then>,
     pub(super) samples: Samples,
 }
 
@@ -36,7 +39,6 @@ impl Reads {
             id,
             left,
             failed: false,
-            then: Then::Answer,
         });
         if let Some(index) = self.free.pop() {
             self.ops[index as usize] = op;
@@ -46,34 +48,23 @@ impl Reads {
         u32::try_from(self.ops.len() - 1).expect("front ends bound their requests")
     }
 
-    fn end(&mut self, index: u32) -> Option<Op> {
+    fn end(&mut self, index: u32) -> Option<RequestId> {
         let op = self.ops.get_mut(index as usize)?.take()?;
         self.free.push(index);
-        Some(op)
+        Some(op.id)
     }
 
-    /// A read that waits for the tree.
+    /// A read whose blocks the tree was handed.
     pub(super) fn take_checked(&mut self, index: u32) -> Option<(RequestId, Box<Check>)> {
         let op = self.ops.get(index as usize)?.as_ref()?;
-        if op.left > 0 || !matches!(op.then, Then::Check(_)) {
+        if op.left > 0 {
             return None;
         }
-        match self.end(index)? {
-            Op {
-                id,
-                then: Then::Check(check),
-                ..
-            } => Some((id, check)),
-            _ => None,
+        match self.then.remove(&index)? {
+            Then::Check(check) => Some((self.end(index)?, check)),
+            Then::Sample(_) => None,
         }
     }
-}
-
-/// A run that is being collected, for one operation on the backing.
-struct Run {
-    offset: u64,
-    first_seg: usize,
-    next: u64,
 }
 
 impl Volume {
@@ -86,26 +77,46 @@ impl Volume {
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
+        match self.config.verify_reads {
+            VerifyReads::All => self.read_from::<true>(id, (lba, sectors, slots), mem, out),
+            VerifyReads::Off | VerifyReads::Sample => {
+                self.read_from::<false>(id, (lba, sectors, slots), mem, out);
+            }
+        }
+    }
+
+    /// `WHOLE`: what comes from the backing is to be compared before it is served. A constant, so
+    /// that reads which are not pay nothing for it.
+    fn read_from<const WHOLE: bool>(
+        &mut self,
+        id: RequestId,
+        (lba, sectors, slots): (Lba, u32, &[SlotId]),
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
         if self.is_applying() {
             // Neither what was nor what will be.
             return out.complete(id, Err(Failure::Io));
         }
         let first_action = out.list.len();
         let index = self.reads.start(id, 0);
-        let mut check = match self.config.verify_reads {
-            VerifyReads::All => Some(Check::new(lba, sectors, slots)),
-            VerifyReads::Off | VerifyReads::Sample => None,
-        };
+        let mut check = WHOLE.then(|| Check::new(lba, sectors, slots));
+        let pinned = self.pinned_epoch().is_some();
         let end = lba.0 + u64::from(sectors);
         let mut at = lba.0;
-        let mut run: Option<Run> = None;
+        // The run that is being collected: byte offset on the backing, first segment, next byte.
+        let mut run: Option<(u64, usize, u64)> = None;
         for &slot in slots {
             let block = Lba(at).block();
             let from = Lba(at).sector_in_block();
             let to =
                 u32::try_from((end - block.lba().0).min(SECTORS_PER_BLOCK)).expect("at most 8");
             let wanted = mask(from, to);
-            let mut missing = self.read_overlay(block, wanted, slot, mem);
+            // Readers of a replica see the epoch that its backing is at.
+            let mut missing = match pinned {
+                true => wanted,
+                false => self.read_overlay(block, wanted, slot, mem),
+            };
             if let Some(check) = &mut check
                 && missing != 0
             {
@@ -113,39 +124,47 @@ impl Volume {
             }
             for missing in runs(missing) {
                 let offset = block.lba().byte_offset() + missing.start as u64;
-                let is_full = |run: &Run| out.segs.len() - run.first_seg >= WRITE_SLOTS;
-                if let Some(before) = run.take_if(|run| run.next != offset || is_full(run)) {
-                    push_read(out, index, &before);
+                let full = run.is_some_and(|(_, first, _)| out.segs.len() - first >= WRITE_SLOTS);
+                if let Some((start, first, next)) = run
+                    && (next != offset || full)
+                {
+                    push_read(out, index, start, first);
+                    run = None;
                 }
-                let first_seg = out.segs.len();
-                let run = run.get_or_insert(Run {
-                    offset,
-                    first_seg,
-                    next: offset,
-                });
-                run.next = offset + missing.len() as u64;
+                let (start, first, _) = run.unwrap_or((offset, out.segs.len(), offset));
+                let bytes = u16::try_from(missing.len()).expect("a slot has 4096 bytes");
+                let seg_start = u16::try_from(missing.start).expect("a slot has 4096 bytes");
                 out.segs.push(Seg {
                     slot,
-                    offset: u16::try_from(missing.start).expect("a slot has 4096 bytes"),
-                    bytes: u16::try_from(missing.len()).expect("a slot has 4096 bytes"),
+                    offset: seg_start,
+                    bytes,
                 });
+                run = Some((start, first, offset + missing.len() as u64));
             }
             at = block.lba().0 + SECTORS_PER_BLOCK;
         }
-        let Some(run) = run else {
-            let _ = self.reads.end(index);
-            return out.complete(id, Ok(()));
-        };
-        push_read(out, index, &run);
-        let started = u32::try_from(out.list.len() - first_action).expect("bounded by the request");
-        let then = match (self.config.verify_reads, check) {
-            (_, Some(check)) => Then::Check(check),
-            (VerifyReads::Sample, None) => self.reads.samples.draw(lba, sectors),
-            (VerifyReads::Off | VerifyReads::All, None) => Then::Answer,
-        };
-        if let Some(op) = &mut self.reads.ops[index as usize] {
-            (op.left, op.then) = (started, then);
+        if let Some((start, first, _)) = run {
+            push_read(out, index, start, first);
         }
+        let started = u32::try_from(out.list.len() - first_action).expect("bounded by the request");
+        if started == 0 {
+            self.reads.ops[index as usize] = None;
+            self.reads.free.push(index);
+            return out.complete(id, Ok(()));
+        }
+        if let Some(op) = &mut self.reads.ops[index as usize] {
+            op.left = started;
+        }
+        if self.config.verify_reads != VerifyReads::Off {
+            self.will_check(index, check, (lba, sectors));
+        }
+    }
+
+    #[inline(never)]
+    fn will_check(&mut self, index: u32, check: Option<Box<Check>>, (lba, sectors): (Lba, u32)) {
+        let then = check.map(Then::Check);
+        let then = then.or_else(|| self.reads.samples.draw(lba, sectors));
+        self.reads.then.extend(then.map(|then| (index, then)));
     }
 
     /// Copies what the overlay has of a block; the sectors that it does not have.
@@ -157,10 +176,6 @@ impl Volume {
         slot: SlotId,
         mem: &mut dyn SlotMemory,
     ) -> Mask {
-        // Readers of a replica see the epoch that its backing is at.
-        if self.pinned_epoch().is_some() {
-            return wanted;
-        }
         self.overlay.resolve(block, wanted, |piece| match piece {
             Piece::Slot(source, mask) => {
                 for run in runs(mask) {
@@ -177,39 +192,49 @@ impl Volume {
     }
 
     pub(super) fn read_done(&mut self, index: u32, result: Result<(), i32>, out: &mut Actions) {
-        let op = self.reads.ops[index as usize].as_mut();
-        let op = op.expect("completions name reads that are on their way");
+        let slot = &mut self.reads.ops[index as usize];
+        let op = slot
+            .as_mut()
+            .expect("completions name reads that are on their way");
         op.failed |= result.is_err();
         op.left -= 1;
-        if op.left > 0 {
-            return;
+        if op.left == 0 {
+            let result = if op.failed { Err(Failure::Io) } else { Ok(()) };
+            if self.config.verify_reads != VerifyReads::Off {
+                return self.read_to_be_checked(index, result, out);
+            }
+            out.complete(op.id, result);
+            *slot = None;
+            self.reads.free.push(index);
         }
-        if let Then::Check(check) = &op.then
-            && !op.failed
+    }
+
+    #[inline(never)]
+    fn read_to_be_checked(&mut self, index: u32, result: Result<(), Failure>, out: &mut Actions) {
+        if result.is_ok()
+            && let Some(Then::Check(check)) = self.reads.then.get(&index)
         {
             return check.hand_over(index, out);
         }
-        let Some(Op {
-            id, failed, then, ..
-        }) = self.reads.end(index)
-        else {
-            return;
-        };
-        out.complete(id, if failed { Err(Failure::Io) } else { Ok(()) });
+        let then = self.reads.then.remove(&index);
+        if let Some(id) = self.reads.end(index) {
+            out.complete(id, result);
+        }
         match then {
-            Then::Answer => {}
-            Then::Sample(sample) => self.reads.samples.hand_over(sample, out),
+            None => {}
+            Some(Then::Sample(sample)) => self.reads.samples.hand_over(sample, out),
             // The backing did not give it: the tree finds out which blocks are to be repaired.
-            Then::Check(check) => self.reads.samples.hand_over(check.sample(), out),
+            Some(Then::Check(check)) => self.reads.samples.hand_over(check.sample(), out),
         }
     }
 }
 
-fn push_read(out: &mut Actions, index: u32, run: &Run) {
+fn push_read(out: &mut Actions, index: u32, offset: u64, first_seg: usize) {
+    let segs = first_seg..out.segs.len();
     let io = Io::Read {
         disk: Disk::Backing,
-        offset: run.offset,
-        segs: run.first_seg..out.segs.len(),
+        offset,
+        segs,
     };
     out.push(Action::Io {
         token: IoToken::Read(index),

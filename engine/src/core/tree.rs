@@ -264,6 +264,7 @@ impl Tree {
 }
 
 impl Volume {
+    #[inline(never)]
     pub(super) fn tree_event(
         &mut self,
         now: Now,

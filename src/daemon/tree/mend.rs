@@ -272,7 +272,7 @@ impl Worker {
                         leaf.is_ok_and(|leaf| leaf.first() == Some(&blocks::leaf(&contents)))
                     });
                     if is_good {
-                        self.repairs.give(block, contents);
+                        self.repairs.give(block, contents, Instant::now());
                     }
                 }
             }

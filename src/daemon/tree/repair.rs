@@ -67,11 +67,15 @@ impl Repairs {
         std::mem::take(&mut self.sought).into_keys().collect()
     }
 
-    /// Takes contents that were checked. Whether they are wanted.
-    pub(super) fn give(&mut self, block: u64, contents: Box<Block>) -> bool {
+    /// Takes contents that were checked. Whether they are wanted. Somebody answers, so those that
+    /// were not asked for yet in this turn are asked for at once.
+    pub(super) fn give(&mut self, block: u64, contents: Box<Block>, now: Instant) -> bool {
         let is_wanted = self.sought.contains_key(&block);
         if is_wanted {
             self.given.insert(block, contents);
+            if self.cursor > 0 {
+                self.next = self.next.min(now);
+            }
         }
         is_wanted
     }
@@ -151,13 +155,29 @@ mod tests {
         let now = Instant::now();
         let mut repairs = Repairs::new(now);
         repairs.seek(7, now);
-        assert!(!repairs.give(8, Box::new([0; 4096])));
-        assert!(repairs.give(7, Box::new([7; 4096])));
+        assert!(!repairs.give(8, Box::new([0; 4096]), now));
+        assert!(repairs.give(7, Box::new([7; 4096]), now));
         assert_eq!(repairs.deadline(), None);
         assert_eq!(repairs.take_given().map(|(block, _)| block), Some(7));
         // It could not be written.
         assert_eq!(repairs.due(now), [7]);
         repairs.forget(7);
         assert_eq!(repairs.deadline(), None);
+    }
+    #[test]
+    fn whoever_answers_is_asked_for_the_rest_at_once_and_only_once_in_a_turn() {
+        let now = Instant::now();
+        let mut repairs = Repairs::new(now);
+        let count = 2 * MAX_BLOCKS as u64 + 1;
+        (0..count).for_each(|block| _ = repairs.seek(block, now));
+        let mut asked = Vec::new();
+        loop {
+            let blocks = repairs.due(now);
+            let Some(&first) = blocks.first() else { break };
+            assert!(repairs.give(first, Box::new([0; 4096]), now));
+            asked.extend(blocks);
+        }
+        assert_eq!(asked, (0..count).collect::<Vec<_>>());
+        assert_eq!(repairs.deadline(), Some(now + OFTEN));
     }
 }
