@@ -146,7 +146,7 @@ impl VolumeConfig {
             destage_delay_ms: 1000,
             sweep_blocks: (slots / 4).clamp(16, 16 * 1024),
             merge: false,
-            sweep_depth: 16,
+            sweep_depth: 32,
             reserve_slots,
             write_ack_durable: false,
             ack_mode: AckMode::Async,
