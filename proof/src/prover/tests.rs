@@ -18,6 +18,8 @@ mod keys;
 
 const GATE: u64 = 8 << 20;
 
+mod questions;
+
 fn identity() -> LogIdentity {
     LogIdentity {
         volume: VolumeId([4; 16]),
@@ -478,26 +480,6 @@ fn a_primary_that_begins_to_prove_late_is_followed() {
     pair.settle();
     assert_eq!(pair.heard[1].refused, None);
     assert_eq!(pair.heard[1].proven, Epoch(3));
-}
-
-#[test]
-fn an_answer_that_comes_twice_changes_nothing() {
-    let mut pair = Pair::new();
-    let log = log_of(&[1]);
-    log.feed(&mut pair.replica, 0);
-    log.feed(&mut pair.primary, 0);
-    pair.primary.tick(now(60)).unwrap();
-    pair.settle();
-    let message = message::Message::Records {
-        header: *pair.primary.ledger().header().unwrap(),
-        first: 0,
-        bytes: pair.primary.ledger().read(0, 1 << 20).unwrap(),
-    };
-    let before = pair.replica.ledger().medium().clone();
-    pair.replica.message(now(0), 0, &message.encode()).unwrap();
-    pair.settle();
-    assert_eq!(pair.replica.ledger().medium(), &before);
-    assert_eq!(pair.heard[1].refused, None);
 }
 
 #[test]
