@@ -166,7 +166,7 @@ fn planted(arguments: &Arguments) -> ExitCode {
     } else if arguments.mutants {
         hunt::search(arguments)
     } else {
-        hunt::replay()
+        hunt::replay(arguments)
     }
 }
 

@@ -6,9 +6,9 @@ use std::process::Command;
 use hn4_sim::{Options, run_many, run_seed};
 
 /// Runs seeds, as many at a time as there are cores.
-fn assert_all_hold(seeds: Range<u64>, what: &str) {
+fn assert_all_hold(seeds: Range<u64>, options: &Options, what: &str) {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    run_many(seeds, jobs, &Options::default(), |report| {
+    run_many(seeds, jobs, options, |report| {
         if let Some(violation) = report.violation {
             panic!(
                 "seed {} ({what}): {} is broken: {}",
@@ -23,11 +23,17 @@ fn assert_all_hold(seeds: Range<u64>, what: &str) {
 fn seeds_that_found_a_bug_find_none_any_more() {
     let mut kept = 0;
     for line in include_str!("../seeds.txt").lines() {
-        let Some((seed, what)) = line.split_once(' ').filter(|(seed, _)| *seed != "#") else {
+        let Some((seed, mut what)) = line.split_once(' ').filter(|(seed, _)| *seed != "#") else {
             continue;
         };
         let seed = seed.parse().expect("a line is a seed and what it found");
-        assert_all_hold(seed..seed + 1, what.trim());
+        let mut options = Options::default();
+        if let Some(rest) = what.strip_prefix("--nodes ") {
+            let (nodes, rest) = rest.split_once(' ').expect("a number of nodes, and what");
+            options.knobs.nodes = Some(nodes.parse().expect("a number of nodes"));
+            what = rest;
+        }
+        assert_all_hold(seed..seed + 1, &options, what.trim());
         kept += 1;
     }
     assert!(kept > 20, "{kept} seeds are kept");
@@ -35,7 +41,7 @@ fn seeds_that_found_a_bug_find_none_any_more() {
 
 #[test]
 fn fresh_seeds_break_no_promise() {
-    assert_all_hold(1_000_000..1_000_060, "fresh");
+    assert_all_hold(1_000_000..1_000_060, &Options::default(), "fresh");
 }
 
 /// P11: also on several threads.
