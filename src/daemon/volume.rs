@@ -413,6 +413,7 @@ impl VolumeTask {
                 tracing::info!(%volume, peer = %peer.name, ?role, ?copy, "connected");
                 let known = PeerState {
                     node: state.node,
+                    session: session.0,
                     term: state.term,
                     proves: state.proves,
                     max_epoch_bytes: state.max_epoch_bytes,
@@ -514,15 +515,11 @@ impl VolumeTask {
     fn prover_said(&mut self, said: FromProver) {
         match said {
             FromProver::Core(event) => self.shard.send(ToShard::Proof(event)),
-            FromProver::Send(peer, bytes) => {
-                let session = self.peers.get(usize::from(peer));
-                let session = session
-                    .and_then(Option::as_ref)
-                    .and_then(|peer| peer.session);
-                if let Some(session) = session {
-                    self.tell_session(PeerId(peer), session.0, Input::Proof(bytes));
-                }
-            }
+            FromProver::Send {
+                peer,
+                session,
+                bytes,
+            } => self.tell_session(PeerId(peer), session, Input::Proof(bytes)),
             FromProver::Report(report) => self.proof_report = Some(report),
         }
     }

@@ -72,9 +72,7 @@ impl<M: LedgerMedium> Prover<M> {
             self.insists.renew();
         }
         // What had enrolled the own keys may be gone with what was set aside.
-        if let Some(peer) = self.follow.proving_source() {
-            self.offer_keys(peer)?;
-        }
+        self.offer_keys()?;
         Ok(Ok(()))
     }
 

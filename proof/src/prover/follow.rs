@@ -35,10 +35,10 @@ impl Follow {
         self.source.is_some()
     }
 
-    /// The source, if it talks about proofs.
-    pub(super) fn proving_source(&self) -> Option<u8> {
-        let (peer, _) = self.source.filter(|(_, state)| state.proves)?;
-        Some(peer)
+    /// The source, if it talks about proofs, and the session with it.
+    pub(super) fn proving_source(&self) -> Option<(u8, u64)> {
+        let (peer, state) = self.source.filter(|(_, state)| state.proves)?;
+        Some((peer, state.session))
     }
 
     pub(super) fn forget(&mut self) {
@@ -84,7 +84,7 @@ impl<M: LedgerMedium> Prover<M> {
             }
             return Ok(());
         }
-        self.offer_keys(peer)?;
+        self.offer_keys()?;
         if self.placed {
             self.ask(true)?;
         }
@@ -92,14 +92,21 @@ impl<M: LedgerMedium> Prover<M> {
     }
 
     /// Offers the source what of the own keys is not in the ledger.
-    pub(super) fn offer_keys(&mut self, peer: u8) -> Result<(), ProverError> {
+    pub(super) fn offer_keys(&mut self) -> Result<(), ProverError> {
+        let Some(source) = self.follow.proving_source() else {
+            return Ok(());
+        };
         for key in self.keys.wanted() {
             let id = key.public().id();
             let known = self.tip.as_ref().is_some_and(|tip| tip.keyring().knows(id));
             if !known {
                 let offer = KeyOffer::new(self.identity.volume, self.node, key)?;
-                let offer = Message::Offer(offer).encode();
-                self.out.push_back(Out::Send(peer, offer));
+                let (peer, session) = source;
+                self.out.push_back(Out::Send {
+                    peer,
+                    session,
+                    bytes: Message::Offer(offer).encode(),
+                });
             }
         }
         Ok(())
@@ -127,16 +134,14 @@ impl<M: LedgerMedium> Prover<M> {
             self.tip = self.ledger.cut(0)?;
             self.insists.renew();
             self.follow.pending.clear();
-            if let Some(peer) = self.follow.proving_source() {
-                self.offer_keys(peer)?;
-            }
+            self.offer_keys()?;
         }
         self.ask(true)
     }
 
     /// Asks for what follows; `anew` if the source may have another ledger than we.
     fn ask(&mut self, anew: bool) -> Result<(), ProverError> {
-        let Some((peer, _)) = self.follow.source.filter(|(_, state)| state.proves) else {
+        let Some(source) = self.follow.proving_source() else {
             return Ok(());
         };
         if !self.follow.pending.is_empty() && !anew {
@@ -149,7 +154,7 @@ impl<M: LedgerMedium> Prover<M> {
             .header()
             .map_or(Digest::ZERO, LedgerHeader::hash);
         let have = Message::Have { ledger, places };
-        self.out.push_back(Out::Send(peer, have.encode()));
+        self.send(source, have.encode());
         Ok(())
     }
 
@@ -159,7 +164,7 @@ impl<M: LedgerMedium> Prover<M> {
     fn ask_behind(&mut self, first: u64) -> Result<(), ProverError> {
         let source = self.follow.proving_source();
         let header = self.ledger.header().map(LedgerHeader::hash);
-        if let (Some(peer), Some(ledger)) = (source, header)
+        if let (Some(source), Some(ledger)) = (source, header)
             && first < self.ledger.records()
             && self.follow.pending.is_empty()
             && let Some(index) = first.checked_sub(1)
@@ -167,7 +172,7 @@ impl<M: LedgerMedium> Prover<M> {
         {
             let places = vec![(index, hash)];
             let have = Message::Have { ledger, places };
-            self.out.push_back(Out::Send(peer, have.encode()));
+            self.send(source, have.encode());
         }
         Ok(())
     }

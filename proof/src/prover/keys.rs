@@ -132,8 +132,7 @@ impl<M: LedgerMedium> Prover<M> {
     pub fn set_keys(&mut self, now: Now, keys: NodeKeys) -> Result<(), ProverError> {
         self.keys = keys;
         if self.primary.is_none() {
-            let source = self.follow.proving_source();
-            return source.map_or(Ok(()), |peer| self.offer_keys(peer));
+            return self.offer_keys();
         }
         if let Some((key, at)) = self.retired_key() {
             return Err(ProverError::Retired { key, at });

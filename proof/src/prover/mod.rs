@@ -84,6 +84,8 @@ pub struct Setup {
 pub struct PeerState {
     /// Who it is.
     pub node: NodeId,
+    /// Name of the session with it, handed back with what is for it.
+    pub session: u64,
     /// The term that it said hello with.
     pub term: Term,
     /// It can talk about proofs.
@@ -111,8 +113,16 @@ pub enum Out {
     Gate(bool),
     /// Tell the core that its log is not what the primary signed.
     Refused(String),
-    /// Send a message to a peer.
-    Send(u8, Vec<u8>),
+    /// Send a message to a peer, if this session with it still is the open one: in another one
+    /// it would be taken for an answer to what was asked there.
+    Send {
+        /// The peer.
+        peer: u8,
+        /// As in [`PeerState::session`].
+        session: u64,
+        /// The message.
+        bytes: Vec<u8>,
+    },
     /// Tell the operator.
     Notice(String),
 }
@@ -457,6 +467,15 @@ impl<M: LedgerMedium> Prover<M> {
                 Ok(())
             }
         }
+    }
+
+    /// To a peer, in a session with it.
+    fn send(&mut self, (peer, session): (u8, u64), bytes: Vec<u8>) {
+        self.out.push_back(Out::Send {
+            peer,
+            session,
+            bytes,
+        });
     }
 
     /// A peer whose word is not believed: the core ends its session if it feeds us.

@@ -344,7 +344,8 @@ impl<M: LedgerMedium> Prover<M> {
             bytes: self.ledger.read(first, RECORD_BYTES)?,
         };
         asker.question = None;
-        self.out.push_back(Out::Send(peer, records.encode()));
+        let session = asker.state.session;
+        self.send((peer, session), records.encode());
         Ok(())
     }
 }

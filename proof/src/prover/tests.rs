@@ -133,7 +133,7 @@ fn drain(prover: &mut Prover<MemoryMedium>, heard: &mut Heard) -> Vec<Vec<u8>> {
     let mut messages = Vec::new();
     while let Some(out) = prover.poll() {
         match out {
-            Out::Send(0, bytes) => messages.push(bytes),
+            Out::Send { peer: 0, bytes, .. } => messages.push(bytes),
             Out::Proven(epoch, _) => heard.proven = epoch,
             Out::Gate(gate) => heard.gate = Some(gate),
             Out::Refused(why) => heard.refused = Some(why),
@@ -168,6 +168,7 @@ impl Pair {
     fn connect(&mut self, term: Term) {
         let state = |node| PeerState {
             node,
+            session: 1,
             term,
             proves: true,
             max_epoch_bytes: 1 << 20,
@@ -442,6 +443,7 @@ fn a_replica_of_a_primary_that_proves_nothing_does_not_wait() {
     replica.cut(now(0), Epoch(0), ChainHash::default()).unwrap();
     let state = PeerState {
         node: node(1),
+        session: 1,
         term: term(1, 1),
         proves: false,
         max_epoch_bytes: 1 << 20,

@@ -82,8 +82,12 @@ impl Drop for Ticket {
 pub(super) enum FromProver {
     /// For the core.
     Core(ProofEvent),
-    /// For a peer's prover.
-    Send(u8, Bytes),
+    /// For a peer's prover, in this session only.
+    Send {
+        peer: u8,
+        session: u64,
+        bytes: Bytes,
+    },
     /// What it looks like now.
     Report(ProverReport),
 }
@@ -390,8 +394,18 @@ impl Worker {
                 Out::Proven(epoch, chain) => ProofEvent::Proven(Tip { epoch, chain }),
                 Out::Gate(gate) => ProofEvent::Gate(gate),
                 Out::Refused(why) => ProofEvent::Refused { why },
-                Out::Send(peer, bytes) => {
-                    let _ = self.outbox.send(FromProver::Send(peer, bytes.into()));
+                Out::Send {
+                    peer,
+                    session,
+                    bytes,
+                } => {
+                    let bytes = bytes.into();
+                    let said = FromProver::Send {
+                        peer,
+                        session,
+                        bytes,
+                    };
+                    let _ = self.outbox.send(said);
                     continue;
                 }
                 Out::Notice(notice) => {

@@ -206,8 +206,12 @@ impl World {
     /// A session opens at a side.
     pub(crate) fn prover_connected(&mut self, link: usize, side: usize, term: Term) {
         let ends = self.links[link].nodes;
+        let Some(session) = self.links[link].sides[side].open else {
+            return;
+        };
         let state = PeerState {
             node: node_id(ends[1 - side]),
+            session,
             term,
             proves: true,
             max_epoch_bytes: self.plan.max_epoch_blocks as u64 * 4096,
@@ -315,13 +319,20 @@ impl World {
                 self.stats.ledgers_aside += 1;
                 return;
             }
-            Out::Send(peer, bytes) => {
+            Out::Send {
+                peer,
+                session,
+                bytes,
+            } => {
                 let Some((link, side)) = self.link_of(node, PeerId(peer)) else {
                     return;
                 };
+                if self.links[link].sides[side].open != Some(session) {
+                    return;
+                }
                 if self.plan.real_sessions {
                     self.wire_input(link, side, Input::Proof(bytes.into()));
-                } else if let Some(session) = self.links[link].sides[side].open {
+                } else {
                     let message = Message::Proof(bytes);
                     self.send(link, session, side, Lane::Control, message);
                 }

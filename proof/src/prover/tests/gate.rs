@@ -9,6 +9,7 @@ use crate::prover::message::Message;
 fn proves_nothing() -> PeerState {
     PeerState {
         node: node(1),
+        session: 1,
         term: term(1, 1),
         proves: false,
         max_epoch_bytes: 1 << 20,

@@ -51,3 +51,31 @@ fn a_late_question_does_not_take_the_place_of_the_one_that_waits() {
         "it hears of the next anchor"
     );
 }
+
+#[test]
+fn what_is_sent_names_the_session_in_which_it_was_asked_for() {
+    let mut pair = Pair::new();
+    let log = log_of(&[1]);
+    log.feed(&mut pair.primary, 0);
+    pair.primary.tick(now(60)).unwrap();
+    pair.settle();
+    for session in [7, 8] {
+        let state = PeerState {
+            node: node(2),
+            session,
+            term: term(1, 1),
+            proves: true,
+            max_epoch_bytes: 1 << 20,
+        };
+        pair.primary.connected(0, state);
+        assert_eq!(pair.primary.poll(), None, "nothing was asked in it");
+        let have = message::Message::Have {
+            ledger: Digest::ZERO,
+            places: Vec::new(),
+        };
+        pair.primary.message(now(60), 0, &have.encode()).unwrap();
+        let out = pair.primary.poll();
+        let named = matches!(out, Some(Out::Send { session: of, .. }) if of == session);
+        assert!(named, "{out:?} is for session {session}");
+    }
+}
