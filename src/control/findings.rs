@@ -13,7 +13,7 @@ use hn4_transport::driver::LinkStatus;
 
 use super::api::{Finding, Health};
 use super::report::ack_text;
-use crate::config::VolumeSection;
+use crate::config::{PeerSection, VolumeSection};
 
 /// All that findings are made from.
 #[derive(Clone, Copy)]
@@ -289,11 +289,29 @@ fn opening(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
          they hold a tail that was lost here: {} of {} have answered; {then}. Clients wait",
         waiting.answers, waiting.needed
     );
-    let next = format!(
-        "bring the peers back, see each below. If they are gone for good: `hn4ctl promote {} \
-         --accept-loss` here",
-        seen.section.name
-    );
+    let volume = &seen.section.name;
+    let withheld = waiting.withheld.map(|id| usize::from(id.0));
+    let withheld = withheld.and_then(|place| seen.section.peers.get(place));
+    let (cause, next) = match withheld {
+        Some(PeerSection { name: peer, .. }) => (
+            format!(
+                "this node was restarted as primary, and {peer} holds epochs that are missing here \
+                 but cannot send them: its log is damaged, or begins after the end of this one. \
+                 Clients wait"
+            ),
+            format!(
+                "`hn4ctl promote {volume}` on {peer}, which has everything. To go on without those \
+                 epochs instead: `hn4ctl promote {volume} --accept-loss` here"
+            ),
+        ),
+        None => (
+            cause,
+            format!(
+                "bring the peers back, see each below. If they are gone for good: `hn4ctl promote \
+                 {volume} --accept-loss` here"
+            ),
+        ),
+    };
     Some(finding("opening", Health::Failed, cause, next))
 }
 

@@ -9,7 +9,9 @@
 //! agrees on who the n are, which in the middle of a change of peers they may not.
 //!
 //! An opening primary takes only what continues its own log: in its own term nobody else can have
-//! written, so a tail that does not continue it is one of its own that it has replaced since.
+//! written, so a tail that does not continue it is one of its own that it has replaced since. But
+//! a tail that the other one cannot send, since its log begins after ours or is damaged, is missing
+//! here: the volume is not opened without it unless somebody says so.
 //!
 //! Not here: how many answers are needed (policy), and the change of role itself.
 
@@ -54,6 +56,8 @@ pub(super) struct Election {
     source: Option<PeerId>,
     /// Their tail does not continue ours.
     unfit: Vec<PeerId>,
+    /// They have more than we do, and their logs cannot give it.
+    withheld: Vec<PeerId>,
 }
 
 /// How far the decision is, for status.
@@ -63,6 +67,8 @@ pub struct Waiting {
     pub answers: usize,
     /// Peers that must.
     pub needed: usize,
+    /// This one has a tail that is missing here, and its log can no longer give it.
+    pub withheld: Option<PeerId>,
 }
 
 impl Election {
@@ -78,6 +84,7 @@ impl Election {
             until: None,
             source: None,
             unfit: Vec::new(),
+            withheld: Vec::new(),
         }
     }
 
@@ -145,6 +152,7 @@ impl Volume {
         Some(Waiting {
             answers: self.answering().count(),
             needed: election.needed,
+            withheld: election.withheld.first().copied(),
         })
     }
 
@@ -206,7 +214,8 @@ impl Volume {
     /// The peer whose history goes beyond ours, if there is one.
     fn longer(&self, election: &Election) -> Option<PeerId> {
         let ours = self.place();
-        let fit = |(id, state): &(PeerId, PeerState)| state.usable && !election.unfit.contains(id);
+        let refused = |id: &PeerId| election.unfit.contains(id) || election.withheld.contains(id);
+        let fit = |(id, state): &(PeerId, PeerState)| state.usable && !refused(id);
         let best = self.answering().filter(fit);
         let best = best.max_by_key(|(_, state)| place(state))?;
         (place(&best.1) > ours).then_some(best.0)
@@ -230,7 +239,8 @@ impl Volume {
         };
         let obeyed = self.superblock.persisted().term == self.election_term(election);
         let none_ahead = election.ahead.as_ref().is_none_or(Vec::is_empty);
-        let enough = self.answering().count() >= election.needed && none_ahead;
+        let none_missing = none_ahead && election.withheld.is_empty();
+        let enough = self.answering().count() >= election.needed && none_missing;
         let alone = election.waived || election.late;
         if obeyed && (enough || alone) {
             match self.longer(election) {
@@ -264,8 +274,10 @@ impl Volume {
         }
     }
 
-    /// The peer says that its log does not continue ours. Returns whether that settles it.
-    pub(super) fn pull_refused(&mut self, peer: PeerId) -> bool {
+    /// The peer says that its log does not continue ours, or that it `withholds` what it has: its
+    /// log does not reach back to ours any more, or cannot be read. Returns whether that settles
+    /// it.
+    pub(super) fn pull_refused(&mut self, peer: PeerId, withholds: bool) -> bool {
         let Some(election) = self.election.as_mut() else {
             return false;
         };
@@ -273,7 +285,11 @@ impl Volume {
             return false;
         }
         election.source = None;
-        election.unfit.push(peer);
+        if withholds {
+            election.withheld.push(peer);
+        } else {
+            election.unfit.push(peer);
+        }
         true
     }
 
@@ -345,6 +361,10 @@ impl Volume {
     }
 
     pub(super) fn peer_state(&mut self, id: PeerId, state: PeerState) {
+        if let Some(election) = &mut self.election {
+            // It may have become able to give what it has, or have lost it.
+            election.withheld.retain(|peer| *peer != id);
+        }
         if let Some(peer) = self.peers.get_mut(usize::from(id.0)) {
             peer.set_state(state);
         }

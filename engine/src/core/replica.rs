@@ -238,8 +238,8 @@ impl Volume {
                 self.replica.hint = Some(tip);
                 self.tail_confirmed();
             }
-            PeerEvent::Truncate(_) | PeerEvent::Diverged(_) | PeerEvent::TooOld { .. }
-                if self.pull_refused(id) => {}
+            PeerEvent::Truncate(_) | PeerEvent::Diverged(_) if self.pull_refused(id, false) => {}
+            PeerEvent::TooOld { .. } if self.pull_refused(id, true) => {}
             PeerEvent::Truncate(tip) => {
                 let known = self.journal.chain(tip.epoch) == Some(tip.chain);
                 if known && tip.epoch >= self.anchored.epoch {
