@@ -244,6 +244,66 @@ fn a_restarted_primary_without_its_peers_serves_only_when_told_to() {
     assert!(report.findings.iter().any(|found| alone(&found.state)));
 }
 
+/// What a snapshot or a backup of a whole machine does: log and backing are what they were.
+#[test]
+fn a_primary_whose_disks_were_set_back_does_not_serve_without_what_its_peer_holds() {
+    let policy = "ack = \"durable\"\nack_peers = 1\n".to_owned();
+    let (place, plan) = (folder(), Plan { policy, ..plan() });
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let write = |node: &Node, block: u64, value: u8| {
+        let mut client = node.client().expect("it serves");
+        let written = client.write(block * 4096, &[value; 4096], true);
+        written.expect("written and flushed");
+    };
+    write(&alpha, 0, 1);
+    alpha.stop(LIMIT).expect("stopped");
+    let disks = [alpha.log(), alpha.backing()];
+    let saved = ["log", "backing"].map(|name| place.path().join(name));
+    for (disk, saved) in disks.iter().zip(&saved) {
+        std::fs::copy(disk, saved).expect("saved");
+    }
+    alpha.start().expect("it opens");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    // Beta's log does not reach back to there any more.
+    let mut client = alpha.client().expect("it serves");
+    for round in 0..3 * plan.log_mib / plan.size_mib {
+        for mib in 1..plan.size_mib {
+            let value = u8::try_from(round + 2).expect("a few rounds");
+            let written = client.write(mib << 20, &vec![value; 1 << 20], true);
+            written.expect("written and flushed");
+        }
+    }
+    drop(client);
+    write(&alpha, 0, 9);
+    alpha.kill().expect("killed");
+    for (disk, saved) in disks.iter().zip(&saved) {
+        std::fs::copy(saved, disk).expect("set back");
+    }
+    alpha.start().expect("it runs");
+    let withheld = |report: &VolumeReport| {
+        let mut opening = report
+            .findings
+            .iter()
+            .filter(|found| found.state == "opening");
+        opening.any(|found| {
+            found
+                .cause
+                .contains("beta holds epochs that are missing here")
+        })
+    };
+    let told = alpha.wait_for("say what is missing", LIMIT, withheld);
+    told.expect("it does not open");
+    let volume = VOLUME.to_owned();
+    alpha
+        .ask(&Request::Demote { volume })
+        .expect("it steps down");
+    beta.ask(&promote(false)).expect("it has everything");
+    let read = beta.client().expect("it serves").read(0, 4096);
+    assert_eq!(read.expect("it reads"), [9; 4096]);
+    beta.wait_for_peer(LIMIT).expect("alpha follows");
+    quiesce_and_compare(&mut beta, &mut alpha, LIMIT).expect("equal copies");
+}
+
 /// Fork files of a node.
 fn forks(node: &Node) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(node.folder.join("state")).expect("a state directory");

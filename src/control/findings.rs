@@ -300,8 +300,8 @@ fn opening(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
                  Clients wait"
             ),
             format!(
-                "`hn4ctl promote {volume}` on {peer}, which has everything. To go on without those \
-                 epochs instead: `hn4ctl promote {volume} --accept-loss` here"
+                "`hn4ctl demote {volume}` here, then `hn4ctl promote {volume}` on {peer}, which has \
+                 them. To go on without them: `hn4ctl promote {volume} --accept-loss` here"
             ),
         ),
         None => (
