@@ -302,6 +302,9 @@ impl Comparison<'_> {
                 if peer != Peer::NbdkitMemory {
                     forget_cache(&file)?;
                 }
+                if peer == Peer::Ours {
+                    self.place.configure_ours(row.prewritten_mib.is_some())?;
+                }
                 let mut server = Server::start(peer, self.place)?;
                 let all = (peer == Peer::NbdkitMemory).then_some(self.place.size_mib);
                 if let Some(mib) = row.prewritten_mib.or(all) {

@@ -107,21 +107,31 @@ impl Place {
         })
     }
 
+    /// Writes our configuration, for the next start. Data that `rests` stays in the overlay; else
+    /// it is written back when it should be.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn configure_ours(&self, rests: bool) -> Result<()> {
+        let text = format!(
+            "[node]\nname = \"bench\"\nstate_dir = \"state\"\ncontrol_socket = {:?}\n\n\
+             [[volume]]\nname = \"{VOLUME}\"\nbacking = \"backing\"\nlog = \"log\"\n\
+             listen = [{:?}]\noverlay_mib = {}\ndestage_delay_ms = {}\n",
+            self.sockets.join("ctl.sock"),
+            format!("unix:{}", self.socket(Peer::Ours).display()),
+            self.overlay_mib,
+            if rests { 3_600_000 } else { 1000 }
+        );
+        Ok(std::fs::write(self.config(), text)?)
+    }
+
     /// Makes our configuration and volume.
     ///
     /// # Errors
     /// If hn4ctl refuses, most likely because of the file system.
     pub fn create_ours(&self) -> Result<()> {
         std::fs::create_dir_all(self.data.join("ours"))?;
-        let text = format!(
-            "[node]\nname = \"bench\"\nstate_dir = \"state\"\ncontrol_socket = {:?}\n\n\
-             [[volume]]\nname = \"{VOLUME}\"\nbacking = \"backing\"\nlog = \"log\"\n\
-             listen = [{:?}]\noverlay_mib = {}\n",
-            self.sockets.join("ctl.sock"),
-            format!("unix:{}", self.socket(Peer::Ours).display()),
-            self.overlay_mib
-        );
-        std::fs::write(self.config(), text)?;
+        self.configure_ours(false)?;
         let (size, log) = (self.size_mib.to_string(), self.log_mib.to_string());
         let create = [
             "volume",

@@ -18,8 +18,10 @@
 use hn4::log::Role;
 use hn4::types::{Epoch, Rank, Term};
 
-use super::event::{Action, Actions, Now, PeerId, PeerMessage, PeerState, RequestId, Time};
-use super::feed::peer_id;
+use super::event::{
+    Action, Actions, Now, PeerEvent, PeerId, PeerMessage, PeerState, RequestId, Time, Tip,
+};
+use super::feed::{Peer, peer_id};
 use super::replica::ReplicaState;
 use super::volume::Volume;
 
@@ -274,23 +276,47 @@ impl Volume {
         }
     }
 
-    /// The peer says that its log does not continue ours, or that it `withholds` what it has: its
-    /// log does not reach back to ours any more, or cannot be read. Returns whether that settles
-    /// it.
-    pub(super) fn pull_refused(&mut self, peer: PeerId, withholds: bool) -> bool {
-        let Some(election) = self.election.as_mut() else {
-            return false;
+    /// The peer says that its log does not continue ours, or does not reach back to it any more,
+    /// or cannot be read. Returns whether that settles it.
+    ///
+    /// What a later opening sealed holds everything that was acknowledged, so we go back to where
+    /// ours parts from it, if we can: ours may end in what an earlier opening left with another
+    /// peer, and was pulled from there.
+    pub(super) fn pull_refused(&mut self, peer: PeerId, refusal: &PeerEvent) -> bool {
+        let pulled = |election: &&Election| {
+            matches!(election.purpose, Purpose::Open) && election.source == Some(peer)
         };
-        if !matches!(election.purpose, Purpose::Open) || election.source != Some(peer) {
+        if self.election.as_ref().filter(pulled).is_none() {
             return false;
         }
-        election.source = None;
-        if withholds {
-            election.withheld.push(peer);
-        } else {
-            election.unfit.push(peer);
+        let state = self.peers.get(usize::from(peer.0)).and_then(Peer::state);
+        let later = state.is_some_and(|state| state.tip_rank > self.journal.tip_rank());
+        let back = match *refusal {
+            PeerEvent::Truncate(tip) => {
+                let desired = &self.superblock.desired;
+                let written = desired.checkpoint.max(desired.swept);
+                later && tip.epoch >= written && self.may_cut_back(tip)
+            }
+            _ => false,
+        };
+        let withholds = later || matches!(refusal, PeerEvent::TooOld { .. });
+        if let Some(election) = &mut self.election
+            && !back
+        {
+            election.source = None;
+            if withholds {
+                election.withheld.push(peer);
+            } else {
+                election.unfit.push(peer);
+            }
         }
-        true
+        !back
+    }
+
+    /// Whether the log may be cut off after this place, as a peer asks.
+    pub(super) fn may_cut_back(&self, to: Tip) -> bool {
+        let known = self.journal.chain(to.epoch) == Some(to.chain);
+        known && to.epoch >= self.anchored.epoch
     }
 
     /// Ours is the history.

@@ -311,10 +311,13 @@ pub enum ProofEvent {
         /// Whether they were read.
         ok: bool,
     },
-    /// What lies in the log is not what the primary signed.
+    /// What the source says is not believed.
     Refused {
-        /// In which way.
+        /// Why not.
         why: String,
+        /// The end of the log of which something is not what the primary signed; `None`: nothing
+        /// is known against the log.
+        of: Option<Tip>,
     },
 }
 

@@ -141,7 +141,7 @@ impl Volume {
                 self.prover.on &= ok || self.prover.stale_read;
                 self.prover.stale_read = false;
             }
-            ProofEvent::Refused { why } => self.proof_refused(why, out),
+            ProofEvent::Refused { why, of } => self.proof_refused(why, of, out),
         }
     }
 
@@ -161,7 +161,7 @@ impl Volume {
 
     /// What came from the primary is not what the primary signed: it is dropped back to what is
     /// proven, and fetched again.
-    fn proof_refused(&mut self, why: String, out: &mut Actions) {
+    fn proof_refused(&mut self, why: String, of: Option<Tip>, out: &mut Actions) {
         if self.role() != Role::Replica || self.transition.is_some() {
             return;
         }
@@ -176,9 +176,12 @@ impl Volume {
             self.prover.parted = true;
             return;
         }
+        // A slow prover may speak of a log that was cut back, or replaced by a shadow, since.
+        let current = of.is_some_and(|of| self.journal.chain(of.epoch) == Some(of.chain));
         // Without the gate it may be in the backing already.
         let desired = &self.superblock.desired;
-        if proven.epoch >= desired.checkpoint.max(desired.swept)
+        if current
+            && proven.epoch >= desired.checkpoint.max(desired.swept)
             && self.journal.chain(proven.epoch) == Some(proven.chain)
             && self.replica.is_settled()
         {

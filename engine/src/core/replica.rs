@@ -238,11 +238,10 @@ impl Volume {
                 self.replica.hint = Some(tip);
                 self.tail_confirmed();
             }
-            PeerEvent::Truncate(_) | PeerEvent::Diverged(_) if self.pull_refused(id, false) => {}
-            PeerEvent::TooOld { .. } if self.pull_refused(id, true) => {}
+            PeerEvent::Truncate(_) | PeerEvent::Diverged(_) | PeerEvent::TooOld { .. }
+                if self.pull_refused(id, &event) => {}
             PeerEvent::Truncate(tip) => {
-                let known = self.journal.chain(tip.epoch) == Some(tip.chain);
-                if known && tip.epoch >= self.anchored.epoch {
+                if self.may_cut_back(tip) {
                     self.replica.pending.clear();
                     if self.has_own_tail() {
                         self.save_fork(id, tip, out);

@@ -55,9 +55,9 @@ impl<M: LedgerMedium> Prover<M> {
             self.insists.cut(first);
             self.follow.revived = revived;
         } else {
-            let newer = ours.is_none_or(|ours| header.created_ms > ours.created_ms);
-            let supersedes = source.term.counter > term || (source.term.counter == term && newer);
-            if same || !supersedes {
+            // In one term there is one primary, and its present ledger is the one that it sends. Its
+            // clock does not tell which is newer: it may have been set back.
+            if same || source.term.counter < term {
                 return Ok(Err("a ledger that does not continue ours".to_owned()));
             }
             let mut anew = Verifier::new(header, Policy::default());

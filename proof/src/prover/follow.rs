@@ -251,7 +251,7 @@ impl<M: LedgerMedium> Prover<M> {
             return Ok(());
         }
         let mut taken = Vec::new();
-        let mut problem = None;
+        let (mut problem, mut contradicted) = (None, false);
         while let Some((record, _)) = self.follow.pending.front() {
             let Some(tip) = self.tip.as_mut() else { break };
             let verdict = match &record.body {
@@ -264,6 +264,8 @@ impl<M: LedgerMedium> Prover<M> {
                 Verdict::Wait => break,
                 Verdict::Bad(disagreement) => {
                     problem = Some(disagreement.to_string());
+                    // What is not signed as it should be says nothing about the log.
+                    contradicted = tip.clone().push(record).is_ok();
                     break;
                 }
                 Verdict::Good => {}
@@ -284,7 +286,10 @@ impl<M: LedgerMedium> Prover<M> {
         }
         self.taken(taken)?;
         match problem {
-            Some(why) => self.suspect(peer, why),
+            Some(why) => {
+                let of = contradicted.then(|| self.hashed_tip());
+                self.refuse(peer, why, of);
+            }
             None if self.follow.pending.is_empty() => self.ask(false)?,
             None => {
                 if let Some(why) = self.hold() {

@@ -111,8 +111,14 @@ pub enum Out {
     Proven(Epoch, ChainHash),
     /// Tell the core whether to wait for proofs.
     Gate(bool),
-    /// Tell the core that its log is not what the primary signed.
-    Refused(String),
+    /// Tell the core that what its source says is not believed.
+    Refused {
+        /// Why not.
+        why: String,
+        /// The log is not what the primary signed. This is its end as far as it is known here: by
+        /// now the core may have another one.
+        of: Option<(Epoch, ChainHash)>,
+    },
     /// Send a message to a peer, if this session with it still is the open one: in another one
     /// it would be taken for an answer to what was asked there.
     Send {
@@ -480,11 +486,15 @@ impl<M: LedgerMedium> Prover<M> {
 
     /// A peer whose word is not believed: the core ends its session if it feeds us.
     fn suspect(&mut self, peer: u8, why: String) {
+        self.refuse(peer, why, None);
+    }
+
+    fn refuse(&mut self, peer: u8, why: String, of: Option<(Epoch, ChainHash)>) {
         self.out
             .push_back(Out::Notice(format!("peer {peer}: {why}")));
         if self.follow.is_source(peer) {
             self.follow.forget();
-            self.out.push_back(Out::Refused(why));
+            self.out.push_back(Out::Refused { why, of });
         }
     }
 

@@ -127,6 +127,8 @@ struct Heard {
     proven: Epoch,
     gate: Option<bool>,
     refused: Option<String>,
+    /// What was refused speaks against the log.
+    contradicted: bool,
 }
 
 fn drain(prover: &mut Prover<MemoryMedium>, heard: &mut Heard) -> Vec<Vec<u8>> {
@@ -136,7 +138,10 @@ fn drain(prover: &mut Prover<MemoryMedium>, heard: &mut Heard) -> Vec<Vec<u8>> {
             Out::Send { peer: 0, bytes, .. } => messages.push(bytes),
             Out::Proven(epoch, _) => heard.proven = epoch,
             Out::Gate(gate) => heard.gate = Some(gate),
-            Out::Refused(why) => heard.refused = Some(why),
+            Out::Refused { why, of } => {
+                heard.refused = Some(why);
+                heard.contradicted |= of.is_some();
+            }
             _ => {}
         }
     }
@@ -263,6 +268,7 @@ fn a_proof_that_fails_commits_nothing_and_the_peer_is_suspect() {
     pair.settle();
     let why = pair.heard[1].refused.as_deref().unwrap_or_default();
     assert!(why.contains("chain of frame headers"), "{why}");
+    assert!(pair.heard[1].contradicted);
     assert_eq!(pair.heard[1].proven, Epoch(0));
     assert!(pair.replica.ledger().records() <= before + 2, "keys only");
     assert!(!pair.replica.follow.has_source());

@@ -393,7 +393,10 @@ impl Worker {
                 }
                 Out::Proven(epoch, chain) => ProofEvent::Proven(Tip { epoch, chain }),
                 Out::Gate(gate) => ProofEvent::Gate(gate),
-                Out::Refused(why) => ProofEvent::Refused { why },
+                Out::Refused { why, of } => {
+                    let of = of.map(|(epoch, chain)| Tip { epoch, chain });
+                    ProofEvent::Refused { why, of }
+                }
                 Out::Send {
                     peer,
                     session,

@@ -311,9 +311,10 @@ impl World {
                 }
                 ProofEvent::Gate(gate)
             }
-            Out::Refused(why) => {
+            Out::Refused { why, of } => {
                 self.stats.refused_proofs += 1;
-                ProofEvent::Refused { why }
+                let of = of.map(|(epoch, chain)| Tip { epoch, chain });
+                ProofEvent::Refused { why, of }
             }
             Out::Notice(_) => {
                 self.stats.ledgers_aside += 1;

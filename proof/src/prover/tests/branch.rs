@@ -136,6 +136,27 @@ fn a_new_ledger_is_looked_at_before_the_old_one_is_set_aside() {
 }
 
 #[test]
+fn a_ledger_begun_anew_in_the_same_term_is_taken_whatever_the_clock_says() {
+    let mut pair = Pair::new();
+    let mut log = log_of(&[1]);
+    anchor_all(&mut pair, &log, 0);
+    let (epoch, chain) = (Epoch(1), log.frames[0].1);
+    pair.primary = open(1, MemoryMedium::default());
+    let earlier = Now {
+        wall_ms: now(0).wall_ms - 86_400_000,
+        ..now(200)
+    };
+    pair.primary.standing(earlier, Some(term(1, 1))).unwrap();
+    pair.primary.cut(earlier, epoch, chain).unwrap();
+    pair.connect(term(1, 1));
+    log.write(2);
+    anchor_all(&mut pair, &log, 200);
+    assert_eq!(pair.heard[1].refused, None);
+    assert_eq!(pair.heard[1].proven, Epoch(2));
+    assert_eq!(pair.replica.ledger().medium().aside.len(), 1);
+}
+
+#[test]
 fn an_unheard_rotation_gives_way_and_the_new_key_is_enrolled_again() {
     let mut pair = Pair::new();
     let log = log_of(&[1]);

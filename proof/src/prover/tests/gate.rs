@@ -54,6 +54,24 @@ fn an_anchor_that_nobody_signed_opens_no_gate() {
     }
 }
 
+/// A node cuts its log back to what is proven when what follows is not what was signed.
+#[test]
+fn only_what_the_primary_signed_speaks_against_a_log() {
+    for seed in [1, 9] {
+        let mut pair = Pair::new();
+        pair.settle();
+        log_of(&[1]).feed(&mut pair.primary, 0);
+        log_of(&[9]).feed(&mut pair.replica, 0);
+        pair.primary.tick(now(60)).unwrap();
+        let _ = drain(&mut pair.primary, &mut pair.heard[0]);
+        let message = forged(&pair.primary, &key(seed));
+        pair.replica.message(now(60), 0, &message).unwrap();
+        let _ = drain(&mut pair.replica, &mut pair.heard[1]);
+        assert!(pair.heard[1].refused.is_some(), "key {seed}");
+        assert_eq!(pair.heard[1].contradicted, seed == 1, "key {seed}");
+    }
+}
+
 #[test]
 fn who_insists_on_signatures_waits_for_a_primary_that_proves() {
     let mut replica = open(2, MemoryMedium::default());
