@@ -203,7 +203,8 @@ impl Volume {
         // A replica's log is pulled at most once, before anything is appended to it.
         let feeds = self.role() == Role::Primary;
         for peer in &self.peers {
-            let claims = !pressed || (feeds && peer.keeps_log());
+            // A copy that damage holds up may never go on. It is begun anew if it does.
+            let claims = !pressed || (feeds && peer.keeps_log() && !self.waits_at_damage(peer));
             if let Some(hold) = peer.hold().filter(|_| claims) {
                 target = target.min(hold);
             }

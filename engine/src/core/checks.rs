@@ -19,6 +19,7 @@
 use hn4::types::{BlockIndex, Lba};
 
 use super::event::{Action, Actions, Failure, Now, Seg};
+use super::mutants::{Mutant, planted};
 use super::overlay::{Mask, mask, runs};
 use super::tree::TreeWork;
 use super::volume::Volume;
@@ -219,6 +220,10 @@ impl Volume {
             return;
         };
         match verdict {
+            Verdict::Again | Verdict::Refuse if planted(Mutant::ServeUnchecked) => {
+                check.complete(mem);
+                out.complete(id, Ok(()));
+            }
             Verdict::Serve => {
                 check.complete(mem);
                 out.complete(id, Ok(()));

@@ -8,9 +8,11 @@
 
 use std::collections::BTreeMap;
 
-use hn4::types::{BLOCK_BYTES, BlockIndex, Lba, SECTORS_PER_BLOCK};
+use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK};
 
 use super::event::{Actions, Failure, Now, RequestId, Time, TreeEvent};
+use super::feed::Peer;
+use super::mutants::{Mutant, planted};
 use super::overlay::mask;
 use super::volume::Volume;
 use crate::arena::{SlotId, SlotMemory};
@@ -96,12 +98,35 @@ impl Volume {
             .max_by_key(|damaged| *damaged == Damaged::Lost)
     }
 
-    /// Whether something in this part of the backing is damaged.
-    pub(super) fn is_damaged(&self, offset: u64, bytes: u64) -> bool {
+    /// Whether a full copy that began at an epoch has to wait at this part of the backing, since
+    /// something in it is damaged: it would be taken for good there, and might replace the only
+    /// good copy.
+    ///
+    /// A block of which the log has all is no obstacle: the epochs that follow the copy write it
+    /// before the copy counts, since they are durable here already. And it must be none: the sweep
+    /// that writes it may wait for the very peer that waits for the copy.
+    pub(super) fn holds_up_copy(&self, from: Epoch, offset: u64, bytes: u64) -> bool {
         let block = |offset: u64| BlockIndex(offset / BLOCK_BYTES);
         let end = block((offset + bytes).next_multiple_of(BLOCK_BYTES));
         let mut known = self.damage.blocks.range(block(offset)..end);
-        known.next().is_some()
+        let follows = from <= self.superblock.persisted().checkpoint;
+        let durable = self.journal.durable();
+        known.any(|(block, _)| !(follows && self.overlay.covers(*block, durable)))
+            && !planted(Mutant::CopyDamaged)
+    }
+
+    /// Whether a full copy to this peer waits at a damaged block.
+    pub(super) fn waits_at_damage(&self, peer: &Peer) -> bool {
+        let Some((from, cursor)) = peer.waits_to_read() else {
+            return false;
+        };
+        if self.damage.blocks.is_empty() {
+            return false;
+        }
+        let size = self.config.identity.size_bytes;
+        let (is_same, wanted) = peer.part_of_copy(cursor, size);
+        let bytes = self.config.seed_piece_bytes.min(wanted);
+        !is_same && self.holds_up_copy(from, cursor, bytes)
     }
 
     /// Reads, unless something that is needed is damaged: then the read waits or fails. Every read
@@ -115,7 +140,7 @@ impl Volume {
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
-        if self.damage.blocks.is_empty() {
+        if self.damage.blocks.is_empty() || planted(Mutant::ServeDamaged) {
             return self.read(id, lba, sectors, slots, mem, out);
         }
         match self.damage_in(lba, sectors) {

@@ -127,6 +127,18 @@ impl Peer {
         }
     }
 
+    /// Where a full copy began, and the place from which it is to be read next.
+    pub(super) fn waits_to_read(&self) -> Option<(Epoch, u64)> {
+        match self.feed {
+            Feed::Seeding {
+                from,
+                cursor,
+                reading: false,
+            } => Some((from, cursor)),
+            _ => None,
+        }
+    }
+
     /// Whether its acknowledgements count.
     pub(super) fn counts(&self) -> bool {
         let leaving = self.leaving && !planted(Mutant::LeavingCounts);
@@ -494,8 +506,7 @@ impl Volume {
         let size = self.config.identity.size_bytes;
         let (is_same, wanted) = self.peers[index].part_of_copy(cursor, size);
         let bytes = self.config.seed_piece_bytes.min(wanted);
-        if !is_same && self.is_damaged(cursor, bytes) {
-            // It would be taken for good there, and might replace the only good copy.
+        if !is_same && self.holds_up_copy(from, cursor, bytes) {
             return;
         }
         let peer = &mut self.peers[index];

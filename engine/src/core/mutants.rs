@@ -89,11 +89,17 @@ pub enum Mutant {
     CopyFromCheckpoint,
     /// The last part that differs is left out.
     SkipLastDifference,
+    /// A full copy does not wait at a block that is known to be damaged.
+    CopyDamaged,
+    /// A block that is known to be damaged is read all the same.
+    ServeDamaged,
+    /// A read whose blocks were not what their leaves say is answered with them.
+    ServeUnchecked,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 44] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -135,6 +141,9 @@ impl Mutant {
         Self::MergeNotRestored,
         Self::CopyFromCheckpoint,
         Self::SkipLastDifference,
+        Self::CopyDamaged,
+        Self::ServeDamaged,
+        Self::ServeUnchecked,
     ];
 }
 

@@ -362,6 +362,13 @@ impl Overlay {
         });
     }
 
+    /// Whether what it has up to the cut is all of a block.
+    pub fn covers(&self, block: BlockIndex, cut: Epoch) -> bool {
+        let zeroed = self.zeros.get(block.0).map(|zeroed| zeroed.epoch);
+        let zeroed = zeroed.filter(|epoch| *epoch <= cut);
+        self.walk(block, FULL, Some(cut), zeroed, &mut |_| {}) == 0
+    }
+
     fn walk(
         &self,
         block: BlockIndex,

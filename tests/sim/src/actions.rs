@@ -53,11 +53,15 @@ impl World {
                     );
                 }
             }
-            Action::SeedRead { .. } | Action::SeedSame { .. } => self.carry_out_copy(node, action),
+            Action::SeedRead { offset, bytes, .. } => {
+                self.check_copied(node, *offset, *bytes)?;
+                self.carry_out_copy(node, action);
+            }
+            Action::SeedSame { .. } => self.carry_out_copy(node, action),
             Action::Prove { .. } | Action::ProofRead { .. } | Action::ProofCut(_) => {
                 self.carry_out_proof(node, action);
             }
-            Action::Tree(work) => self.carry_out_tree(node, work),
+            Action::Tree(work) => self.carry_out_tree(node, work, actions),
             Action::DropShadow => self.nodes[node].drop_shadow(),
             Action::Pinned { .. } | Action::PinsBroken => {}
             Action::PeerRetired { peer } => {
@@ -139,7 +143,9 @@ impl World {
         let Some((disk, kind)) = self.nodes[node].flight(id) else {
             return Ok(());
         };
-        let fate = self.fate(node, disk, kind);
+        // Where there are trees, only what they can know of is damaged.
+        let damages = !self.plan.trees || self.nodes[node].is_watched_write(id);
+        let fate = self.fate(node, disk, kind, damages || disk != Disk::Backing);
         match self.nodes[node].land(id, fate, &mut self.rng) {
             None => {}
             Some(Landed::Again) => {
@@ -153,8 +159,8 @@ impl World {
         Ok(())
     }
 
-    /// What becomes of an operation.
-    fn fate(&mut self, node: usize, disk: Disk, kind: Kind) -> Fate {
+    /// What becomes of an operation, which may be lost or go astray if `damages`.
+    pub(crate) fn fate(&mut self, node: usize, disk: Disk, kind: Kind, damages: bool) -> Fate {
         if self.quiet {
             return Fate::Done;
         }
@@ -167,8 +173,8 @@ impl World {
         }
         let rate = match disk {
             Disk::Log => self.plan.log_damage,
-            Disk::Backing => self.plan.backing_damage,
-            Disk::Shadow => 0,
+            Disk::Backing if damages => self.plan.backing_damage,
+            Disk::Backing | Disk::Shadow => 0,
         };
         if write && self.rng.one_in(rate) {
             let lost = self.rng.one_in(2);
@@ -353,6 +359,8 @@ impl World {
         let disk = self.nodes[node].disk(Disk::Backing);
         let mut data = vec![0; index(bytes)];
         disk.read(index(offset), &mut data);
+        let other = self.links[link].nodes[1 - side];
+        self.damage_spreads(node, other, offset, bytes);
         let is_zero = data.iter().all(|&byte| byte == 0);
         let contents = match is_zero {
             true => Contents::Zeroes,

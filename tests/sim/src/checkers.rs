@@ -19,6 +19,7 @@ impl World {
                 self.stats.neighbours += faults.neighbours;
             }
         }
+        self.count_taken();
         if self.operator.lost {
             return Ok(());
         }
@@ -35,7 +36,8 @@ impl World {
             for (sector, &tag) in (0..self.plan.blocks * SECTORS_PER_BLOCK).zip(&contents) {
                 let from = index(sector) * SECTOR;
                 let bytes = &node.backing()[from..from + SECTOR];
-                if !is(tag, sector, bytes) {
+                let block = sector / SECTORS_PER_BLOCK;
+                if !is(tag, sector, bytes) && !self.is_taken_for_good(node.index, block) {
                     let found = describe(bytes);
                     return broken(
                         "P3",

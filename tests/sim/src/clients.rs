@@ -49,6 +49,10 @@ pub(crate) struct Pending {
     /// Writes: the epoch that they went into. Flushes: the epoch they must make durable.
     epoch: Epoch,
     slots: Vec<SlotId>,
+    /// When the core was told.
+    pub(crate) at: u64,
+    /// Reads: blocks that the core knew to be damaged then.
+    pub(crate) known: Vec<u64>,
     /// Reads: the legal contents of each sector; nothing if the copy changed as a whole meanwhile.
     legal: Option<Vec<Vec<Tag>>>,
 }
@@ -155,7 +159,7 @@ impl World {
         }
     }
 
-    fn ask_node(&mut self, client: Option<usize>, node: usize, wish: Wish) {
+    pub(crate) fn ask_node(&mut self, client: Option<usize>, node: usize, wish: Wish) {
         self.next_request += 1;
         let id = RequestId(self.next_request);
         let pending = Pending {
@@ -164,6 +168,8 @@ impl World {
             wish,
             epoch: Epoch(0),
             slots: Vec::new(),
+            at: 0,
+            known: Vec::new(),
             legal: None,
         };
         self.pending.insert(id, pending);
@@ -217,6 +223,16 @@ impl World {
 
     /// Just before a request's step: the oracle takes note of what the core is told.
     pub(crate) fn note_request(&mut self, node: usize, id: RequestId) -> Outcome {
+        if let Some(&Pending {
+            wish: Wish::Read { lba, sectors },
+            ..
+        }) = self.pending.get(&id)
+        {
+            let known = self.known_in(node, lba, sectors);
+            if let Some(pending) = self.pending.get_mut(&id) {
+                (pending.at, pending.known) = (self.now, known);
+            }
+        }
         let (Some(live), Some(pending)) = (&mut self.nodes[node].live, self.pending.get_mut(&id))
         else {
             return Ok(());
@@ -343,14 +359,15 @@ impl World {
             return Ok(());
         };
         let mut at = lba;
-        let mut wrong = None;
+        let mut wrong: Vec<(u64, String)> = Vec::new();
         for (legal, sector) in pending.legal.iter().flatten().zip(lba..) {
             let slot = pending.slots[index(sector / SECTORS_PER_BLOCK - lba / SECTORS_PER_BLOCK)];
             let from = index(sector % SECTORS_PER_BLOCK) * SECTOR;
             let bytes = &live.mem.bytes(slot)[from..from + SECTOR];
             if ok && !legal.iter().any(|&tag| is(tag, sector, bytes)) {
                 let found = describe(bytes);
-                wrong.get_or_insert(format!("sector {sector}: {found}, legal were {legal:?}"));
+                let what = format!("sector {sector}: {found}, legal were {legal:?}");
+                wrong.push((sector / SECTORS_PER_BLOCK, what));
             }
             at += 1;
         }
@@ -359,8 +376,10 @@ impl World {
             live.mem.free(slot);
         }
         self.post(node, Event::Timer); // Slots became free.
-        match wrong {
-            Some(wrong) => broken("P2", format!("node {node} read {wrong}")),
+        self.stats.damage.served += u64::from(!wrong.is_empty());
+        let excused = |block: u64| self.is_excused(node, block, pending);
+        match wrong.into_iter().find(|(block, _)| !excused(*block)) {
+            Some((_, wrong)) => broken("P2", format!("node {node} read {wrong}")),
             None => Ok(()),
         }
     }

@@ -109,15 +109,7 @@ impl World {
             Disaster::Stop => self.stop(node),
             Disaster::Regroup => self.change_members(),
             Disaster::RottenLog => self.rot_log(node),
-            Disaster::RottenBacking => {
-                let bytes = self.plan.blocks * hn4::types::BLOCK_BYTES;
-                let (offset, bit) = (self.rng.below(bytes), self.rng.below(8));
-                if self.fault(Fault::RottenBacking, Some(node)) {
-                    let bit = u8::try_from(bit).unwrap_or(0);
-                    let backing = self.nodes[node].disk(Disk::Backing);
-                    backing.rot(index(offset), bit);
-                }
-            }
+            Disaster::RottenBacking => self.rot_backing(node),
         }
     }
 

@@ -187,18 +187,22 @@ impl SimDisk {
         if rng.one_in(2) {
             return self.finish_write(id);
         }
-        self.lose_write(id);
+        let _ = self.lose_write(id);
     }
 
-    /// Nothing of a write arrives.
-    pub(crate) fn lose_write(&mut self, id: u64) {
+    /// Nothing of a write arrives: where it should have.
+    pub(crate) fn lose_write(&mut self, id: u64) -> Range<usize> {
         let write = self.take(id);
+        let range = write.range();
         self.recycle(write.data);
+        range
     }
 
-    /// A write arrives at another place, at least for as much of it as there is room.
-    pub(crate) fn misdirect_write(&mut self, id: u64, rng: &mut Rng) {
+    /// A write arrives at another place, at least for as much of it as there is room: where it
+    /// should have, and where it did.
+    pub(crate) fn misdirect_write(&mut self, id: u64, rng: &mut Rng) -> [Range<usize>; 2] {
         let mut write = self.take(id);
+        let meant = write.range();
         let places = (self.seen.len() - write.data.len()) / SECTOR;
         write.offset = rng.index(places + 1) * SECTOR;
         let in_flight = |other: &&Pending| {
@@ -206,9 +210,12 @@ impl SimDisk {
             other.completed.is_none() && a.start < b.end && b.start < a.end
         };
         if self.pending.iter().any(|other| in_flight(&other)) {
-            return self.recycle(write.data);
+            self.recycle(write.data);
+            return [meant.clone(), meant];
         }
+        let found = write.range();
         self.complete(write);
+        [meant, found]
     }
 
     /// A flush begins; the result names what it covers.

@@ -2,7 +2,7 @@
 
 use hn4::log::MIN_RING_BYTES;
 use hn4::types::BLOCK_BYTES;
-use hn4_engine::core::{AckMode, LagPolicy, OnDegraded};
+use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, VerifyReads};
 
 use crate::plan::{Disaster, Knobs, MOST_NODES, Plan};
 use crate::rng::Rng;
@@ -241,6 +241,31 @@ impl Plan {
         self.max_sectors = rng.pick(&[16, 64]);
         self.destage_delay_ms = rng.log_between(1, 50);
         self.requests = rng.between(2000, 4000);
+    }
+
+    /// What becomes of backings where state trees are kept: in two of three of these runs blocks
+    /// rot, or writes of sweeps and repairs are lost or go astray.
+    pub(crate) fn draw_damage(&mut self, rng: &mut Rng) {
+        self.verify_reads = rng.pick(&[
+            VerifyReads::All,
+            VerifyReads::All,
+            VerifyReads::Sample,
+            VerifyReads::Off,
+        ]);
+        self.verify_ms = rng.log_between(200, 30_000);
+        let (rots, strays) = rng.pick(&[(0, 0), (4, 0), (0, 30), (4, 300), (12, 30), (0, 0)]);
+        if rots == 0 && strays == 0 {
+            return;
+        }
+        self.backing_damage = strays;
+        let others: u64 = self.disasters.iter().map(|&(_, weight)| weight).sum();
+        let weight = (others * rots / 8).max(rots.min(1));
+        self.disasters.push((Disaster::RottenBacking, weight));
+        self.most_faults = self.most_faults.max(20);
+        self.fault_ms = self.fault_ms.min(100);
+        // So that damage is read, not only found.
+        self.weights[2] += rng.pick(&[0, 3, 8]);
+        self.hot_blocks = rng.pick(&[self.hot_blocks, self.blocks]);
     }
 
     /// Peers are added, removed and replaced while everything else goes on.

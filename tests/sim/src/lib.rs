@@ -15,7 +15,8 @@
 //! | `net`, `link`, `wire` | sessions: what they do to messages; modelled; real |
 //! | `clients` | requests, and what each answer promises |
 //! | `operator`, `disasters`, `faults` | disasters and repairs |
-//! | `trees` | state trees, modelled |
+//! | `trees`, `gather`, `mend`, `meetings` | state trees: the daemon's tree thread |
+//! | `damage` | damage of backings, and what it excuses |
 //! | `peers` | who is a peer of whom, and changes of that |
 //! | `oracle`, `checkers` | what is legal |
 //! | `shrink` | the shortest list of faults that still fails |
@@ -26,12 +27,16 @@ mod actions;
 mod campaign;
 mod checkers;
 mod clients;
+mod damage;
 mod disasters;
 mod disk;
 mod faults;
+mod gather;
 mod lean;
 mod link;
+mod meetings;
 mod memory;
+mod mend;
 mod net;
 mod node;
 mod operator;
@@ -40,6 +45,8 @@ mod pages;
 mod peers;
 mod plan;
 mod proofs;
+#[path = "../../../src/daemon/tree/repair.rs"]
+mod repair;
 mod rng;
 mod shrink;
 mod stats;

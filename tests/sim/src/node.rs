@@ -1,6 +1,8 @@
 //! One node: its disks, and while it is alive its memory, its volume and what is on its way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::time::Instant;
 
 use hn4::log::{CopyState, LogIdentity, Role};
 use hn4::types::{Epoch, NodeId, Rank, Term};
@@ -10,6 +12,7 @@ use hn4_engine::core::recovery::{self, NewLog, RecoveryError};
 use hn4_engine::core::{Lanes, MAX_PEERS, Volume, VolumeConfig};
 use hn4_proof::ledger::file::MemoryMedium;
 
+use crate::damage::{Spells, blocks_in};
 use crate::disk::{SimDisk, Tears};
 use crate::memory::SimMemory;
 use crate::oracle::{Change, Tag};
@@ -17,7 +20,7 @@ use crate::peers::Leaving;
 use crate::plan::Plan;
 use crate::proofs::Beside;
 use crate::rng::Rng;
-use crate::trees::Tree;
+use crate::trees::{Files, Tree};
 
 /// What an operation that is on its way does when its time has come.
 #[derive(Debug)]
@@ -142,6 +145,16 @@ pub(crate) struct Node {
     pub(crate) seats: Vec<Option<usize>>,
     /// Who is about to lose its place.
     pub(crate) leaving: Leaving,
+    /// What its state tree has on its medium.
+    pub(crate) tree: Files,
+    /// Blocks of the backing that something damaged.
+    pub(crate) hurt: Spells,
+    /// Blocks that were copied from where something had damaged them.
+    pub(crate) spread: BTreeSet<u64>,
+    /// Blocks whose leaves are of what nobody wrote.
+    pub(crate) taken: Spells,
+    /// Repairs that were written, for the names of these writes.
+    repairs: u64,
 }
 
 /// The volume of every run.
@@ -193,6 +206,11 @@ impl Node {
             members: Vec::new(),
             seats: Vec::new(),
             leaving: Leaving::default(),
+            tree: Files::default(),
+            hurt: Spells::default(),
+            spread: BTreeSet::new(),
+            taken: Spells::default(),
+            repairs: 0,
         }
     }
 
@@ -243,7 +261,11 @@ impl Node {
     ///
     /// # Errors
     /// What recovery says.
-    pub(crate) fn open(&mut self, plan: &Plan) -> Result<recovery::RecoveryReport, RecoveryError> {
+    pub(crate) fn open(
+        &mut self,
+        plan: &Plan,
+        zero: Instant,
+    ) -> Result<recovery::RecoveryReport, RecoveryError> {
         self.boot += 1;
         let mut mem = SimMemory::new(plan.slots);
         let (index, peers) = (self.index, self.members.len());
@@ -273,7 +295,7 @@ impl Node {
             applied: Epoch(u64::MAX),
             retained: Epoch(u64::MAX),
             beside: None,
-            tree: Tree::default(),
+            tree: Tree::new(zero),
         });
         Ok(report)
     }
@@ -410,11 +432,9 @@ impl Node {
             }
             Stage::Write { then_fsync, segs } => {
                 segs.iter().for_each(|seg| live.mem.unpin(seg.slot, false));
-                match fate {
-                    Fate::Fails(_) => disk.fail_write(id, rng),
-                    Fate::Done => disk.finish_write(id),
-                    Fate::Lost => disk.lose_write(id),
-                    Fate::Astray => disk.misdirect_write(id, rng),
+                let hurt = land_write(disk, id, fate, rng);
+                if flight.disk == Disk::Backing {
+                    hurt.for_each(|block| self.hurt.begin(block));
                 }
                 if *then_fsync && result.is_ok() {
                     let covers = disk.start_flush();
@@ -432,11 +452,56 @@ impl Node {
         Some(Landed::Done(flight.token, result))
     }
 
+    /// A name for the write of a repair.
+    pub(crate) fn next_repair(&mut self) -> u64 {
+        self.repairs += 1;
+        (1 << 61) + self.repairs
+    }
+
+    /// The time of a repair's write has come.
+    pub(crate) fn land_repair(&mut self, id: u64, fate: Fate, rng: &mut Rng) {
+        let hurt = land_write(&mut self.backing, id, fate, rng);
+        hurt.for_each(|block| self.hurt.begin(block));
+    }
+
+    /// Whether a write of this operation belongs to a sweep that the state tree knows.
+    #[must_use]
+    pub(crate) fn is_watched_write(&self, id: u64) -> bool {
+        let flight = self.live.as_ref().and_then(|live| {
+            let watched = live.tree.sweeping && live.tree.whole_since.is_some();
+            live.flights.get(&id).filter(|_| watched)
+        });
+        let of_sweep = |token| matches!(token, IoToken::SweepWrite | IoToken::SweepZero);
+        flight.is_some_and(|flight| of_sweep(flight.token))
+    }
+
     /// Whether an operation is a flush at the moment, for its duration.
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
         self.live.as_ref().map_or(0, |live| live.flights.len())
     }
+}
+
+/// A write's time has come; the blocks that are damaged by what becomes of it.
+fn land_write(
+    disk: &mut SimDisk,
+    id: u64,
+    fate: Fate,
+    rng: &mut Rng,
+) -> impl Iterator<Item = u64> + use<> {
+    let hurt: Vec<Range<usize>> = match fate {
+        Fate::Fails(_) => {
+            disk.fail_write(id, rng);
+            Vec::new()
+        }
+        Fate::Done => {
+            disk.finish_write(id);
+            Vec::new()
+        }
+        Fate::Lost => vec![disk.lose_write(id)],
+        Fate::Astray => disk.misdirect_write(id, rng).into(),
+    };
+    hurt.into_iter().flat_map(|bytes| blocks_in(&bytes))
 }
 
 fn config(plan: &Plan, index: usize, peers: usize, ring_bytes: u64) -> VolumeConfig {
@@ -468,6 +533,7 @@ fn config(plan: &Plan, index: usize, peers: usize, ring_bytes: u64) -> VolumeCon
     config.prove = plan.proves;
     config.apply_proven = plan.proves;
     config.tree = plan.trees;
+    config.verify_reads = plan.verify_reads;
     config.mark_ms = plan.mark_ms;
     config
 }

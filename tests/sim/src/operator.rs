@@ -50,6 +50,10 @@ pub(crate) struct Operator {
     quiet_since: u64,
     /// Drains of the end that were not answered yet.
     draining: Vec<(usize, RequestId)>,
+    /// When the operator looked last for what only a client can repair.
+    pub(crate) looked_at: u64,
+    /// Since when all copies are drained: from then on state trees are to verify all of them.
+    pub(crate) trees_since: Option<u64>,
     /// Damage took the last copy.
     pub(crate) lost: bool,
     /// Both sides agree on everything.
@@ -162,6 +166,7 @@ impl World {
             if self.now > self.operator.quiet_since + QUIET_MS * MS {
                 return broken("P10", self.describe());
             }
+            self.write_what_is_hopeless();
             self.bring_to_rest()?;
         }
         Ok(())
@@ -359,6 +364,9 @@ impl World {
         let counter = known.max().unwrap_or(0).max(self.operator.top_term) + 1;
         let mut fit = self.candidates();
         fit.retain(|&node| chosen.is_none_or(|chosen| chosen == node));
+        if fit.iter().any(|&node| self.is_without_damage(node)) {
+            fit.retain(|&node| self.is_without_damage(node));
+        }
         if fit.is_empty() {
             return;
         }
@@ -372,6 +380,9 @@ impl World {
             self.plan.accepts_loss
         };
         let accepts_loss = stuck || chosen.is_some() || self.rng.one_in(rate);
+        if !accepts_loss && !self.is_without_damage(node) {
+            return; // As hn4ctl does.
+        }
         let peers = self.nodes[node].peer_count();
         let wanted = self.plan.promotion_answers(peers);
         let answers = if accepts_loss { 0 } else { wanted };
@@ -493,8 +504,11 @@ impl World {
             rested &= node.in_flight() == 0 && live.volume.waiting() == 0;
             rested &= !live.volume.awaits_proof();
         }
+        if !rested {
+            self.operator.trees_since = None;
+        }
         if caught_up && rested && self.operator.draining.is_empty() {
-            self.operator.finished = true;
+            self.operator.finished = self.trees_rest();
         } else if caught_up && self.operator.draining.is_empty() {
             let members = (0..self.nodes.len()).filter(|&node| self.is_member(node));
             for node in members.collect::<Vec<_>>() {

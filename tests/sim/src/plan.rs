@@ -5,7 +5,7 @@
 
 use hn4::log::MIN_RING_BYTES;
 use hn4::types::BLOCK_BYTES;
-use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, OnExceed};
+use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, OnExceed, VerifyReads};
 
 use crate::rng::Rng;
 
@@ -180,6 +180,10 @@ pub(crate) struct Plan {
     pub(crate) trees: bool,
     /// A primary marks an epoch so often, in milliseconds.
     pub(crate) mark_ms: u64,
+    /// Which reads are compared with the state tree.
+    pub(crate) verify_reads: VerifyReads,
+    /// Time between two deep verifies, in milliseconds.
+    pub(crate) verify_ms: u64,
 }
 
 fn sometimes(rng: &mut Rng, weight: u64) -> u64 {
@@ -326,6 +330,8 @@ impl Plan {
             proof_age_ms: 0,
             trees: false,
             mark_ms: 5000,
+            verify_reads: VerifyReads::Off,
+            verify_ms: 0,
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Stats {
     pub comparisons: u64,
     /// Bytes of full copies that were left out for that.
     pub kept_bytes: u64,
+    /// What was found and done about damaged backings.
+    pub damage: DamageStats,
     /// Copies that became usable.
     pub usable: u64,
     /// Tails that were dropped.
@@ -61,6 +63,125 @@ pub struct Stats {
     pub faults: Counts,
 }
 
+/// What was found and done about damaged backings, where there are state trees.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DamageStats {
+    /// Blocks that were compared with their leaves for a read.
+    pub checked: u64,
+    /// Blocks that were to be, while there was no tree.
+    pub unchecked: u64,
+    /// Deep verifies that have ended.
+    pub verifies: u64,
+    /// Damaged blocks, by what found them.
+    pub found: Counted,
+    /// Blocks that were repaired from a peer.
+    pub repaired: u64,
+    /// Damaged blocks that a sweep wrote again.
+    pub overwritten: u64,
+    /// Times that no good copy was found for a block soon enough.
+    pub lost: u64,
+    /// Blocks that a client wrote again since nothing else helped.
+    pub written_anew: u64,
+    /// Damaged blocks that a full copy took along, unknown.
+    pub copied: u64,
+    /// Blocks whose leaves were of what nobody wrote, when a run ended.
+    pub taken: u64,
+    /// Reads that were given damage of which nobody could know.
+    pub served: u64,
+    /// Replicas that were made anew since their roots differed.
+    pub roots_differed: u64,
+}
+
+impl DamageStats {
+    fn add(&mut self, other: &Self) {
+        let Self {
+            checked,
+            unchecked,
+            verifies,
+            found,
+            repaired,
+            overwritten,
+            lost,
+            written_anew,
+            copied,
+            taken,
+            served,
+            roots_differed,
+        } = other;
+        self.checked += checked;
+        self.unchecked += unchecked;
+        self.verifies += verifies;
+        self.repaired += repaired;
+        self.overwritten += overwritten;
+        self.lost += lost;
+        self.written_anew += written_anew;
+        self.copied += copied;
+        self.taken += taken;
+        self.served += served;
+        self.roots_differed += roots_differed;
+        for (sum, count) in self.found.0.iter_mut().zip(found.0) {
+            *sum += count;
+        }
+    }
+
+    fn lines(&self) -> [(&'static str, u64); 15] {
+        [
+            ("blocks compared for reads", self.checked),
+            ("blocks not compared, without a tree", self.unchecked),
+            ("deep verifies", self.verifies),
+            ("damaged blocks found by reads", self.found.of(Found::Read)),
+            (
+                "damaged blocks found by samples",
+                self.found.of(Found::Sample),
+            ),
+            (
+                "damaged blocks found by sweeps",
+                self.found.of(Found::Sweep),
+            ),
+            (
+                "damaged blocks found by verifies",
+                self.found.of(Found::Verify),
+            ),
+            ("blocks repaired from a peer", self.repaired),
+            ("damaged blocks overwritten", self.overwritten),
+            ("searches for a good copy that took too long", self.lost),
+            ("blocks that only a client could repair", self.written_anew),
+            ("damaged blocks copied unknown", self.copied),
+            ("damaged blocks taken for good at the end", self.taken),
+            ("reads given damage nobody knew of", self.served),
+            ("replicas made anew for their roots", self.roots_differed),
+        ]
+    }
+}
+
+/// What finds damage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Found {
+    /// A read that waited.
+    Read,
+    /// A read that was looked at after it was answered.
+    Sample,
+    /// A sweep that wrote a block in part.
+    Sweep,
+    /// A deep verify.
+    Verify,
+}
+
+/// How often each of them did.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counted([u64; 4]);
+
+impl Counted {
+    /// It found one more.
+    pub(crate) fn count(&mut self, found: Found) {
+        self.0[found as usize] += 1;
+    }
+
+    fn of(&self, found: Found) -> u64 {
+        self.0[found as usize]
+    }
+}
+
 /// How often each kind of fault happened.
 #[derive(Clone, Copy, Debug)]
 pub struct Counts([u64; Fault::KINDS]);
@@ -92,6 +213,7 @@ impl Stats {
             shadows,
             comparisons,
             kept_bytes,
+            damage,
             usable,
             truncations,
             forks,
@@ -119,6 +241,7 @@ impl Stats {
         self.shadows += shadows;
         self.comparisons += comparisons;
         self.kept_bytes += kept_bytes;
+        self.damage.add(damage);
         self.usable += usable;
         self.truncations += truncations;
         self.forks += forks;
@@ -172,7 +295,7 @@ impl fmt::Display for Stats {
             ("blocks written back whole", self.restored),
             ("slow disk operations", self.spikes),
         ];
-        for (what, count) in lines {
+        for (what, count) in lines.into_iter().chain(self.damage.lines()) {
             writeln!(f, "{count:>12}  {what}")?;
         }
         writeln!(f, "injected faults:")?;

@@ -20,6 +20,7 @@ impl World {
         match &event {
             Event::Request { id, .. } => self.note_request(node, *id)?,
             Event::Control { id, .. } => self.note_asked(node, *id),
+            Event::Tree(event) => self.note_tree_event(node, event),
             _ => {}
         }
         let now = self.clocks(node);
@@ -302,7 +303,7 @@ impl World {
         let backing = self.nodes[node].disk(Disk::Backing);
         backing.dies_after = dies.then_some(operations);
         let plan = self.plan.clone();
-        let opened = self.nodes[node].open(&plan);
+        let opened = self.nodes[node].open(&plan, self.zero);
         for disk in [Disk::Log, Disk::Backing] {
             self.nodes[node].disk(disk).dies_after = None;
         }

@@ -3,12 +3,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::time::Instant;
 
 use bytes::Bytes;
 use hn4::log::Role;
 use hn4::types::{Epoch, SECTORS_PER_BLOCK};
-use hn4_engine::core::event::{Now, RequestId, Time, Tip, TreeEvent};
+use hn4_engine::core::event::{Now, RequestId, Time, TreeEvent};
 use hn4_engine::core::{Actions, Event};
+use hn4_proof::tree::exchange::TreeMessage;
 use hn4_transport::session;
 use hn4_transport::wire::Stream;
 
@@ -16,6 +18,7 @@ use crate::Options;
 use crate::clients::{Client, Pending};
 use crate::faults::{Fault, Faults};
 use crate::link::{Link, Message};
+use crate::meetings::{Meeting, Taken};
 use crate::node::Node;
 use crate::operator::Operator;
 use crate::oracle::{Oracle, fill};
@@ -25,7 +28,6 @@ use crate::proofs::Beside;
 use crate::rng::Rng;
 use crate::stats::Stats;
 use crate::trace::Trace;
-use crate::trees::Meeting;
 
 /// Nanoseconds of a millisecond.
 pub(crate) const MS: u64 = 1_000_000;
@@ -136,8 +138,25 @@ pub(crate) enum What {
     },
     /// A state tree is taken, to be compared.
     TreeTaken(Meeting),
-    /// It is compared with a peer's, as it was at this place.
-    TreesMeet(Meeting, Tip),
+    /// It is compared with a peer's.
+    TreesMeet(Meeting, Box<Taken>),
+    /// A state tree takes what waits for it.
+    TreeTurn {
+        node: usize,
+        boot: u64,
+    },
+    /// A repair was written to the backing, or flushed.
+    TreeWrote {
+        node: usize,
+        boot: u64,
+    },
+    /// What a peer's state tree says arrives.
+    TreeHears {
+        link: usize,
+        session: u64,
+        side: usize,
+        message: TreeMessage,
+    },
     Operator,
 }
 
@@ -169,6 +188,8 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) rng: Rng,
     pub(crate) now: u64,
+    /// The moment at which the run began, for code that asks for real clocks' times.
+    pub(crate) zero: Instant,
     queue: BinaryHeap<Reverse<Planned>>,
     planned: u64,
     /// Events for cores, in order; carried out one after the other.
@@ -210,6 +231,7 @@ impl World {
         // Again none of those that were kept.
         if options.knobs.trees.unwrap_or(seed % 32 == 10 && seed > 10) {
             plan.lean_to_trees(&mut Rng::new(seed.rotate_left(16)), &options.knobs);
+            plan.draw_damage(&mut Rng::new(seed.rotate_left(24)));
         }
         let sectors = plan.blocks * SECTORS_PER_BLOCK;
         let initial: Vec<u64> = (0..sectors).map(|_| rng.below(3)).collect();
@@ -239,6 +261,7 @@ impl World {
             plan,
             rng,
             now: 0,
+            zero: Instant::now(),
             queue: BinaryHeap::new(),
             planned: 0,
             inbox: VecDeque::new(),
@@ -348,6 +371,7 @@ impl World {
                 }
                 Ok(())
             }
+            What::TreeTurn { node, boot } => self.tree_turn(node, boot),
             What::PowerLoss { node, boot, fault } => {
                 self.power_loss(node, boot, fault);
                 Ok(())
@@ -434,7 +458,14 @@ impl World {
                 self.seed_read(link, session, side, offset, bytes);
             }
             What::TreeTaken(meeting) => self.tree_taken(meeting),
-            What::TreesMeet(meeting, at) => self.trees_meet(meeting, at),
+            What::TreesMeet(meeting, taken) => self.trees_meet(meeting, &taken),
+            What::TreeWrote { node, boot } => self.tree_wrote(node, boot),
+            What::TreeHears {
+                link,
+                session,
+                side,
+                message,
+            } => self.tree_hears(link, session, side, message),
             What::Io { .. }
             | What::Timer { .. }
             | What::Client(_)
@@ -443,6 +474,7 @@ impl World {
             | What::Prover { .. }
             | What::ProofRead { .. }
             | What::Tree { .. }
+            | What::TreeTurn { .. }
             | What::Operator => {}
         }
     }

@@ -28,6 +28,10 @@ fn seeds_that_found_a_bug_find_none_any_more() {
         };
         let seed = seed.parse().expect("a line is a seed and what it found");
         let mut options = Options::default();
+        if let Some(rest) = what.strip_prefix("--trees ") {
+            options.knobs.trees = Some(true);
+            what = rest;
+        }
         if let Some(rest) = what.strip_prefix("--nodes ") {
             let (nodes, rest) = rest.split_once(' ').expect("a number of nodes, and what");
             options.knobs.nodes = Some(nodes.parse().expect("a number of nodes"));
