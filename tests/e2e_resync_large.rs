@@ -160,14 +160,20 @@ impl Large {
         assert_eq!(root, shown_root(&mut self.beta), "roots");
     }
 
-    /// The replica misses something that the log does not hold any more.
-    fn miss(&mut self, what: impl FnOnce(&mut Self)) {
+    /// Cuts the line; both sides notice.
+    fn cut(&mut self) {
         self.wire.set(Line::Cut);
-        self.beta
-            .wait_for("miss its primary", LIMIT, |report| {
+        for node in [&mut self.alpha, &mut self.beta] {
+            node.wait_for("miss its peer", LIMIT, |report| {
                 report.peers.iter().all(|peer| !peer.connected)
             })
             .expect("cut off");
+        }
+    }
+
+    /// The replica misses something that the log does not hold any more.
+    fn miss(&mut self, what: impl FnOnce(&mut Self)) {
+        self.cut();
         what(self);
         self.wrap_log();
         self.alpha.drain().expect("drained");
@@ -185,8 +191,13 @@ impl Large {
         self.wire.set(Line::Open);
         meanwhile(self);
         self.alpha.wait_for_peer(LIMIT).expect("beta follows");
+        let tip = self.alpha.report().expect("a report").state;
+        let tip = tip.expect("an open volume").tip_epoch;
         self.beta
-            .wait_for("be usable", LIMIT, is_usable)
+            .wait_for("have what it missed", LIMIT, |report| {
+                let state = report.state.as_ref();
+                is_usable(report) && state.is_some_and(|state| state.tip_epoch == tip)
+            })
             .expect("it has caught up");
         let (took, wire_bytes) = (began.elapsed(), self.wire.passed() - before);
         let talks = self.talks();
@@ -279,13 +290,7 @@ fn cuts_cost_little(transport: &'static str, rate: u64) {
                 std::thread::sleep(Duration::from_millis(1));
             }
             cut_at.push(large.compared_bytes() >> 30);
-            large.wire.set(Line::Cut);
-            large
-                .beta
-                .wait_for("notice the cut", LIMIT, |report| {
-                    report.peers.iter().all(|peer| !peer.connected)
-                })
-                .expect("noticed");
+            large.cut();
             large.wire.set(Line::Open);
         }
     });

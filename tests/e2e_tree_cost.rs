@@ -204,8 +204,18 @@ fn cost_of_sweeps(size_mib: u64, overlay_mib: u64, data_mib: u64) -> u64 {
 
 #[test]
 fn a_tree_adds_at_most_a_tenth_to_sweeps_of_random_blocks() {
-    for (size_mib, overlay_mib) in [(4096, 128), (1 << 20, 128)] {
-        let cost = cost_of_sweeps(size_mib, overlay_mib, 512);
+    let plans = [(4096, 128, 256), (4096, 16, 128), (SIZE / MIB, 64, 64)];
+    for (size_mib, overlay_mib, data_mib) in plans {
+        let cost = cost_of_sweeps(size_mib, overlay_mib, data_mib);
+        assert!(cost <= 100, "{cost} bytes for each 1,000");
+    }
+}
+
+#[test]
+#[ignore = "gigabytes of random blocks, some minutes"]
+fn the_same_for_many_sweeps() {
+    for (size_mib, overlay_mib) in [(16 << 10, 16), (16 << 10, 128)] {
+        let cost = cost_of_sweeps(size_mib, overlay_mib, 2048);
         assert!(cost <= 100, "{cost} bytes for each 1,000");
     }
 }
