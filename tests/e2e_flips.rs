@@ -344,24 +344,24 @@ fn on_the_line(random: &mut Random, flips: u64, found: &mut Found) {
     beta.start().expect("beta runs");
     alpha.wait_for_peer(LIMIT).expect("beta follows");
     let mut client = alpha.client().expect("a client");
-    let sessions = |node: &Node| {
-        let journal = std::fs::read_to_string(node.journal()).expect("a journal");
-        journal.matches("session").count()
-    };
+    let said = |node: &Node| std::fs::read_to_string(node.journal()).expect("a journal");
     for _ in 0..flips {
-        let (disturbed, said) = (wire.disturbed(), sessions(&alpha));
+        let before = [&alpha, &beta].map(|node| said(node).len());
         wire.set(Line::Flipping(1));
         let at = random.below(BLOCKS) * BLOCK as u64;
         client.write(at, &noise(random), false).expect("written");
         client.flush().expect("it does not wait for the peer");
-        alpha
-            .wait_for("lose its peer", LIMIT, |report| !report.peers[0].connected)
-            .expect("noticed");
+        for node in [&mut alpha, &mut beta] {
+            node.wait_for("lose its peer", LIMIT, |report| !report.peers[0].connected)
+                .expect("noticed");
+        }
         wire.set(Line::Open);
-        assert!(wire.disturbed() > disturbed);
-        alpha.wait_for_peer(LIMIT).expect("beta follows");
-        assert!(sessions(&alpha) > said, "the journal says so");
+        let words = [&alpha, &beta].map(said);
+        let words = [0, 1].map(|node| &words[node][before[node]..]);
+        let named = words.iter().any(|words| words.contains("cannot decrypt"));
+        assert!(named, "{words:?}");
         *found.entry("line").or_default() += 1;
+        alpha.wait_for_peer(LIMIT).expect("beta follows");
     }
     quiesce_and_compare(&mut alpha, &mut beta, LIMIT).expect("equal copies");
 }

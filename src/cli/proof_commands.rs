@@ -365,9 +365,9 @@ fn verify_ledger(
     if let Some(torn) = torn {
         writeln!(
             out,
-            "not counted: {} bytes from byte {} on are no record; a crash tore it, or it is \
-             damaged, and the daemon cuts it off",
-            torn.bytes, torn.offset
+            "not counted: {} bytes from byte {} on are no record ({}): a crash tore it, or it is \
+             damaged",
+            torn.bytes, torn.offset, torn.reason
         )?;
     }
     if !leads {
