@@ -141,7 +141,9 @@ fn lost_and_misdirected_writes_are_found_with_what_they_hit_and_repaired() {
     let hit = write_badly(&mut pair, 0, &mut random);
     pair.beta.kill().expect("killed");
     assert_eq!(refused(&pair.alpha), hit, "none is served");
-    assert_eq!(bad(&pair.alpha.report().expect("a report")), hit.len());
+    pair.alpha
+        .wait_for("name them", LIMIT, |report| bad(report) == hit.len())
+        .expect("named");
     pair.beta.start().expect("it recovers");
     pair.alpha
         .wait_for("be repaired", 3 * LIMIT, is_repaired)
