@@ -22,7 +22,7 @@ const FAULTS: usize = 20;
 
 fn plan() -> Plan {
     Plan {
-        size_mib: BLOCKS * BLOCK >> 20,
+        size_mib: (BLOCKS * BLOCK) >> 20,
         log_mib: 24,
         overlay_mib: 8,
         policy: "ack = \"async\"\ntree = \"on\"\nverify_reads = \"all\"\n".to_owned(),

@@ -138,7 +138,7 @@ impl Large {
     fn wrap_log(&mut self) {
         for filler in (0..2 * self.plan.log_mib * MIB / GROUP).rev() {
             let filler = u8::try_from(filler % 250).expect("small");
-            write(&mut self.client, 0, &[filler; GROUP as usize]);
+            write(&mut self.client, 0, &[filler; 64 << 10]);
             self.client.flush().expect("flushed");
         }
     }

@@ -70,7 +70,7 @@ fn the_tree_of_a_sparse_tib_is_built_in_5_s_and_has_the_root_of_the_script() {
     for filler in 0..ISLANDS {
         let filler = u8::try_from(1 + filler % 200).expect("small");
         let at = random.below(SIZE / BLOCK) * BLOCK;
-        let block = [filler; BLOCK as usize];
+        let block = [filler; 4096];
         backing.write_all_at(&block, at).expect("written");
     }
     backing.sync_all().expect("flushed");
@@ -145,7 +145,7 @@ fn write_blocks(node: &Node, blocks: u64, size: u64, random: &mut Random) {
         if !written.insert(block) {
             continue;
         }
-        let data = [u8::try_from(1 + block % 200).expect("small"); BLOCK as usize];
+        let data = [u8::try_from(1 + block % 200).expect("small"); 4096];
         let (offset, fua) = (block * BLOCK, false);
         let data = &data;
         client
