@@ -324,7 +324,8 @@ fn verify_ledger(
     } else {
         public_keys(files)?
     };
-    let tip = recovered(&medium, &header, require.policy())?.tip;
+    let found = recovered(&medium, &header, require.policy())?;
+    let (tip, torn) = (found.tip, found.torn);
     if let Some(slow) = require.require.iter().find(|it| it.is_for_checkpoints())
         && tip.vouched().is_none()
     {
@@ -361,6 +362,14 @@ fn verify_ledger(
         writeln!(out, "key   {}{node}", key.id())?;
     }
     writeln!(out, "every record, place and signature is good")?;
+    if let Some(torn) = torn {
+        writeln!(
+            out,
+            "not counted: {} bytes from byte {} on are no record ({}): a crash tore it, or it is \
+             damaged",
+            torn.bytes, torn.offset, torn.reason
+        )?;
+    }
     if !leads {
         writeln!(
             out,

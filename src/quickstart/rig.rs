@@ -565,6 +565,17 @@ pub fn quiesce_and_compare(
     replica: &mut Node,
     limit: Duration,
 ) -> Result<String> {
+    quiesce(primary, replica, limit)?;
+    let (one, two) = (primary.backing_hash()?, replica.backing_hash()?);
+    ensure!(one == two, "backings differ after quiesce: {one} and {two}");
+    Ok(one)
+}
+
+/// Brings both copies to the same epoch with everything written back.
+///
+/// # Errors
+/// If they do not get there, or their histories differ.
+pub fn quiesce(primary: &mut Node, replica: &mut Node, limit: Duration) -> Result<()> {
     primary.wait_for_peer(limit)?;
     primary.flush()?;
     primary.drain()?;
@@ -588,9 +599,7 @@ pub fn quiesce_and_compare(
         tip.tip_chain,
         applied.tip_chain
     );
-    let (one, two) = (primary.backing_hash()?, replica.backing_hash()?);
-    ensure!(one == two, "backings differ after quiesce: {one} and {two}");
-    Ok(one)
+    Ok(())
 }
 
 /// Drains a replica to this epoch. What the primary has not confirmed yet stays in the log, and a

@@ -119,6 +119,14 @@ impl Disk {
         wait("the mount", || is_mounted(&self.mount));
     }
 
+    /// What forgets a random part, and has faults where a test wants them.
+    pub(crate) fn behind(&self) -> &VolatileDisk {
+        match &self.behind {
+            Behind::Volatile(disk) => disk,
+            Behind::Nbdkit { .. } => panic!("nbdkit's disks have no such faults"),
+        }
+    }
+
     /// The moment of the cut: from now on the disk answers nothing.
     pub(crate) fn freeze(&self) {
         match &self.behind {

@@ -10,7 +10,7 @@ pub(crate) mod ledger;
 pub(crate) mod netns;
 pub(crate) mod pair;
 pub(crate) mod power;
-mod volatile;
+pub(crate) mod volatile;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

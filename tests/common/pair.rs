@@ -6,6 +6,7 @@ use hn4_replicad::quickstart::load::Random;
 use hn4_replicad::quickstart::rig::{NODES, Node, Plan};
 
 use super::disk::{Disk, Loop, can_lose_power};
+use super::volatile::VolatileDisk;
 use super::{LIMIT, folder, is_usable, pair};
 
 /// What logs and backings are.
@@ -78,6 +79,11 @@ impl Pair {
             .wait_for("have a full copy", LIMIT, is_usable)
             .expect("beta is seeded");
         Some(pair)
+    }
+
+    /// The backing of the first or second node, a volatile disk.
+    pub(crate) fn backing(&self, node: usize) -> &VolatileDisk {
+        self.disks[node][1].behind()
     }
 
     /// The primary is lost, by SIGKILL or, if its disks can, by a power cut.

@@ -9,8 +9,11 @@
 //! **Invariant:** a frozen disk answers nothing any more. So whatever its users do after that
 //! moment cannot rest on an answer that the power cut came before.
 //!
+//! A write may also be answered and lost, or go to another place, at places that a test chooses.
+//!
 //! Not here: the mount that makes a file of it ([`super::disk`]).
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -38,6 +41,15 @@ struct Unflushed {
     bytes: Vec<u8>,
 }
 
+/// What becomes of a write of a block of 4096 bytes that is answered as if all were well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    /// It is written nowhere.
+    Lost,
+    /// It is written at this byte instead.
+    Misdirected(u64),
+}
+
 /// The disk's contents.
 struct Cells {
     medium: Vec<u8>,
@@ -47,10 +59,28 @@ struct Cells {
     cache: Vec<Unflushed>,
     is_frozen: bool,
     has_large_sectors: bool,
+    /// What happens to the next write of the block at this byte.
+    faults: HashMap<u64, Fault>,
 }
 
 impl Cells {
     fn write(&mut self, at: usize, bytes: Vec<u8>) {
+        if self.faults.is_empty() {
+            return self.put(at, bytes);
+        }
+        for (block, part) in (at..)
+            .step_by(PHYSICAL_BYTES)
+            .zip(bytes.chunks(PHYSICAL_BYTES))
+        {
+            match self.faults.remove(&(block as u64)) {
+                None => self.put(block, part.to_vec()),
+                Some(Fault::Lost) => {}
+                Some(Fault::Misdirected(to)) => self.put(place(to), part.to_vec()),
+            }
+        }
+    }
+
+    fn put(&mut self, at: usize, bytes: Vec<u8>) {
         self.seen[at..at + bytes.len()].copy_from_slice(&bytes);
         self.cache.push(Unflushed { at, bytes });
     }
@@ -106,6 +136,7 @@ impl VolatileDisk {
             cache: Vec::new(),
             is_frozen: false,
             has_large_sectors: false,
+            faults: HashMap::new(),
         };
         Self {
             cells: Arc::new(Mutex::new(cells)),
@@ -118,6 +149,16 @@ impl VolatileDisk {
         let disk = Self::new(bytes);
         lock(&disk.cells).has_large_sectors = true;
         disk
+    }
+
+    /// The next write of the block at this byte has a fault.
+    pub(crate) fn inject(&self, at: u64, fault: Fault) {
+        lock(&self.cells).faults.insert(at, fault);
+    }
+
+    /// Faults whose write has not come yet.
+    pub(crate) fn waiting_faults(&self) -> usize {
+        lock(&self.cells).faults.len()
     }
 
     /// Begins to serve one client at a socket.
@@ -258,6 +299,9 @@ fn execute(
 }
 
 fn span(range: ByteRange) -> std::ops::Range<usize> {
-    let place = |at: u64| usize::try_from(at).expect("the disk is in memory");
     place(range.offset)..place(range.end())
+}
+
+fn place(at: u64) -> usize {
+    usize::try_from(at).expect("the disk is in memory")
 }

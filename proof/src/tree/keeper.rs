@@ -37,7 +37,7 @@ use crate::hash::Digest;
 
 /// Leaves of a portion of the first build: 64 MiB of the volume.
 const PORTION_LEAVES: usize = 16 * 1024;
-/// Blocks of a portion, zeroes included: what comes again after a crash.
+/// Blocks of a portion that are read, zeroes included: what comes again after a crash.
 const PORTION_BLOCKS: u64 = 1 << 20;
 
 /// How far a slice of work on the device has come.
@@ -83,9 +83,11 @@ pub struct Keeper<M: TreeMedium> {
     leaves: Vec<Run<M::Run>>,
     middles: Vec<Run<M::Run>>,
     tops: Tops,
-    /// The portion of the first build that is being gathered, and the block after it.
+    /// The portion of the first build that is being gathered, the block after it, and how many
+    /// blocks were read for it.
     portion: BTreeMap<u64, Digest>,
     portion_next: u64,
+    portion_read: u64,
     summing: Option<Summing<M>>,
     merging: Option<Merging<M>>,
     /// A root that was wanted, and its checkpoint.
@@ -118,6 +120,7 @@ impl<M: TreeMedium> Keeper<M> {
             tops: Tops::default(),
             portion: BTreeMap::new(),
             portion_next: 0,
+            portion_read: 0,
             summing: None,
             merging: None,
             rooted: None,
@@ -175,7 +178,7 @@ impl<M: TreeMedium> Keeper<M> {
         self.middles.clear();
         self.tops = Tops::default();
         self.portion.clear();
-        self.portion_next = 0;
+        (self.portion_next, self.portion_read) = (0, 0);
         self.manifest = Manifest::new(self.volume, self.geometry, checkpoint, true);
         self.save()?;
         self.remove_orphans()
@@ -321,7 +324,12 @@ impl<M: TreeMedium> Keeper<M> {
         let end = self.geometry.blocks();
         let data = device.next_data(self.portion_next * BLOCK_BYTES)? / BLOCK_BYTES;
         let from = data.clamp(self.portion_next, end);
-        let count = blocks.min(end - from);
+        let mut count = blocks.min(end - from);
+        if count > 0 {
+            // A block is not read for less, whatever the device says.
+            let hole = device.next_hole(from * BLOCK_BYTES)?.div_ceil(BLOCK_BYTES);
+            count = count.min(hole.saturating_sub(from).max(1));
+        }
         let known = bad.range(self.portion_next..from).copied();
         self.portion.extend(known.map(|block| (block, DAMAGED)));
         for (block, leaf) in (from..).zip(read_leaves(device, from, count)) {
@@ -334,11 +342,8 @@ impl<M: TreeMedium> Keeper<M> {
             }
         }
         self.portion_next = from + count;
-        let recorded = self
-            .manifest
-            .first_build()
-            .map_or(0, |build| build.next_block);
-        let far = self.portion_next - recorded >= PORTION_BLOCKS;
+        self.portion_read += count;
+        let far = self.portion_read >= PORTION_BLOCKS;
         if self.portion.len() >= PORTION_LEAVES || far || self.portion_next == end {
             self.finish_portion()?;
         }
@@ -353,6 +358,7 @@ impl<M: TreeMedium> Keeper<M> {
             return Ok(());
         };
         let mut writer = RunWriter::new(meta, self.medium.create(meta.id)?);
+        self.portion_read = 0;
         for (block, leaf) in std::mem::take(&mut self.portion) {
             writer.push(block, &leaf)?;
         }

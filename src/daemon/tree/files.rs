@@ -229,6 +229,16 @@ pub(super) enum RepairError {
 }
 
 impl Backing {
+    /// The next place of a kind in a file that tells of its holes; `None` behind its end.
+    fn seek(&self, offset: u64, whence: Whence) -> io::Result<Option<u64>> {
+        let from = i64::try_from(offset).map_err(io::Error::other)?;
+        match lseek(&self.file, from, whence) {
+            Ok(found) => Ok(Some(u64::try_from(found).map_err(io::Error::other)?)),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Writes a block where nothing else writes at the moment, flushes it, and reads it again.
     pub(super) fn repair(&mut self, block: u64, contents: &Block) -> Result<(), RepairError> {
         let offset = block * BLOCK_BYTES;
@@ -265,14 +275,18 @@ impl Device for Backing {
         if !self.tells_holes {
             return Ok(offset);
         }
-        let from = i64::try_from(offset).map_err(io::Error::other)?;
-        match lseek(&self.file, from, Whence::SeekData) {
-            Ok(found) => {
-                let found = u64::try_from(found).unwrap_or(offset).min(self.size_bytes);
-                Ok(found / BLOCK_BYTES * BLOCK_BYTES)
-            }
-            Err(Errno::ENXIO) => Ok(self.size_bytes),
-            Err(error) => Err(error.into()),
+        let found = self.seek(offset, Whence::SeekData)?.unwrap_or(u64::MAX);
+        Ok(match found < self.size_bytes {
+            true => found / BLOCK_BYTES * BLOCK_BYTES,
+            false => self.size_bytes,
+        })
+    }
+
+    fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
+        if !self.tells_holes {
+            return Ok(u64::MAX);
         }
+        let found = self.seek(offset, Whence::SeekHole)?.unwrap_or(u64::MAX);
+        Ok(found.checked_next_multiple_of(BLOCK_BYTES).unwrap_or(found))
     }
 }

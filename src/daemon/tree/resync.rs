@@ -45,6 +45,7 @@ struct Asking {
     /// There from the peer's first answer on.
     compare: Option<Compare>,
     differing: Differing,
+    began: Instant,
     until: Instant,
     /// When the peer has said something that helps, or was asked.
     heard: Instant,
@@ -113,6 +114,7 @@ impl Worker {
             tree: None,
             compare: None,
             differing: Differing::default(),
+            began: now,
             until: now + LIMIT,
             heard: now,
         };
@@ -301,8 +303,13 @@ impl Worker {
             name,
             tree,
             differing,
+            began,
             ..
         } = asking;
+        if is_known {
+            let took_ms = began.elapsed().as_millis();
+            tracing::info!(volume = %self.setup.name, %took_ms, "the state trees were compared");
+        }
         let size = self.setup.identity.size_bytes;
         let found = tree.filter(|_| is_known).map(|(at, ..)| Differences {
             at,

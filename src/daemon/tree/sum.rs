@@ -66,6 +66,10 @@ impl<D: Device> Device for Summed<'_, D> {
             None => found,
         })
     }
+
+    fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
+        self.device.next_hole(offset)
+    }
 }
 
 #[cfg(test)]
@@ -96,6 +100,10 @@ mod tests {
             let hole = blocks.position(|block| block.iter().any(|byte| *byte != 0));
             let size = self.bytes.len() as u64;
             Ok(hole.map_or(size, |blocks| offset + (blocks * BLOCK) as u64))
+        }
+
+        fn next_hole(&mut self, _: u64) -> io::Result<u64> {
+            Ok(self.bytes.len() as u64)
         }
     }
 

@@ -69,4 +69,11 @@ pub trait Device {
     /// # Errors
     /// What the medium says.
     fn next_data(&mut self, offset: u64) -> io::Result<u64>;
+
+    /// The first byte behind `offset`, where data may lie, at which a hole begins, a multiple of
+    /// 4096. Anything behind the end of the device if none follows, or it cannot be told.
+    ///
+    /// # Errors
+    /// What the medium says.
+    fn next_hole(&mut self, offset: u64) -> io::Result<u64>;
 }

@@ -94,6 +94,11 @@ impl Device for Blocks {
         let next = self.0.range(offset / 4096..).next();
         Ok(next.map_or(BLOCKS, |(at, _)| *at) * 4096)
     }
+
+    fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
+        let hole = (offset / 4096..).find(|at| !self.0.contains_key(at));
+        Ok(hole.unwrap_or(BLOCKS) * 4096)
+    }
 }
 
 impl Blocks {
@@ -305,6 +310,10 @@ impl Device for Worn<'_> {
     fn next_data(&mut self, offset: u64) -> io::Result<u64> {
         self.0.next_data(offset)
     }
+
+    fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
+        self.0.next_hole(offset)
+    }
 }
 
 #[test]
@@ -325,4 +334,52 @@ fn a_first_build_goes_on_over_what_cannot_be_read_or_is_known_to_be_damaged() {
     let all = (0, BLOCKS);
     keeper.verify_slice(&mut device, all, &mut found).unwrap();
     assert!(found.iter().map(|it| it.block).eq(bad));
+}
+
+/// A TiB of holes with some blocks of data.
+struct Sparse(BTreeSet<u64>);
+
+const TIB_BLOCKS: u64 = 1 << 28;
+
+impl Device for Sparse {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        for (at, to) in (offset / 4096..).zip(buffer.chunks_mut(4096)) {
+            to.copy_from_slice(&block(u8::from(self.0.contains(&at))));
+        }
+        Ok(())
+    }
+
+    fn next_data(&mut self, offset: u64) -> io::Result<u64> {
+        let next = self.0.range(offset / 4096..).next();
+        Ok(next.copied().unwrap_or(TIB_BLOCKS) * 4096)
+    }
+
+    fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
+        let hole = (offset / 4096..).find(|at| !self.0.contains(at));
+        Ok(hole.unwrap_or(TIB_BLOCKS) * 4096)
+    }
+}
+
+/// Reading costs time at the rate that is allowed, and each portion some flushes.
+#[test]
+fn a_first_build_reads_no_holes_and_does_not_stop_in_them() {
+    let blocks: BTreeSet<u64> = (0..1000)
+        .map(|at| at * (TIB_BLOCKS / 1000) + at % 7)
+        .collect();
+    let mut device = Sparse(blocks.clone());
+    let geometry = Geometry::new(TIB_BLOCKS * 4096).unwrap();
+    let (mut keeper, _) = Keeper::open(Files::default(), (VOLUME, geometry), Epoch(3)).unwrap();
+    let mut read = 0;
+    while keeper.to_build().is_some() {
+        let slice = keeper.build_slice(&mut device, 256, &mut BTreeSet::new());
+        read += slice.unwrap().read_bytes;
+    }
+    assert_eq!(read, 1000 * 4096);
+    assert_eq!(keeper.manifest.runs(0).count(), 1, "portions");
+    let leaf = blocks::leaf(&block(1));
+    let leaves = blocks.into_iter().map(|at| (at, leaf)).collect();
+    assert_eq!(
+        keeper.settle().unwrap(),
+        Some(from_leaves(geometry, &leaves))
+    );
 }
