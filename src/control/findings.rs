@@ -295,13 +295,13 @@ fn opening(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
     let (cause, next) = match withheld {
         Some(PeerSection { name: peer, .. }) => (
             format!(
-                "this node was restarted as primary, and {peer} holds epochs that are missing here \
-                 but cannot send them: its log is damaged, or begins after the end of this one. \
-                 Clients wait"
+                "this node was restarted as primary, and {peer} holds epochs that are missing \
+                 here but cannot send them: its log is damaged, or begins after the end of this \
+                 one. Clients wait"
             ),
             format!(
-                "`hn4ctl demote {volume}` here, then `hn4ctl promote {volume}` on {peer}, which has \
-                 them. To go on without them: `hn4ctl promote {volume} --accept-loss` here"
+                "`hn4ctl demote {volume}` here, then `hn4ctl promote {volume}` on {peer}, which \
+                 has them. To go on without them: `hn4ctl promote {volume} --accept-loss` here"
             ),
         ),
         None => (

@@ -55,8 +55,8 @@ impl<M: LedgerMedium> Prover<M> {
             self.insists.cut(first);
             self.follow.revived = revived;
         } else {
-            // In one term there is one primary, and its present ledger is the one that it sends. Its
-            // clock does not tell which is newer: it may have been set back.
+            // In one term there is one primary, and its present ledger is the one that it sends.
+            // Its clock does not tell which is newer: it may have been set back.
             if same || source.term.counter < term {
                 return Ok(Err("a ledger that does not continue ours".to_owned()));
             }

@@ -187,7 +187,7 @@ impl World {
         };
         self.operator.looked_at = self.now;
         let live = self.nodes[primary].live.as_ref();
-        if !live.is_some_and(|live| live.volume.accepts_writes().is_ok()) {
+        if live.is_none_or(|live| live.volume.accepts_writes().is_err()) {
             return;
         }
         let members = (0..self.nodes.len()).filter(|&node| self.is_member(node));
