@@ -86,6 +86,7 @@ pub(crate) fn replay(arguments: &Arguments) -> ExitCode {
         });
         let mut options = Options::default();
         options.knobs.other_peers = (with == "other-peers").then_some(true);
+        options.knobs.trees = (with == "trees").then_some(true);
         let Some(seed) = seed.parse::<u64>().ok() else {
             missed += 1;
             println!("{name}: no seed is kept in mutants.txt");
