@@ -12,11 +12,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use common::ledger::{ctl, ledger_folder, public_key, state_dir};
+use common::trees::{deep_verify, has_root, tree};
 use common::{LIMIT, folder, pair, running_pair, seed, single, text};
 use hn4::log::frame::HEADER_BYTES;
 use hn4::log::{FrameHeader, LogHeader, RING_START};
 use hn4_replicad::control::Request;
-use hn4_replicad::control::api::{TreeReport, VolumeReport};
+use hn4_replicad::control::api::VolumeReport;
 use hn4_replicad::quickstart::load::Random;
 use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, quiesce_and_compare};
 use wire::{Line, Wire};
@@ -56,16 +57,6 @@ fn flip(path: &Path, at: u64, bit: u64) {
     file.write_all_at(&[byte[0] ^ (1 << bit)], at)
         .expect("written");
     file.sync_all().expect("flushed");
-}
-
-fn tree(report: &VolumeReport) -> Option<&TreeReport> {
-    report.state.as_ref()?.tree.as_ref()
-}
-
-fn has_root(report: &VolumeReport) -> bool {
-    let applied = report.state.as_ref().map(|state| state.applied_epoch);
-    let of = tree(report).filter(|tree| tree.root.is_some());
-    of.is_some_and(|tree| tree.epoch == applied)
 }
 
 /// Heads and payloads of the frames that lie in a log and of which a later one proves that they
@@ -181,17 +172,6 @@ fn flip_blocks(path: &Path, blocks: &[u64], random: &mut Random) {
 fn bad(node: &Node) -> u64 {
     let report = node.report().expect("a report");
     tree(&report).map_or(0, |tree| tree.bad_blocks)
-}
-
-fn deep_verify(node: &mut Node) {
-    let last = |report: &VolumeReport| tree(report).and_then(|tree| tree.verified_at_ms);
-    let before = last(&node.report().expect("a report"));
-    let volume = VOLUME.to_owned();
-    node.ask(&Request::Verify { volume }).expect("asked");
-    node.wait_for("have verified", LIMIT, |report| {
-        last(report).is_some_and(|at| Some(at) != before)
-    })
-    .expect("verified");
 }
 
 /// The replica's backing while its primary is away: a deep verify finds every one, a promotion is

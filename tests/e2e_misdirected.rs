@@ -7,13 +7,13 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::pair::{Medium, Pair};
+use common::trees::{deep_verify, has_root, tree};
 use common::volatile::Fault;
 use common::{LIMIT, seed};
 use hn4_engine::nbd::client::Client;
-use hn4_replicad::control::Request;
-use hn4_replicad::control::api::{TreeReport, VolumeReport};
+use hn4_replicad::control::api::VolumeReport;
 use hn4_replicad::quickstart::load::Random;
-use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, quiesce, quiesce_and_compare};
+use hn4_replicad::quickstart::rig::{Node, Plan, quiesce, quiesce_and_compare};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 1024;
@@ -28,16 +28,6 @@ fn plan() -> Plan {
         policy: "ack = \"async\"\ntree = \"on\"\nverify_reads = \"all\"\n".to_owned(),
         ..Plan::default()
     }
-}
-
-fn tree(report: &VolumeReport) -> Option<&TreeReport> {
-    report.state.as_ref()?.tree.as_ref()
-}
-
-fn has_root(report: &VolumeReport) -> bool {
-    let applied = report.state.as_ref().map(|state| state.applied_epoch);
-    let of = tree(report).filter(|tree| tree.root.is_some());
-    of.is_some_and(|tree| tree.epoch == applied)
 }
 
 fn write_noise(client: &mut Client, block: u64, random: &mut Random) {
@@ -90,17 +80,6 @@ fn refused(node: &Node) -> BTreeSet<u64> {
 fn bad(report: &VolumeReport) -> usize {
     let bad = tree(report).map_or(0, |tree| tree.bad_blocks);
     usize::try_from(bad).expect("few")
-}
-
-fn deep_verify(node: &mut Node) {
-    let last = |report: &VolumeReport| tree(report).and_then(|tree| tree.verified_at_ms);
-    let before = last(&node.report().expect("a report"));
-    let volume = VOLUME.to_owned();
-    node.ask(&Request::Verify { volume }).expect("asked");
-    node.wait_for("have verified", LIMIT, |report| {
-        last(report).is_some_and(|at| Some(at) != before)
-    })
-    .expect("verified");
 }
 
 #[test]

@@ -5,9 +5,9 @@ mod common;
 #[path = "common/wire.rs"]
 mod wire;
 
+use common::trees::has_root;
 use common::{LIMIT, folder, is_usable, pair, seed};
 use hn4_engine::nbd::client::Client;
-use hn4_replicad::control::api::VolumeReport;
 use hn4_replicad::quickstart::load::Random;
 use hn4_replicad::quickstart::rig::{Node, Plan, quiesce_and_compare};
 use wire::{Line, Wire};
@@ -26,15 +26,6 @@ fn plan(transport: &'static str) -> Plan {
         policy: "ack = \"async\"\ndestage_delay_ms = 20\ntree = \"on\"\n".to_owned(),
         ..Plan::default()
     }
-}
-
-/// Whether the tree describes what the backing holds.
-fn has_root(report: &VolumeReport) -> bool {
-    let Some(state) = &report.state else {
-        return false;
-    };
-    let of = state.tree.as_ref().filter(|tree| tree.root.is_some());
-    of.is_some_and(|tree| tree.epoch == Some(state.applied_epoch))
 }
 
 fn written(client: &mut Client, at: u64, length: u64, filler: u8) {

@@ -11,9 +11,10 @@ mod wire;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use common::trees::{has_root, tree};
 use common::{LIMIT, folder, is_usable, pair, seed};
 use hn4_engine::nbd::client::Client;
-use hn4_replicad::control::api::{CopyReport, TreeReport, VolumeReport};
+use hn4_replicad::control::api::CopyReport;
 use hn4_replicad::quickstart::load::Random;
 use hn4_replicad::quickstart::rig::{Node, Plan, quiesce};
 use wire::{Line, Wire};
@@ -40,17 +41,6 @@ fn plan(transport: &'static str) -> Plan {
             .to_owned(),
         ..Plan::default()
     }
-}
-
-fn tree(report: &VolumeReport) -> Option<&TreeReport> {
-    report.state.as_ref()?.tree.as_ref()
-}
-
-/// Whether the tree describes what the backing holds.
-fn has_root(report: &VolumeReport) -> bool {
-    let applied = report.state.as_ref().map(|state| state.applied_epoch);
-    let of = tree(report).filter(|tree| tree.root.is_some());
-    of.is_some_and(|tree| tree.epoch == applied)
 }
 
 fn shown_root(node: &mut Node) -> String {

@@ -10,12 +10,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::trees::{deep_verify, has_root, tree};
 use common::{LIMIT, folder, oracle, running_pair, seed, single, succeed, times};
 use hn4_proof::blocks;
 use hn4_proof::tree::Geometry;
 use hn4_proof::tree::build::SubtreeBuilder;
 use hn4_replicad::control::Request;
-use hn4_replicad::control::api::{TreeReport, VolumeReport};
+use hn4_replicad::control::api::VolumeReport;
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check, lock};
 use hn4_replicad::quickstart::rig::{Node, Plan, VOLUME, quiesce_and_compare};
 
@@ -27,17 +28,6 @@ fn plan() -> Plan {
         policy: format!("{}tree = \"on\"\n", Plan::default().policy),
         ..Plan::default()
     }
-}
-
-fn tree(report: &VolumeReport) -> Option<&TreeReport> {
-    report.state.as_ref()?.tree.as_ref()
-}
-
-/// Whether the tree has a root at what the backing holds.
-fn has_root(report: &VolumeReport) -> bool {
-    let applied = report.state.as_ref().map(|state| state.applied_epoch);
-    let of = tree(report).filter(|tree| tree.root.is_some());
-    of.is_some_and(|tree| tree.epoch == applied)
 }
 
 /// The root that a node shows when nothing moves any more.
@@ -248,20 +238,6 @@ fn flip(path: &Path, block: u64) {
     file.sync_all().expect("flushed");
 }
 
-fn verify(node: &mut Node) -> TreeReport {
-    let last = |report: &VolumeReport| tree(report).and_then(|tree| tree.verified_at_ms);
-    let before = last(&node.report().expect("a report"));
-    let volume = VOLUME.to_owned();
-    node.ask(&Request::Verify { volume }).expect("asked");
-    let ended = node.wait_for("have verified", LIMIT, |report| {
-        last(report).is_some_and(|at| Some(at) != before)
-    });
-    ended.expect("verified");
-    tree(&node.report().expect("a report"))
-        .cloned()
-        .expect("a tree")
-}
-
 #[test]
 fn a_deep_verify_names_what_was_changed_and_nothing_else_also_under_load() {
     let seed = seed("verify");
@@ -271,8 +247,8 @@ fn a_deep_verify_names_what_was_changed_and_nothing_else_also_under_load() {
     let load = Load::start(&alpha, &oracle, LoadPlan::mixed(seed)).expect("started");
     load.wait_for_progress(500, LIMIT).expect("it is served");
     for _ in 0..3 {
-        assert_eq!(verify(&mut alpha).bad_blocks, 0, "no false alarm");
-        assert_eq!(verify(&mut beta).bad_blocks, 0, "no false alarm");
+        assert_eq!(deep_verify(&mut alpha).bad_blocks, 0, "no false alarm");
+        assert_eq!(deep_verify(&mut beta).bad_blocks, 0, "no false alarm");
     }
     load.stop().expect("no error");
     equal_roots(&mut alpha, &mut beta);
@@ -281,7 +257,7 @@ fn a_deep_verify_names_what_was_changed_and_nothing_else_also_under_load() {
     for block in [3, 4, 700] {
         flip(&beta.backing(), block);
     }
-    let found = verify(&mut beta);
+    let found = deep_verify(&mut beta);
     assert_eq!(found.bad_blocks, 3);
     assert_eq!(found.bad_lbas, ["LBA 24-39", "LBA 5600-5607"]);
     let is_told = |report: &VolumeReport| {
@@ -308,7 +284,7 @@ fn a_deep_verify_names_what_was_changed_and_nothing_else_also_under_load() {
     })
     .expect("repaired");
     equal_roots(&mut alpha, &mut beta);
-    assert_eq!(verify(&mut beta).bad_blocks, 0);
+    assert_eq!(deep_verify(&mut beta).bad_blocks, 0);
 }
 
 fn is_whole(report: &VolumeReport) -> bool {
@@ -336,7 +312,7 @@ fn a_part_of_a_damaged_block_that_is_written_does_not_make_it_good() {
         tree(report).is_some_and(|tree| tree.bad_lbas == ["LBA 5600-5607"])
     })
     .expect("found");
-    assert_eq!(verify(&mut beta).bad_lbas, ["LBA 5600-5607"]);
+    assert_eq!(deep_verify(&mut beta).bad_lbas, ["LBA 5600-5607"]);
     let refused = beta.ask(&Request::Switchover {
         volume: VOLUME.to_owned(),
         timeout_ms: 1000,
@@ -378,7 +354,7 @@ fn a_damaged_block_is_never_read_and_a_peer_repairs_it() {
     beta.kill().expect("killed");
     flip(&alpha.backing(), 3);
     flip(&alpha.backing(), 9);
-    assert_eq!(verify(&mut alpha).bad_blocks, 2);
+    assert_eq!(deep_verify(&mut alpha).bad_blocks, 2);
     let mut reader = alpha.client().expect("a client");
     let mut read = |at: usize| {
         let read = reader.read(at as u64, 4096);

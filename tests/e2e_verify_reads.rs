@@ -9,9 +9,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use common::trees::tree;
 use common::{LIMIT, folder, oracle, running_pair, seed, single, succeed, tool};
 use hn4_engine::nbd::client::Client;
-use hn4_replicad::control::api::{ReadsReport, TreeReport, VolumeReport};
+use hn4_replicad::control::api::{ReadsReport, VolumeReport};
 use hn4_replicad::quickstart::load::{Load, LoadPlan, Random, check};
 use hn4_replicad::quickstart::rig::{Node, Plan, quiesce_and_compare};
 
@@ -37,10 +38,6 @@ fn alone(folder: &Path, verify_reads: &str, more: &str) -> Node {
     let text = std::fs::read_to_string(node.config()).expect("a configuration");
     std::fs::write(node.config(), text.replacen("[[volume]]\n", &lines, 1)).expect("edited");
     node
-}
-
-fn tree(report: &VolumeReport) -> Option<&TreeReport> {
-    report.state.as_ref()?.tree.as_ref()
 }
 
 fn reads(report: &VolumeReport) -> ReadsReport {

@@ -10,6 +10,7 @@ pub(crate) mod ledger;
 pub(crate) mod netns;
 pub(crate) mod pair;
 pub(crate) mod power;
+pub(crate) mod trees;
 pub(crate) mod volatile;
 
 use std::path::{Path, PathBuf};
