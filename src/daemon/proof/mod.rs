@@ -162,6 +162,7 @@ pub(super) fn start(setup: ProofSetup) -> std::io::Result<ProofHandle> {
         state: None,
         questions: BTreeMap::new(),
         report: ProverReport::default(),
+        unsaid: false,
         told: Duration::ZERO,
         owed_credit: 0,
         outbox,
@@ -184,6 +185,8 @@ struct Worker {
     /// The last question of each peer: it asks once, and a prover that is opened anew must know.
     questions: BTreeMap<u8, Bytes>,
     report: ProverReport,
+    /// There is a notice in it that the daemon was not told of.
+    unsaid: bool,
     /// When the daemon was told of `report`.
     told: Duration,
     /// Room that the core has not been told of yet.
@@ -287,7 +290,8 @@ impl Worker {
     ) -> Result<Over, ProverError> {
         loop {
             self.carry_out(prover);
-            let untold = (prover.status() != self.report.status).then_some(self.told + TELL);
+            let untold = self.unsaid || prover.status() != self.report.status;
+            let untold = untold.then_some(self.told + TELL);
             let message = match [prover.deadline(), untold].into_iter().flatten().min() {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(deadline) => {
@@ -414,6 +418,7 @@ impl Worker {
                 Out::Notice(notice) => {
                     tracing::warn!(volume = %self.setup.name, "{notice}");
                     self.report.notice = Some(notice);
+                    self.unsaid = true;
                     continue;
                 }
             };
@@ -422,7 +427,7 @@ impl Worker {
         }
         let status = prover.status();
         let due = self.started.elapsed() >= self.told + TELL;
-        if status != self.report.status && due {
+        if (self.unsaid || status != self.report.status) && due {
             self.report.status = status;
             self.tell();
         }
@@ -430,6 +435,7 @@ impl Worker {
 
     fn tell(&mut self) {
         self.told = self.started.elapsed();
+        self.unsaid = false;
         // As above.
         let _ = self.outbox.send(FromProver::Report(self.report.clone()));
     }
