@@ -367,7 +367,7 @@ fn whatever_bit_is_flipped_something_names_it() {
 }
 
 #[test]
-#[ignore = "some minutes"]
+#[ignore = "the long run: 1,000 flips take some minutes"]
 fn whatever_bit_of_1000_is_flipped_something_names_it() {
     every_flip_is_found(1000);
 }

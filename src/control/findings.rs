@@ -297,7 +297,7 @@ fn opening(seen: &Seen<'_>, status: &ShardStatus) -> Option<Finding> {
             format!(
                 "this node was restarted as primary, and {peer} holds epochs that are missing \
                  here but cannot send them: its log is damaged, or begins after the end of this \
-                 one. Clients wait"
+                 one; {then}. Clients wait"
             ),
             format!(
                 "`hn4ctl demote {volume}` here, then `hn4ctl promote {volume}` on {peer}, which \
