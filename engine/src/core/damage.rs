@@ -117,16 +117,21 @@ impl Volume {
 
     /// Whether a full copy to this peer waits at a damaged block.
     pub(super) fn waits_at_damage(&self, peer: &Peer) -> bool {
-        let Some((from, cursor)) = peer.waits_to_read() else {
-            return false;
-        };
         if self.damage.blocks.is_empty() {
             return false;
         }
+        let Some((from, cursor)) = peer.waits_to_read() else {
+            return false;
+        };
         let size = self.config.identity.size_bytes;
         let (is_same, wanted) = peer.part_of_copy(cursor, size);
         let bytes = self.config.seed_piece_bytes.min(wanted);
         !is_same && self.holds_up_copy(from, cursor, bytes)
+    }
+
+    /// Whether any copy does.
+    pub(super) fn copy_waits_at_damage(&self) -> bool {
+        self.peers.iter().any(|peer| self.waits_at_damage(peer))
     }
 
     /// Reads, unless something that is needed is damaged: then the read waits or fails. Every read

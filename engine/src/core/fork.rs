@@ -54,6 +54,11 @@ impl Volume {
         if self.role() != Role::Primary || alone {
             return Epoch(u64::MAX);
         }
+        // A copy that waits at a damaged block ends only when a writer writes that, and writers may
+        // have to wait for room: then the peers would wait for a sweep, and the sweep for them.
+        if self.copy_waits_at_damage() {
+            return Epoch(u64::MAX);
+        }
         // What the log cannot give any more reaches peers only by a copy of the backing.
         self.peers_have().1.max(self.unreadable)
     }

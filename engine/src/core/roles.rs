@@ -8,11 +8,14 @@ use hn4::types::{Epoch, Incarnation, Term};
 
 use super::config::AckMode;
 use super::election::Election;
-use super::event::{Action, Actions, Failure, RequestId};
+use super::event::{Action, Actions, Failure, Now, RequestId, Time};
 use super::feed::Peer;
 use super::fork::Return;
 use super::mutants::{Mutant, planted};
 use super::volume::Volume;
+
+/// So long a demotion waits for peers to acknowledge what was written before it.
+const STEP_DOWN_PATIENCE_MS: u64 = 30_000;
 
 /// A change of role on its way.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +26,8 @@ pub(super) struct Transition {
     to: Role,
     /// The term it is taken in.
     term: Term,
+    /// It is given up then, if peers still owe acknowledgements.
+    until: Option<Time>,
     /// The superblock was asked to say so.
     written: bool,
 }
@@ -125,11 +130,12 @@ impl Volume {
             id,
             to: Role::Primary,
             term,
+            until: None,
             written: false,
         });
     }
 
-    pub(super) fn demote(&mut self, id: RequestId, out: &mut Actions) {
+    pub(super) fn demote(&mut self, now: Time, id: RequestId, out: &mut Actions) {
         // What is asked for counts: the medium may still call it primary while it is fenced.
         let role = match self.superblock.desired.role {
             Role::Fenced => Role::Fenced,
@@ -155,6 +161,7 @@ impl Volume {
                     id,
                     to: Role::Replica,
                     term,
+                    until: Some(now.plus_ms(STEP_DOWN_PATIENCE_MS)),
                     written: false,
                 });
                 return;
@@ -172,11 +179,34 @@ impl Volume {
             .is_some_and(|transition| transition.to == Role::Replica)
     }
 
+    /// When a demotion is given up, if somebody still waits.
+    pub(super) fn transition_deadline(&self) -> Option<Time> {
+        let transition = self.transition.filter(|transition| !transition.written)?;
+        transition.until.filter(|_| !self.waiters.is_empty())
+    }
+
+    /// A demotion cannot go on without peers that are not there, and meanwhile nobody can write.
+    fn give_up_stepping_down(&mut self, now: Time, out: &mut Actions) {
+        let late = self.transition_deadline().is_some_and(|until| now >= until);
+        if let Some(transition) = self.transition.take_if(|_| late) {
+            let why = format!(
+                "what was written before is not on enough peers after {} s; this node is primary \
+                 as before",
+                STEP_DOWN_PATIENCE_MS / 1000
+            );
+            out.push(Action::ControlDone {
+                id: transition.id,
+                result: Err(why),
+            });
+        }
+    }
+
     /// Writes the new role once everything that must be durable before it is.
     ///
     /// A primary that steps down has destaged everything first: then the checkpoint itself says
     /// that none of it may ever be dropped, also after a restart.
-    pub(super) fn transition_progress(&mut self, out: &mut Actions) {
+    pub(super) fn transition_progress(&mut self, now: Now, out: &mut Actions) {
+        self.give_up_stepping_down(now.time, out);
         let persisted = self.superblock.persisted();
         let settled = self.journal.durable() == self.tip().epoch
             && self.overlay.open_is_empty()

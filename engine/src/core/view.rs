@@ -199,8 +199,9 @@ impl Volume {
         let shadow = self.shadow_deadline();
         let repair = self.damage.deadline();
         let pins = self.pins_deadline();
+        let demotion = self.transition_deadline();
         let all = [
-            seal, destage, degrade, election, lag, regroup, shadow, repair, pins,
+            seal, destage, degrade, election, lag, regroup, shadow, repair, pins, demotion,
         ];
         all.into_iter().flatten().min()
     }

@@ -217,7 +217,7 @@ impl Volume {
         self.replica_progress(now, mem, out);
         self.election_progress(now, out);
         self.return_progress(mem, out);
-        self.transition_progress(out);
+        self.transition_progress(now, out);
         if !self.pins.is_unused() {
             self.pins_progress(now, mem, out);
         }
@@ -603,7 +603,7 @@ impl Volume {
                 answers,
                 within_ms,
             } => self.promote(id, term, (answers, within_ms), out),
-            Control::Demote => self.demote(id, out),
+            Control::Demote => self.demote(now.time, id, out),
             Control::Peers(set) => self.change_peers(id, set, out),
         }
     }

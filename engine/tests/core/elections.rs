@@ -27,6 +27,28 @@ fn peers_do_not_change_in_the_middle_of_an_election() {
     assert!(refused.is_err_and(|why| why.contains("change of role")));
 }
 
+/// Writes are refused from the demotion on, and its end is up to peers that may never come.
+#[test]
+fn a_demotion_that_waits_for_peers_is_given_up_and_the_primary_goes_on() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 1);
+    bench.write_and_flush();
+    let demote = bench.control(Control::Demote);
+    bench.pass(29_000);
+    assert_eq!(bench.answer(demote), None);
+    assert!(bench.volume.accepts_writes().is_err());
+    let deadline = bench.volume.next_deadline();
+    assert!(deadline.is_some(), "the shard comes back by itself");
+    bench.pass(1_001);
+    let refused = bench.answer(demote).cloned().expect("an answer");
+    assert!(refused.is_err_and(|why| why.contains("not on enough peers")));
+    assert_eq!(bench.volume.accepts_writes(), Ok(()));
+    // When the peer is back the next one succeeds.
+    bench.follow(0);
+    bench.acknowledge(0);
+    let demote = bench.control(Control::Demote);
+    assert_eq!(bench.answer(demote), Some(&Ok(())));
+}
+
 #[test]
 fn a_promise_that_is_being_written_is_not_taken_back_by_a_promotion() {
     let mut bench = Bench::open(Role::Replica, (AckMode::Durable, 1), 2);

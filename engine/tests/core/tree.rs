@@ -10,7 +10,7 @@ use hn4_engine::core::event::{
     Request, RequestId, SeedOrigin, SeedPiece, Time, Tip, TreeEvent, TreeWork,
 };
 use hn4_engine::core::recovery;
-use hn4_engine::core::{Action, Actions, Event, VerifyReads, Volume, VolumeConfig};
+use hn4_engine::core::{AckMode, Action, Actions, Event, VerifyReads, Volume, VolumeConfig};
 
 use crate::memory::{Memory, NODE, identity};
 
@@ -58,16 +58,21 @@ impl Bench {
     }
 
     pub(crate) fn with(role: Role, verify_reads: VerifyReads) -> Self {
+        Self::configured(role, |config| config.verify_reads = verify_reads)
+    }
+
+    fn configured(role: Role, change: impl Fn(&mut VolumeConfig)) -> Self {
         let identity = identity(16 << 20);
         let mut log = Memory::new_log(identity, role, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
         let opened = recovery::open(&mut log, &mut Memory::new(Vec::new()), &mut mem, |header| {
-            VolumeConfig {
+            let mut config = VolumeConfig {
                 tree: true,
-                verify_reads,
                 peers: 1,
                 ..VolumeConfig::new(identity, NODE, header.ring_bytes, SLOTS as usize)
-            }
+            };
+            change(&mut config);
+            config
         });
         let mut bench = Self {
             volume: opened.expect("a volume").0,
@@ -454,7 +459,10 @@ fn a_read_does_not_wait_for_a_repair_for_ever() {
 
 /// A primary whose peer has asked for a full copy, while a block is damaged.
 fn copying(damaged: u64) -> Bench {
-    let mut bench = Bench::new(Role::Primary);
+    copying_from(Bench::new(Role::Primary), damaged)
+}
+
+fn copying_from(mut bench: Bench, damaged: u64) -> Bench {
     bench.damage(damaged, Some(Damaged::Lost));
     let peer = PeerId(0);
     let state = PeerState {
@@ -521,4 +529,30 @@ fn a_full_copy_that_waits_at_a_damaged_block_does_not_fill_the_log() {
     assert_eq!(bench.copy, []);
     let (used, ring) = bench.volume.log_usage();
     assert!(used < ring * 3 / 4, "{used} of {ring}");
+}
+
+/// What is written waits for a peer, which waits for the copy, which waits for the damaged block to be
+/// written: so there must be room for that.
+#[test]
+fn a_full_copy_that_waits_at_a_damaged_block_leaves_room_for_who_would_write_it() {
+    let needs_peer = |config: &mut VolumeConfig| {
+        config.ack_mode = AckMode::Received;
+        config.ack_peers = 1;
+    };
+    let mut bench = copying_from(Bench::configured(Role::Primary, needs_peer), 3);
+    for written in 0..4 * SLOTS {
+        if written % 64 == 0 || !bench.volume.has_room(&bench.mem, 1) {
+            bench.ask(Request::Flush);
+            bench.let_sweep();
+        }
+        assert!(bench.volume.has_room(&bench.mem, 1), "after {written}");
+        bench.write(u64::from(64 + written % 2048) * 8, 8);
+    }
+    assert_eq!(bench.copy, []);
+    bench.write(24, 8);
+    bench.ask(Request::Flush);
+    assert!(matches!(
+        bench.copy[..],
+        [Action::SeedRead { offset: 0, .. }]
+    ));
 }

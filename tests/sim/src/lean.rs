@@ -244,9 +244,8 @@ impl Plan {
     }
 
     /// What becomes of backings where state trees are kept: in two of three of these runs blocks
-    /// rot, or writes of sweeps and repairs are lost or go astray. Only if trees are asked for:
-    /// some of these runs do not come to rest yet (TESTING.md).
-    pub(crate) fn draw_damage(&mut self, rng: &mut Rng, knobs: &Knobs) {
+    /// rot, or writes of sweeps and repairs are lost or go astray.
+    pub(crate) fn draw_damage(&mut self, rng: &mut Rng) {
         self.verify_reads = rng.pick(&[
             VerifyReads::All,
             VerifyReads::All,
@@ -255,7 +254,7 @@ impl Plan {
         ]);
         self.verify_ms = rng.log_between(200, 30_000);
         let (rots, strays) = rng.pick(&[(0, 0), (4, 0), (0, 30), (4, 300), (12, 30), (0, 0)]);
-        if (rots == 0 && strays == 0) || knobs.trees != Some(true) {
+        if rots == 0 && strays == 0 {
             return;
         }
         self.backing_damage = strays;

@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use hn4::log::CopyState;
 use hn4::types::{BLOCK_BYTES, BlockIndex};
 use hn4_engine::core::event::{Damaged, Disk, TreeEvent, Verdict};
 use hn4_proof::blocks::{self, Block};
 use hn4_proof::tree::DAMAGED;
 use hn4_proof::tree::exchange::{self, TreeMessage};
 
-use crate::node::{Fate, Kind};
+use crate::node::{Fate, Kind, Node};
 use crate::oracle::index;
 use crate::stats::Found;
 use crate::trees::{SLICE_BLOCKS, ToTree};
@@ -452,8 +453,14 @@ impl World {
         let files = &self.nodes[node].tree;
         let mut copies: BTreeMap<u64, bool> = BTreeMap::new();
         for &block in &files.bad {
+            // A copy that is not complete has no tree, and answers nobody.
+            let answers = |other: &Node| {
+                let live = other.live.as_ref();
+                live.is_none_or(|live| live.volume.copy_status().copy == CopyState::Usable)
+            };
             let others = self.nodes.iter().filter(|other| {
-                other.index != node && self.is_member(other.index) && other.tree.at.is_some()
+                let member = other.index != node && self.is_member(other.index);
+                member && other.tree.at.is_some() && answers(other)
             });
             let leaf = files.leaf(block);
             let mut others = others.map(|other| self.backing_block(other.index, block));

@@ -231,7 +231,7 @@ impl World {
         // Again none of those that were kept.
         if options.knobs.trees.unwrap_or(seed % 32 == 10 && seed > 10) {
             plan.lean_to_trees(&mut Rng::new(seed.rotate_left(16)), &options.knobs);
-            plan.draw_damage(&mut Rng::new(seed.rotate_left(24)), &options.knobs);
+            plan.draw_damage(&mut Rng::new(seed.rotate_left(24)));
         }
         let sectors = plan.blocks * SECTORS_PER_BLOCK;
         let initial: Vec<u64> = (0..sectors).map(|_| rng.below(3)).collect();
