@@ -335,6 +335,68 @@ fn a_part_of_a_damaged_block_that_is_written_does_not_make_it_good() {
     equal_roots(&mut alpha, &mut beta);
 }
 
+/// A tree that is lost takes its leaves along, and what is hashed then is the damage.
+#[test]
+fn damage_that_is_known_outlives_the_tree() {
+    let place = folder();
+    let plan = Plan {
+        policy: "ack = \"async\"\ntree = \"on\"\nscan_mib_per_s = 1\n".to_owned(),
+        ..plan()
+    };
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let mut client = alpha.client().expect("a client");
+    client.write(0, &[5; 8192], false).expect("written");
+    client
+        .write(1000 * 4096, &[6; 4096], false)
+        .expect("written");
+    client.flush().expect("flushed");
+    equal_roots(&mut alpha, &mut beta);
+    beta.kill().expect("killed");
+    flip(&alpha.backing(), 1000);
+    assert_eq!(deep_verify(&mut alpha).bad_lbas, ["LBA 8000-8007"]);
+
+    alpha.kill().expect("killed");
+    let trees = alpha.folder().join("state/tree");
+    let mut removed = 0;
+    for volume in std::fs::read_dir(trees).expect("a folder") {
+        let manifest = volume.expect("an entry").path().join("manifest");
+        removed += usize::from(std::fs::remove_file(manifest).is_ok());
+    }
+    assert_eq!(removed, 1);
+    // A block that was not hashed yet looks like a hole, and here is one in its place.
+    let holed = File::options().write(true).open(beta.backing());
+    let holed = holed.and_then(|file| file.write_all_at(&[0; 4096], 1000 * 4096));
+    holed.expect("written");
+    beta.start().expect("it recovers");
+    alpha.start().expect("it recovers");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    let read = |node: &Node, block: u64| {
+        let mut reader = node.client().expect("a client");
+        reader.read(block * 4096, 4096)
+    };
+    let is_built = |report: &VolumeReport| built(report) == 4 << 20;
+    while !is_built(&alpha.report().expect("a report")) {
+        let refused = read(&alpha, 1000).expect_err("it is damaged").to_string();
+        assert!(refused.contains("error 5 "), "{refused}");
+    }
+    assert_eq!(read(&alpha, 0).expect("a good one"), [5; 4096]);
+    let found = deep_verify(&mut alpha);
+    assert_eq!((found.bad_blocks, found.repaired_blocks), (1, 0));
+    // Also where the new tree was read back from its files.
+    alpha.kill().expect("killed");
+    alpha.start().expect("it recovers");
+    assert_eq!(deep_verify(&mut alpha).bad_lbas, ["LBA 8000-8007"]);
+    read(&alpha, 1000).expect_err("it is damaged");
+    let mut client = alpha.client().expect("a client");
+    client
+        .write(1000 * 4096, &[7; 4096], true)
+        .expect("written");
+    alpha
+        .wait_for("be whole", LIMIT, is_whole)
+        .expect("it is good again");
+    assert_eq!(read(&alpha, 1000).expect("good"), [7; 4096]);
+}
+
 #[test]
 fn a_damaged_block_is_never_read_and_a_peer_repairs_it() {
     let place = folder();

@@ -22,6 +22,7 @@
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::thread::JoinHandle;
 
 /// Bytes in a slot: one block of the volume, and a page of the machine.
 pub const SLOT_BYTES: usize = 4096;
@@ -171,6 +172,8 @@ pub struct Arena {
     base: NonNull<u8>,
     pins: Box<[Pins]>,
     list: FreeList,
+    /// Threads that make pages present.
+    populating: Vec<JoinHandle<()>>,
 }
 
 // SAFETY: the mapping is not tied to a thread, and an arena is the only owner of its mapping.
@@ -185,41 +188,55 @@ impl Arena {
         Self::map(slots)
     }
 
-    /// Like [`Arena::new`], with every page in memory at once, so that the first writes to a slot
-    /// are as fast as later ones, and registering it takes no longer than it must. Several threads
-    /// of their own clear the pages, since of a large arena that is most of a start.
+    /// Like [`Arena::new`], with every page in memory, so that the first writes to a slot are as
+    /// fast as later ones.
     ///
     /// # Errors
     /// As for [`Arena::new`].
     pub fn new_populated(slots: u32) -> io::Result<Self> {
-        let arena = Self::map(slots)?;
+        let mut arena = Self::new_populating(slots)?;
+        arena.join();
+        Ok(arena)
+    }
+
+    /// Like [`Arena::new_populated`], but the pages are still being cleared by threads of their own
+    /// when it returns: of a large arena that is most of a start, and there is other work to do.
+    /// Whoever needs a page earlier gets it earlier.
+    ///
+    /// # Errors
+    /// As for [`Arena::new`].
+    pub fn new_populating(slots: u32) -> io::Result<Self> {
+        let mut arena = Self::map(slots)?;
         arena.populate();
         Ok(arena)
     }
 
     /// What fails here fails again, and is told, where the memory is used.
-    fn populate(&self) {
+    fn populate(&mut self) {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let part = self.len_bytes().div_ceil(threads.min(POPULATE_THREADS));
         let part = part.next_multiple_of(LARGE_PAGE_BYTES);
         let (base, bytes) = (self.base.as_ptr().expose_provenance(), self.len_bytes());
-        let clear = move |from: usize| {
-            let start = std::ptr::with_exposed_provenance_mut(base + from);
+        for from in (0..bytes).step_by(part) {
+            let start = base + from;
             let length = part.min(bytes - from);
-            // SAFETY: a part of the mapping, which outlives the scope below. What is there is not
-            // changed, it is only made present.
-            unsafe { libc::madvise(start, length, libc::MADV_POPULATE_WRITE) }
-        };
-        std::thread::scope(|scope| {
-            for from in (part..bytes).step_by(part) {
-                let builder = std::thread::Builder::new().name("overlay".to_owned());
-                let started = builder.spawn_scoped(scope, move || clear(from));
-                if started.is_err() {
-                    clear(from);
-                }
-            }
-            clear(0);
-        });
+            let clear = move || {
+                let start = std::ptr::with_exposed_provenance_mut(start);
+                // SAFETY: a part of the mapping, which outlives this thread: `drop` joins it first.
+                // What is there is not changed, it is only made present.
+                let _ = unsafe { libc::madvise(start, length, libc::MADV_POPULATE_WRITE) };
+            };
+            let builder = std::thread::Builder::new().name("overlay".to_owned());
+            // Without a thread the pages come when they are used.
+            self.populating.extend(builder.spawn(clear));
+        }
+    }
+
+    /// Waits until no thread clears pages any more.
+    fn join(&mut self) {
+        for thread in self.populating.drain(..) {
+            let _nothing_to_tell = thread.join();
+        }
     }
 
     fn map(slots: u32) -> io::Result<Self> {
@@ -260,6 +277,7 @@ impl Arena {
             base,
             pins,
             list: FreeList::new(slots),
+            populating: Vec::new(),
         })
     }
 
@@ -339,6 +357,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        self.join();
         // SAFETY: the range was mapped by `map` and this is its only owner. No operation in the
         // kernel can refer to it: the ring owns the arena, and drops it after it has reaped every
         // operation. A failure could only leak, so the result is of no use.

@@ -12,8 +12,8 @@ use crate::device::Device;
 /// A device before the shard runs, read and written synchronously.
 #[derive(Debug)]
 pub struct DeviceMedium {
-    file: File,
-    size_bytes: u64,
+    pub(super) file: File,
+    pub(super) size_bytes: u64,
 }
 
 impl DeviceMedium {

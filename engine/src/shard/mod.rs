@@ -16,6 +16,7 @@ mod link;
 mod listen;
 mod medium;
 mod open;
+mod readahead;
 mod readers;
 mod refusal;
 mod seeding;

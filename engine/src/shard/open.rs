@@ -13,6 +13,7 @@ use super::disks::Disks;
 use super::engine::Engine;
 use super::fork::ForkPlace;
 use super::link::Outbox;
+use super::readahead::ReadAhead;
 use super::shadow::ShadowFile;
 use super::tokens::DISK;
 use super::{DeviceMedium, ShardError, ShardSetup};
@@ -42,7 +43,8 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
     let os = |what| move |source| ShardError::Os { what, source };
     let log = Device::open(&setup.log, setup.log_options)?;
     let backing = Device::open(&setup.backing, setup.backing_options)?;
-    let mut medium = DeviceMedium::new(&log).map_err(os("opening the log"))?;
+    let medium = DeviceMedium::new(&log).map_err(os("opening the log"))?;
+    let mut medium = ReadAhead::new(medium);
     let recovery = |source| ShardError::Recovery {
         log: setup.log.display().to_string(),
         source,
@@ -50,7 +52,7 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
     let (header, superblock, _) = recovery::inspect(&mut medium).map_err(recovery)?;
     check_backing(&header, setup.expect, &setup.log, &backing)?;
     let slots = u32::try_from(setup.overlay_bytes / BLOCK_BYTES).unwrap_or(u32::MAX);
-    let mut arena = Arena::new_populated(slots).map_err(os("allocating the overlay"))?;
+    let mut arena = Arena::new_populating(slots).map_err(os("allocating the overlay"))?;
     let capacity = arena.capacity();
     let (shadow, no_shadow) = open_shadow(&setup, &superblock.copy)?;
     let has_shadow = shadow.is_some();
@@ -89,7 +91,7 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         space_bytes: setup.fork_space_bytes,
         name: setup.name,
         identity: header.identity,
-        log: medium,
+        log: medium.into_inner(),
         ring_bytes: header.ring_bytes,
         backing: under,
         holes: backing.extents().map_err(os("opening the backing"))?,

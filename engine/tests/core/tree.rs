@@ -531,8 +531,8 @@ fn a_full_copy_that_waits_at_a_damaged_block_does_not_fill_the_log() {
     assert!(used < ring * 3 / 4, "{used} of {ring}");
 }
 
-/// What is written waits for a peer, which waits for the copy, which waits for the damaged block to be
-/// written: so there must be room for that.
+/// What is written waits for a peer, which waits for the copy, which waits for the damaged block
+/// to be written: so there must be room for that.
 #[test]
 fn a_full_copy_that_waits_at_a_damaged_block_leaves_room_for_who_would_write_it() {
     let needs_peer = |config: &mut VolumeConfig| {

@@ -101,6 +101,15 @@ impl Files {
         self.replace("verified", bytes)
     }
 
+    /// Nothing is known of the medium any more.
+    pub(super) fn forget_record(&mut self) -> io::Result<()> {
+        match std::fs::remove_file(self.folder.join("verified")) {
+            Ok(()) => self.sync(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let new = self.folder.join(format!("{name}.new"));
         let mut file = create(&new)?;

@@ -108,6 +108,8 @@ impl Worker {
     pub(super) fn keep_record(&mut self) {
         self.untold = true;
         let Some(record) = &self.record else { return };
+        // The next of very many are to be listed, and repaired.
+        self.asked |= record.is_only_counted() && self.verify.is_none();
         let bytes = record.encode();
         let kept = bytes.and_then(|bytes| self.files()?.keep_record(&bytes));
         if let Err(error) = kept {
@@ -168,6 +170,10 @@ impl Worker {
         let Some(Open { keeper, .. }) = &self.tree else {
             return;
         };
+        if keeper.to_build().is_some() {
+            // The leaf of a block that was not hashed yet is that of zeroes.
+            return;
+        }
         let leaf = |block: &u64| {
             let leaves = keeper.leaves(*block..block + 1).ok()?;
             Some((*block, *leaves.first().filter(|leaf| **leaf != DAMAGED)?))
@@ -265,6 +271,8 @@ impl Worker {
                 });
                 self.say(FromTree::Answer(index, given.encode().into()));
             }
+            // As in `repair`.
+            TreeMessage::Give(_) if keeper.to_build().is_some() => {}
             TreeMessage::Give(given) => {
                 for (block, contents) in given {
                     let leaf = (block < blocks).then(|| keeper.leaves(block..block + 1));

@@ -499,8 +499,12 @@ impl Worker {
         self.no_longer_rooting();
         self.turn_away();
         (self.sweeping, self.gathering) = (false, None);
-        let gone = self.files().map_err(TreeError::from);
-        if let Err(error) = gone.and_then(|mut files| Keeper::discard(&mut files)) {
+        let gone = self.files().map_err(TreeError::from).and_then(|mut files| {
+            // Nothing stays that was known to be damaged.
+            files.forget_record()?;
+            Keeper::discard(&mut files)
+        });
+        if let Err(error) = gone {
             // A tree that is found later has another checkpoint than the log, and is not believed.
             tracing::error!(volume = %self.setup.name, %error, "the state tree cannot be removed");
         }
@@ -545,13 +549,14 @@ impl Worker {
             Keeper::discard(&mut files)?;
         }
         let (keeper, found) = Keeper::open(files, (identity.volume, geometry), at.epoch)?;
-        // Of a tree that is built anew, what was found before is not known to be so.
-        let record = match found {
-            Opened::Whole => self.files()?.record()?.and_then(|it| Record::decode(&it)),
-            Opened::New | Opened::Anew(_) => None,
-        };
+        let known = self.files()?.record()?.filter(|_| !anew);
+        let record = known.and_then(|bytes| Record::decode(&bytes));
         self.verify = None;
         let mut record = record.unwrap_or_else(Record::new);
+        if keeper.to_build().is_some() {
+            // What lies there now will be hashed, and must not become good by that.
+            self.damaged_before.extend(&record.bad);
+        }
         let _ = record.found(self.damaged_before.iter().copied());
         record.bad.iter().for_each(|block| self.seek(*block));
         self.record = Some(record);

@@ -71,6 +71,11 @@ impl Record {
         self.bad.len() as u64 + self.more
     }
 
+    /// Some blocks are bad, and where they are is not known any more: all that were listed are good.
+    pub(super) fn is_only_counted(&self) -> bool {
+        self.more > 0 && self.bad.is_empty()
+    }
+
     fn add(&mut self, block: u64) -> bool {
         if self.bad.len() < PLACES {
             return self.bad.insert(block);
@@ -200,6 +205,10 @@ mod tests {
         let mut record = Record::new();
         let _ = record.found(0..10_000);
         assert_eq!((record.bad.len(), record.count()), (PLACES, 10_000));
+        assert!(!record.is_only_counted());
+        let _ = record.rewritten(|_| true);
+        assert_eq!(record.count(), 10_000 - PLACES as u64);
+        assert!(record.is_only_counted());
     }
 
     #[test]
