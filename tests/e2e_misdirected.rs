@@ -1,6 +1,7 @@
 //! A backing that answers writes of sweeps as if all were well, and loses them or writes them
 //! somewhere else: the block that is missing what was written and the one that was hit are both
-//! found, by a deep verify or by reading, and repaired from the other copy.
+//! found, by a deep verify or by reading, and repaired from the other copy. So are blocks that the
+//! disk cannot read any more.
 
 mod common;
 
@@ -126,6 +127,57 @@ fn lost_and_misdirected_writes_are_found_with_what_they_hit_and_repaired() {
     pair.beta.start().expect("it recovers");
     pair.alpha
         .wait_for("be repaired", 3 * LIMIT, is_repaired)
+        .expect("repaired");
+    quiesce_and_compare(&mut pair.alpha, &mut pair.beta, LIMIT).expect("equal copies");
+}
+
+#[test]
+fn blocks_that_cannot_be_read_any_more_are_repaired_from_the_other_copy() {
+    let mut random = Random::new(seed("unreadable"));
+    let Some(mut pair) = Pair::start(&plan(), Medium::Volatile) else {
+        return;
+    };
+    let mut client = pair.alpha.client().expect("a client");
+    for block in 0..BLOCKS {
+        write_noise(&mut client, block, &mut random);
+    }
+    quiesce_and_compare(&mut pair.alpha, &mut pair.beta, LIMIT).expect("equal copies");
+    for node in [&mut pair.alpha, &mut pair.beta] {
+        node.wait_for("have a root", LIMIT, has_root)
+            .expect("a tree");
+    }
+    let contents: Vec<Vec<u8>> = (0..BLOCKS)
+        .map(|block| client.read(block * BLOCK, 4096).expect("good"))
+        .collect();
+    let blocks = &shuffled(&mut random)[..FAULTS];
+
+    // Who reads one gets what was written there, a little later.
+    for block in blocks {
+        pair.backing(0).make_unreadable(block * BLOCK);
+    }
+    let is_repaired = |report: &VolumeReport| {
+        let repaired = tree(report).map_or(0, |tree| tree.repaired_blocks);
+        bad(report) == 0 && repaired == FAULTS as u64
+    };
+    for block in blocks {
+        let read = client.read(block * BLOCK, 4096).expect("repaired first");
+        assert_eq!(read, contents[usize::try_from(*block).expect("small")]);
+    }
+    pair.alpha
+        .wait_for("be repaired", LIMIT, is_repaired)
+        .expect("repaired");
+    for (block, contents) in (0..BLOCKS).zip(&contents) {
+        let read = client.read(block * BLOCK, 4096).expect("good again");
+        assert_eq!(&read, contents, "block {block}");
+    }
+
+    // And the replica's, which nobody reads, by a deep verify.
+    for block in blocks {
+        pair.backing(1).make_unreadable(block * BLOCK);
+    }
+    deep_verify(&mut pair.beta);
+    pair.beta
+        .wait_for("be repaired", LIMIT, is_repaired)
         .expect("repaired");
     quiesce_and_compare(&mut pair.alpha, &mut pair.beta, LIMIT).expect("equal copies");
 }

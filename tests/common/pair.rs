@@ -86,6 +86,17 @@ impl Pair {
         self.disks[node][1].behind()
     }
 
+    /// The log of the first or second node, a volatile disk.
+    pub(crate) fn log(&self, node: usize) -> &VolatileDisk {
+        self.disks[node][0].behind()
+    }
+
+    /// Power is cut under the primary.
+    pub(crate) fn cut_alpha(&mut self, random: &mut Random) {
+        cut(&mut self.alpha, &mut self.disks[0], random);
+        self.cuts += 1;
+    }
+
     /// The primary is lost, by SIGKILL or, if its disks can, by a power cut.
     pub(crate) fn lose_alpha(&mut self, random: &mut Random) {
         let cut = lose(&mut self.alpha, &mut self.disks[0], random);
@@ -100,16 +111,20 @@ impl Pair {
 }
 
 fn lose(node: &mut Node, disks: &mut [Disk], random: &mut Random) -> bool {
-    let cut = !disks.is_empty() && random.one_in(2);
-    if !cut {
+    let cuts = !disks.is_empty() && random.one_in(2);
+    if cuts {
+        cut(node, disks, random);
+    } else {
         node.kill().expect("killed");
-        return false;
     }
+    cuts
+}
+
+fn cut(node: &mut Node, disks: &mut [Disk], random: &mut Random) {
     disks.iter().for_each(Disk::freeze);
     let off = || disks.iter_mut().for_each(|disk| disk.power_off(random));
     node.kill_while(off).expect("killed");
     disks.iter_mut().for_each(Disk::power_on);
-    true
 }
 
 /// A loop device over a new file, under the name of the part.

@@ -9,12 +9,14 @@
 //! **Invariant:** a frozen disk answers nothing any more. So whatever its users do after that
 //! moment cannot rest on an answer that the power cut came before.
 //!
-//! A write may also be answered and lost, or go to another place, at places that a test chooses.
+//! A write may also be answered and lost, or go to another place, at places that a test chooses;
+//! blocks may become unreadable until they are written again; and flushes may fail.
 //!
 //! Not here: the mount that makes a file of it ([`super::disk`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +27,7 @@ use hn4_engine::nbd::connection::{Decoded, Decoder};
 use hn4_engine::nbd::export::{Export, ExportList, Features};
 use hn4_engine::nbd::handshake::{Handshake, Session, Status, greeting};
 use hn4_engine::nbd::reply::Replier;
-use hn4_engine::nbd::request::{ByteRange, Command, Operation};
+use hn4_engine::nbd::request::{ByteRange, Command, NbdErrno, Operation, Refusal};
 use hn4_replicad::quickstart::load::Random;
 
 /// What a disk writes as a whole or not at all.
@@ -61,6 +63,10 @@ struct Cells {
     has_large_sectors: bool,
     /// What happens to the next write of the block at this byte.
     faults: HashMap<u64, Fault>,
+    /// Blocks, by their first byte, whose reads fail.
+    unreadable: BTreeSet<usize>,
+    /// So many flushes fail.
+    failing_flushes: u64,
 }
 
 impl Cells {
@@ -81,14 +87,29 @@ impl Cells {
     }
 
     fn put(&mut self, at: usize, bytes: Vec<u8>) {
+        let whole = |block: &usize| *block >= at && block + PHYSICAL_BYTES <= at + bytes.len();
+        self.unreadable.retain(|block| !whole(block));
         self.seen[at..at + bytes.len()].copy_from_slice(&bytes);
         self.cache.push(Unflushed { at, bytes });
     }
 
-    fn flush(&mut self) {
+    fn is_readable(&self, span: &Range<usize>) -> bool {
+        let first = span.start / PHYSICAL_BYTES * PHYSICAL_BYTES;
+        self.unreadable.range(first..span.end).next().is_none()
+    }
+
+    /// As Linux has it: what a flush could not write is dropped, reads still see it, and the next
+    /// flush says that all is well.
+    fn flush(&mut self) -> Result<(), Refusal> {
+        if self.failing_flushes > 0 {
+            self.failing_flushes -= 1;
+            self.cache.clear();
+            return Err(Refusal::new(NbdErrno::Io, "the test wants it so"));
+        }
         for write in self.cache.drain(..) {
             self.medium[write.at..write.at + write.bytes.len()].copy_from_slice(&write.bytes);
         }
+        Ok(())
     }
 
     /// Each sector of each unflushed write is kept with this chance in eighths; a later one may
@@ -137,6 +158,8 @@ impl VolatileDisk {
             is_frozen: false,
             has_large_sectors: false,
             faults: HashMap::new(),
+            unreadable: BTreeSet::new(),
+            failing_flushes: 0,
         };
         Self {
             cells: Arc::new(Mutex::new(cells)),
@@ -159,6 +182,21 @@ impl VolatileDisk {
     /// Faults whose write has not come yet.
     pub(crate) fn waiting_faults(&self) -> usize {
         lock(&self.cells).faults.len()
+    }
+
+    /// The block at this byte cannot be read until it is written.
+    pub(crate) fn make_unreadable(&self, at: u64) {
+        lock(&self.cells).unreadable.insert(place(at));
+    }
+
+    /// The next flush fails.
+    pub(crate) fn fail_a_flush(&self) {
+        lock(&self.cells).failing_flushes = 1;
+    }
+
+    /// Flushes that are still to fail.
+    pub(crate) fn failing_flushes(&self) -> u64 {
+        lock(&self.cells).failing_flushes
     }
 
     /// Begins to serve one client at a socket.
@@ -282,6 +320,10 @@ fn execute(
 ) {
     let cookie = command.cookie;
     match command.operation {
+        Operation::Read { range, .. } if !cells.is_readable(&span(range)) => {
+            let refusal = Refusal::new(NbdErrno::Io, "the test wants it so");
+            return replier.error(cookie, refusal, out);
+        }
         Operation::Read { range, df } => {
             let mut reply = replier.read(cookie, range, df);
             out.extend_from_slice(&reply.rest().expect("nothing was sent yet"));
@@ -292,13 +334,17 @@ fn execute(
         Operation::Trim { range, .. } | Operation::WriteZeroes { range, .. } => {
             cells.write(span(range).start, vec![0; span(range).len()]);
         }
-        Operation::Flush => cells.flush(),
+        Operation::Flush => {
+            if let Err(refusal) = cells.flush() {
+                return replier.error(cookie, refusal, out);
+            }
+        }
         Operation::Cache { .. } | Operation::BlockStatus { .. } | Operation::Disconnect => {}
     }
     out.extend_from_slice(&replier.done(cookie));
 }
 
-fn span(range: ByteRange) -> std::ops::Range<usize> {
+fn span(range: ByteRange) -> Range<usize> {
     place(range.offset)..place(range.end())
 }
 

@@ -72,7 +72,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    fn of(lba: Lba, sectors: u32) -> Self {
+    pub(super) fn of(lba: Lba, sectors: u32) -> Self {
         let first = lba.block();
         let last = Lba(lba.0 + u64::from(sectors.saturating_sub(1))).block();
         let count = (last.0 - first.0 + 1).min(SAMPLE_BLOCKS);
@@ -129,10 +129,12 @@ impl Check {
         mask(0, SECTORS)
     }
 
-    /// Hands the blocks to the tree.
-    pub(super) fn hand_over(&self, index: u32, out: &mut Actions) {
+    /// Hands the blocks to the tree; without contents, which no leaf fits, if the backing `failed`
+    /// to give them.
+    pub(super) fn hand_over(&self, index: u32, failed: bool, out: &mut Actions) {
         let first = out.segs.len();
-        out.segs.extend(self.blocks.iter().map(|&(_, slot)| Seg {
+        let read = if failed { &[][..] } else { &self.blocks };
+        out.segs.extend(read.iter().map(|&(_, slot)| Seg {
             slot,
             offset: 0,
             bytes: WHOLE,
@@ -151,11 +153,6 @@ impl Check {
                 mem.bytes_mut(*slot)[run.clone()].copy_from_slice(&bytes[run]);
             }
         }
-    }
-
-    /// What the tree is to read again if the backing did not give it.
-    pub(super) fn sample(&self) -> Sample {
-        Sample::of(self.request.0, self.request.1)
     }
 }
 
@@ -216,7 +213,7 @@ impl Volume {
         let Some(index) = read else {
             return self.reads.samples.answered();
         };
-        let Some((id, check)) = self.reads.take_checked(index) else {
+        let Some((id, is_read, check)) = self.reads.take_checked(index) else {
             return;
         };
         match verdict {
@@ -224,6 +221,8 @@ impl Volume {
                 check.complete(mem);
                 out.complete(id, Ok(()));
             }
+            // It does not know them, and there is nothing to be served.
+            Verdict::Serve if !is_read => out.complete(id, Err(Failure::Io)),
             Verdict::Serve => {
                 check.complete(mem);
                 out.complete(id, Ok(()));

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use hn4::types::{BlockIndex, Lba, SECTORS_PER_BLOCK};
 
-use super::checks::{Check, Samples, Then, VerifyReads};
+use super::checks::{Check, Sample, Samples, Then, VerifyReads};
 use super::event::{Action, Actions, Disk, Failure, Io, IoToken, RequestId, Seg};
 use super::journal::WRITE_SLOTS;
 use super::overlay::{Mask, Piece, mask, runs};
@@ -19,6 +19,8 @@ use crate::arena::{SlotId, SlotMemory};
 #[derive(Clone, Copy, Debug)]
 struct Op {
     id: RequestId,
+    lba: Lba,
+    sectors: u32,
     left: u32,
     failed: bool,
 }
@@ -34,10 +36,12 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    fn start(&mut self, id: RequestId, left: u32) -> u32 {
+    fn start(&mut self, id: RequestId, lba: Lba, sectors: u32) -> u32 {
         let op = Some(Op {
             id,
-            left,
+            lba,
+            sectors,
+            left: 0,
             failed: false,
         });
         if let Some(index) = self.free.pop() {
@@ -48,20 +52,23 @@ impl Reads {
         u32::try_from(self.ops.len() - 1).expect("front ends bound their requests")
     }
 
-    fn end(&mut self, index: u32) -> Option<RequestId> {
+    fn end(&mut self, index: u32) -> Option<Op> {
         let op = self.ops.get_mut(index as usize)?.take()?;
         self.free.push(index);
-        Some(op.id)
+        Some(op)
     }
 
-    /// A read whose blocks the tree was handed.
-    pub(super) fn take_checked(&mut self, index: u32) -> Option<(RequestId, Box<Check>)> {
+    /// A read whose blocks the tree was handed, and whether the backing gave them.
+    pub(super) fn take_checked(&mut self, index: u32) -> Option<(RequestId, bool, Box<Check>)> {
         let op = self.ops.get(index as usize)?.as_ref()?;
         if op.left > 0 {
             return None;
         }
         match self.then.remove(&index)? {
-            Then::Check(check) => Some((self.end(index)?, check)),
+            Then::Check(check) => {
+                let op = self.end(index)?;
+                Some((op.id, !op.failed, check))
+            }
             Then::Sample(_) => None,
         }
     }
@@ -99,7 +106,7 @@ impl Volume {
             return out.complete(id, Err(Failure::Io));
         }
         let first_action = out.list.len();
-        let index = self.reads.start(id, 0);
+        let index = self.reads.start(id, lba, sectors);
         let mut check = WHOLE.then(|| Check::new(lba, sectors, slots));
         let pinned = self.pinned_epoch().is_some();
         let end = lba.0 + u64::from(sectors);
@@ -199,32 +206,36 @@ impl Volume {
         op.failed |= result.is_err();
         op.left -= 1;
         if op.left == 0 {
-            let result = if op.failed { Err(Failure::Io) } else { Ok(()) };
-            if self.config.verify_reads != VerifyReads::Off {
-                return self.read_to_be_checked(index, result, out);
+            if op.failed || self.config.verify_reads != VerifyReads::Off {
+                return self.read_to_be_checked(index, out);
             }
-            out.complete(op.id, result);
+            out.complete(op.id, Ok(()));
             *slot = None;
             self.reads.free.push(index);
         }
     }
 
+    /// What the backing did not give is looked at by the tree, too, which has it repaired; a read
+    /// that is compared with it anyhow waits for that.
     #[inline(never)]
-    fn read_to_be_checked(&mut self, index: u32, result: Result<(), Failure>, out: &mut Actions) {
-        if result.is_ok()
-            && let Some(Then::Check(check)) = self.reads.then.get(&index)
-        {
-            return check.hand_over(index, out);
+    fn read_to_be_checked(&mut self, index: u32, out: &mut Actions) {
+        let failed = self.reads.ops[index as usize].is_some_and(|op| op.failed);
+        if let Some(Then::Check(check)) = self.reads.then.get(&index) {
+            return check.hand_over(index, failed, out);
         }
-        let then = self.reads.then.remove(&index);
-        if let Some(id) = self.reads.end(index) {
-            out.complete(id, result);
-        }
-        match then {
-            None => {}
-            Some(Then::Sample(sample)) => self.reads.samples.hand_over(sample, out),
-            // The backing did not give it: the tree finds out which blocks are to be repaired.
-            Some(Then::Check(check)) => self.reads.samples.hand_over(check.sample(), out),
+        let drawn = self.reads.then.remove(&index);
+        let Some(op) = self.reads.end(index) else {
+            return;
+        };
+        let result = if failed { Err(Failure::Io) } else { Ok(()) };
+        out.complete(op.id, result);
+        let sample = match drawn {
+            Some(Then::Sample(sample)) => Some(sample),
+            _ if failed && self.config.tree => Some(Sample::of(op.lba, op.sectors)),
+            _ => None,
+        };
+        if let Some(sample) = sample {
+            self.reads.samples.hand_over(sample, out);
         }
     }
 }

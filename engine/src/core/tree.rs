@@ -74,8 +74,8 @@ pub enum TreeWork {
         read: Option<u32>,
         /// Which, ascending.
         blocks: Vec<BlockIndex>,
-        /// What the read got, each of them whole, a range of [`Actions::segs`]. If nobody waits:
-        /// nothing, and they are to be read again.
+        /// What the read got, each of them whole, a range of [`Actions::segs`]; nothing if the
+        /// backing failed, or if nobody waits. Then they are to be read again.
         segs: Range<usize>,
     },
     /// Leave nothing of the tree; answered by [`TreeEvent::Discarded`].

@@ -162,6 +162,13 @@ impl Volume {
         }
     }
 
+    /// Whether this is a primary that failed closed: what it has can still be read.
+    #[must_use]
+    pub fn only_reads_go_on(&self) -> bool {
+        let usable = self.superblock.persisted().copy == CopyState::Usable;
+        self.failed.is_some() && self.role() == Role::Primary && usable
+    }
+
     /// Whether a write of so many blocks has room now. If not, the front end holds it back (P8) and
     /// asks again after the next step.
     #[must_use]

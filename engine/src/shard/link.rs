@@ -147,7 +147,7 @@ pub enum TreeFeed {
         read: Option<u32>,
         /// Which.
         blocks: Vec<BlockIndex>,
-        /// Their contents, one after the other, if a read waits.
+        /// Their contents, one after the other, if a read waits and the backing gave them.
         bytes: Vec<u8>,
     },
 }

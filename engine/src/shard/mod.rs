@@ -370,7 +370,7 @@ impl Shard {
                 let reads_only = volume.may_be_pinned();
                 let exports = if volume.accepts_writes().is_ok() {
                     &self.exports
-                } else if reads_only {
+                } else if reads_only || volume.only_reads_go_on() {
                     &self.read_only_exports
                 } else {
                     &self.no_exports

@@ -18,9 +18,11 @@ fn bench(verify_reads: VerifyReads) -> Bench {
 /// What the tree was asked to compare, and nothing else: the read, and its blocks.
 fn asked(bench: &mut Bench) -> Vec<(Option<u32>, Vec<u64>)> {
     let seen = bench.take().into_iter();
+    let is_read = !bench.unreadable;
     seen.map(|seen| match seen {
         Seen::Tree(TreeWork::Check { read, blocks, segs }) => {
-            assert_eq!(segs.len(), if read.is_some() { blocks.len() } else { 0 });
+            let given = read.is_some() && is_read;
+            assert_eq!(segs.len(), if given { blocks.len() } else { 0 });
             (read, blocks.into_iter().map(|block| block.0).collect())
         }
         other => panic!("{other:?}"),
@@ -188,12 +190,39 @@ fn samples_are_bounded_in_number_and_length() {
 }
 
 #[test]
-fn a_block_that_cannot_be_read_is_looked_at_by_the_tree() {
+fn a_read_that_the_backing_fails_waits_until_its_blocks_are_repaired() {
     let mut bench = bench(VerifyReads::All);
     bench.unreadable = true;
     let read = bench.read(40, 16);
+    let index = waiting(&mut bench);
+    assert_eq!(bench.done, []);
+    bench.damage(5, Some(Damaged::Sought));
+    answer(&mut bench, index, Verdict::Again);
+    assert_eq!(bench.done, []);
+    bench.unreadable = false;
+    bench.damage(5, None);
+    let index = waiting(&mut bench);
+    answer(&mut bench, index, Verdict::Serve);
+    assert_eq!(bench.done, [(read, false)]);
+
+    // A tree that knows nothing of them has nothing to serve either.
+    bench.done.clear();
+    bench.unreadable = true;
+    let read = bench.read(40, 16);
+    let index = waiting(&mut bench);
+    answer(&mut bench, index, Verdict::Serve);
     assert_eq!(bench.done, [(read, true)]);
-    assert_eq!(asked(&mut bench), [(None, vec![5, 6])]);
+}
+
+#[test]
+fn without_the_policy_a_read_that_fails_is_answered_and_the_tree_looks_at_its_blocks() {
+    for policy in [VerifyReads::Off, VerifyReads::Sample] {
+        let mut bench = bench(policy);
+        bench.unreadable = true;
+        let read = bench.read(40, 16);
+        assert_eq!(bench.done, [(read, true)]);
+        assert_eq!(asked(&mut bench), [(None, vec![5, 6])]);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod elections;
 mod memory;
 mod merge;
 mod peers;
+mod proofs;
 mod recovery;
 mod resync;
 mod tree;

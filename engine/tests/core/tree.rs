@@ -61,7 +61,7 @@ impl Bench {
         Self::configured(role, |config| config.verify_reads = verify_reads)
     }
 
-    fn configured(role: Role, change: impl Fn(&mut VolumeConfig)) -> Self {
+    pub(crate) fn configured(role: Role, change: impl Fn(&mut VolumeConfig)) -> Self {
         let identity = identity(16 << 20);
         let mut log = Memory::new_log(identity, role, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
