@@ -118,7 +118,7 @@ fn a_replica_lost_at_any_moment_has_every_flushed_write_and_is_a_prefix() {
 
 #[test]
 fn a_replica_killed_on_files_has_every_flushed_write_and_is_a_prefix() {
-    replica_losses(times("HN4_KILLS", 10), Medium::Files);
+    replica_losses(times("HN4_KILLS", 5), Medium::Files);
 }
 
 #[test]
@@ -136,8 +136,8 @@ fn replica_losses(losses: u64, medium: Medium) {
     let seed = seed("replica");
     // The end of a process is noticed at once over WebSocket, and after 8 s over QUIC.
     let transport = match medium {
-        Medium::Volatile => "quic",
-        Medium::Files | Medium::Loops => "wss",
+        Medium::Files => "quic",
+        Medium::Loops | Medium::Volatile => "wss",
     };
     let plan = Plan {
         transport,
