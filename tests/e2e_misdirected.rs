@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use common::pair::{Medium, Pair};
 use common::trees::{deep_verify, has_root, tree};
@@ -131,40 +132,47 @@ fn lost_and_misdirected_writes_are_found_with_what_they_hit_and_repaired() {
     quiesce_and_compare(&mut pair.alpha, &mut pair.beta, LIMIT).expect("equal copies");
 }
 
-#[test]
-fn blocks_that_cannot_be_read_any_more_are_repaired_from_the_other_copy() {
-    let mut random = Random::new(seed("unreadable"));
-    let Some(mut pair) = Pair::start(&plan(), Medium::Volatile) else {
-        return;
-    };
+/// A pair of which every block was written, and the contents.
+fn filled(plan: &Plan, random: &mut Random) -> Option<(Pair, Vec<Vec<u8>>)> {
+    let mut pair = Pair::start(plan, Medium::Volatile)?;
     let mut client = pair.alpha.client().expect("a client");
     for block in 0..BLOCKS {
-        write_noise(&mut client, block, &mut random);
+        write_noise(&mut client, block, random);
     }
     quiesce_and_compare(&mut pair.alpha, &mut pair.beta, LIMIT).expect("equal copies");
     for node in [&mut pair.alpha, &mut pair.beta] {
         node.wait_for("have a root", LIMIT, has_root)
             .expect("a tree");
     }
-    let contents: Vec<Vec<u8>> = (0..BLOCKS)
-        .map(|block| client.read(block * BLOCK, 4096).expect("good"))
-        .collect();
+    let mut read = |block| client.read(block * BLOCK, 4096).expect("good");
+    let contents = (0..BLOCKS).map(&mut read).collect();
+    Some((pair, contents))
+}
+
+fn is_repaired(report: &VolumeReport, blocks: usize) -> bool {
+    let repaired = tree(report).map_or(0, |tree| tree.repaired_blocks);
+    bad(report) == 0 && repaired == blocks as u64
+}
+
+#[test]
+fn blocks_that_cannot_be_read_any_more_are_repaired_from_the_other_copy() {
+    let mut random = Random::new(seed("unreadable"));
+    let Some((mut pair, contents)) = filled(&plan(), &mut random) else {
+        return;
+    };
+    let mut client = pair.alpha.client().expect("a client");
     let blocks = &shuffled(&mut random)[..FAULTS];
 
     // Who reads one gets what was written there, a little later.
     for block in blocks {
         pair.backing(0).make_unreadable(block * BLOCK);
     }
-    let is_repaired = |report: &VolumeReport| {
-        let repaired = tree(report).map_or(0, |tree| tree.repaired_blocks);
-        bad(report) == 0 && repaired == FAULTS as u64
-    };
     for block in blocks {
         let read = client.read(block * BLOCK, 4096).expect("repaired first");
         assert_eq!(read, contents[usize::try_from(*block).expect("small")]);
     }
     pair.alpha
-        .wait_for("be repaired", LIMIT, is_repaired)
+        .wait_for("be repaired", LIMIT, |report| is_repaired(report, FAULTS))
         .expect("repaired");
     for (block, contents) in (0..BLOCKS).zip(&contents) {
         let read = client.read(block * BLOCK, 4096).expect("good again");
@@ -177,7 +185,46 @@ fn blocks_that_cannot_be_read_any_more_are_repaired_from_the_other_copy() {
     }
     deep_verify(&mut pair.beta);
     pair.beta
-        .wait_for("be repaired", LIMIT, is_repaired)
+        .wait_for("be repaired", LIMIT, |report| is_repaired(report, FAULTS))
         .expect("repaired");
     quiesce_and_compare(&mut pair.alpha, &mut pair.beta, LIMIT).expect("equal copies");
+}
+
+/// Without the policy whoever reads such a block gets an error, and soon afterwards the block.
+#[test]
+fn blocks_that_cannot_be_read_are_repaired_although_no_read_is_checked() {
+    let mut random = Random::new(seed("unreadable, unchecked"));
+    let plan = Plan {
+        policy: "ack = \"async\"\ntree = \"on\"\n".to_owned(),
+        ..plan()
+    };
+    let Some((mut pair, _)) = filled(&plan, &mut random) else {
+        return;
+    };
+    let mut client = pair.alpha.client().expect("a client");
+    let blocks = shuffled(&mut random);
+    let (blocks, _) = blocks.split_at(FAULTS);
+    for round in 1..=2 {
+        for block in blocks {
+            pair.backing(0).make_unreadable(block * BLOCK);
+        }
+        for block in blocks {
+            let started = Instant::now();
+            // With its neighbour, which is good.
+            while client.read(block / 2 * 2 * BLOCK, 8192).is_err() {
+                assert!(started.elapsed() < LIMIT, "block {block} is not repaired");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        pair.alpha
+            .wait_for("be repaired", LIMIT, |report| {
+                is_repaired(report, round * FAULTS)
+            })
+            .expect("repaired, and no other was taken for damaged");
+        // What was looked up then is no longer so.
+        for block in 0..BLOCKS {
+            write_noise(&mut client, block, &mut random);
+        }
+        quiesce_and_compare(&mut pair.alpha, &mut pair.beta, LIMIT).expect("equal copies");
+    }
 }

@@ -346,6 +346,9 @@ impl VolumeTask {
                 } else if let Some(reply) = self.controls.remove(&id.0) {
                     // Who asked may be gone.
                     let _ = reply.send(result);
+                } else if let Err(why) = result {
+                    // A peer had asked for it.
+                    tracing::warn!(volume = %self.name, why, "this node does not step down");
                 }
             }
             FromShard::State(status) => {

@@ -134,6 +134,8 @@ impl Worker {
 
     /// Which of these blocks the backing does not hold.
     fn bad_among(&mut self, blocks: &[u64]) -> Result<Vec<u64>, TreeError> {
+        // Otherwise they are not kept up to date.
+        let remembers = self.setup.checks_reads;
         let Some(Open {
             keeper,
             backing,
@@ -146,7 +148,10 @@ impl Worker {
         for &block in blocks {
             let mut contents = [0; BLOCK];
             let is_read = backing.read(block * BLOCK_BYTES, &mut contents).is_ok();
-            let leaf = leaves.get(block, |range| keeper.leaves(range))?;
+            let leaf = match remembers {
+                true => leaves.get(block, |range| keeper.leaves(range))?,
+                false => keeper.leaves(block..block + 1)?.first().copied(),
+            };
             if !is_read || leaf != Some(blocks::leaf(&contents)) {
                 bad.push(block);
             }
