@@ -1,5 +1,6 @@
 //! A flush that fails is never taken for one that succeeded, and never tried again (P5): the volume
-//! fails closed, says why, and goes on reading; after a power cut and a start it has what was flushed.
+//! fails closed, says why, and goes on reading; after a power cut and a start it has what was
+//! flushed.
 //!
 //! The disk does what Linux does: what it could not write is dropped, reads still see it, and the
 //! next flush says that all is well.

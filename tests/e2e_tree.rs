@@ -447,3 +447,54 @@ fn a_damaged_block_is_never_read_and_a_peer_repairs_it() {
     let report = alpha.report().expect("a report");
     assert_eq!(tree(&report).map(|tree| tree.repaired_blocks), Some(1));
 }
+
+/// Of so many only the first are listed; none is served, and all are repaired in the end.
+#[test]
+fn more_damaged_blocks_than_are_listed_are_not_served_either_and_repaired() {
+    const DAMAGED: u64 = 5000;
+    let place = folder();
+    let plan = Plan {
+        size_mib: 24,
+        log_mib: 64,
+        overlay_mib: 32,
+        policy: "ack = \"async\"\ntree = \"on\"\nscan_mib_per_s = 200\n".to_owned(),
+        ..plan()
+    };
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let contents = |block: u64| vec![block.to_le_bytes()[0] | 1; 4096];
+    let mut client = alpha.client().expect("a client");
+    for block in 0..24 << 8 {
+        client
+            .write(block * 4096, &contents(block), false)
+            .expect("written");
+    }
+    client.flush().expect("flushed");
+    equal_roots(&mut alpha, &mut beta);
+    beta.kill().expect("killed");
+    let file = File::options().write(true).open(alpha.backing());
+    let file = file.expect("a backing");
+    for block in 0..DAMAGED {
+        file.write_all_at(&[0], block * 4096 + 99).expect("written");
+    }
+    file.sync_all().expect("flushed");
+    assert_eq!(deep_verify(&mut alpha).bad_blocks, DAMAGED);
+    for block in [1, DAMAGED - 1] {
+        let refused = client.read(block * 4096, 4096).expect_err("it is damaged");
+        assert!(refused.to_string().contains("error 5 "), "{refused}");
+    }
+    let good = client.read(DAMAGED * 4096, 4096).expect("a good one");
+    assert_eq!(good, contents(DAMAGED));
+    beta.start().expect("it recovers");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    alpha
+        .wait_for("be whole", 2 * LIMIT, is_whole)
+        .expect("all are repaired");
+    assert_eq!(
+        tree(&alpha.report().expect("a report")).map(|tree| tree.repaired_blocks),
+        Some(DAMAGED)
+    );
+    for block in (0..24 << 8).step_by(7) {
+        let read = client.read(block * 4096, 4096).expect("good again");
+        assert_eq!(read, contents(block), "block {block}");
+    }
+}

@@ -25,8 +25,8 @@ fn every_golden_case_passes_or_is_a_corrected_defect() {
     assert!(text.trim_end().ends_with(" 0 failed"), "{text}");
 }
 
-/// The example, up to date. Built for the workspace, since Cargo would give it other features alone,
-/// and build all that it needs once more.
+/// The example, up to date. Built for the workspace, since Cargo would give it other features
+/// alone, and build all that it needs once more.
 fn example() -> PathBuf {
     let this = std::env::current_exe().expect("a test program");
     let folder = this.ancestors().nth(2).expect("the folder of a profile");

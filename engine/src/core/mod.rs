@@ -38,6 +38,7 @@ mod reads;
 mod replica;
 mod resync;
 mod roles;
+mod scan;
 mod seal;
 mod seed;
 mod shadow;

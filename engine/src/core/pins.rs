@@ -84,7 +84,8 @@ impl Volume {
 
     /// Whether the backing may hold a part of a sweep that a crash has cut off. While a node runs
     /// `swept` is ahead of the sweeps, so it tells that only at the start.
-    fn is_torn(&self) -> bool {
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
         let checkpoint = self.superblock.persisted().checkpoint;
         self.pins.torn.is_some_and(|epoch| checkpoint < epoch)
     }

@@ -30,9 +30,11 @@ struct Op {
 pub(super) struct Reads {
     ops: Vec<Option<Op>>,
     free: Vec<u32>,
-    /// What else is to be done with some of them; never anything with [`VerifyReads::Off`].
+    /// What else is to be done with some of them.
     then: BTreeMap<u32, Then>,
     pub(super) samples: Samples,
+    /// Whatever the policy is, every read is compared.
+    pub(super) all_are_checked: bool,
 }
 
 impl Reads {
@@ -84,7 +86,11 @@ impl Volume {
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) {
-        match self.config.verify_reads {
+        let policy = match self.reads.all_are_checked {
+            true => VerifyReads::All,
+            false => self.config.verify_reads,
+        };
+        match policy {
             VerifyReads::All => self.read_from::<true>(id, (lba, sectors, slots), mem, out),
             VerifyReads::Off | VerifyReads::Sample => {
                 self.read_from::<false>(id, (lba, sectors, slots), mem, out);
@@ -162,7 +168,7 @@ impl Volume {
         if let Some(op) = &mut self.reads.ops[index as usize] {
             op.left = started;
         }
-        if self.config.verify_reads != VerifyReads::Off {
+        if WHOLE || self.config.verify_reads != VerifyReads::Off {
             self.will_check(index, check, (lba, sectors));
         }
     }
@@ -206,7 +212,8 @@ impl Volume {
         op.failed |= result.is_err();
         op.left -= 1;
         if op.left == 0 {
-            if op.failed || self.config.verify_reads != VerifyReads::Off {
+            // With [`VerifyReads::Off`] there never is anything else to be done.
+            if op.failed || !self.reads.then.is_empty() {
                 return self.read_to_be_checked(index, out);
             }
             out.complete(op.id, Ok(()));

@@ -105,6 +105,9 @@ pub enum TreeEvent {
     Discarded,
     /// A block of the backing is damaged, or (`None`) good again.
     Damage(BlockIndex, Option<Damaged>),
+    /// There are so many damaged blocks that most are only counted: whether every read is to be
+    /// compared, since any may need one.
+    Unlisted(bool),
     /// Blocks were compared: those of this read, or those of a sample.
     Checked(Option<u32>, Verdict),
     /// A flush of the backing failed, behind a repair: whatever was written there may be lost.
@@ -238,6 +241,7 @@ impl Tree {
             TreeEvent::Ready(_)
             | TreeEvent::Discarded
             | TreeEvent::Damage(..)
+            | TreeEvent::Unlisted(_)
             | TreeEvent::Checked(..)
             | TreeEvent::Compared { .. }
             | TreeEvent::FlushFailed(_) => {}
@@ -277,6 +281,8 @@ impl Volume {
             TreeEvent::Checked(read, verdict) => {
                 return self.checked(now, (read, verdict), mem, out);
             }
+            TreeEvent::Unlisted(unlisted) => self.reads.all_are_checked = unlisted,
+            TreeEvent::Discarded => self.reads.all_are_checked = false,
             _ => {}
         }
         self.damage.event(&event);

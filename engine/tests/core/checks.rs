@@ -233,3 +233,26 @@ fn without_the_policy_the_tree_hears_of_no_read() {
     }
     assert_eq!(asked(&mut bench), []);
 }
+
+#[test]
+fn where_damage_is_only_counted_every_read_is_compared_whatever_the_policy_is() {
+    for policy in [VerifyReads::Off, VerifyReads::Sample] {
+        let mut bench = bench(policy);
+        bench.tree(TreeEvent::Unlisted(true));
+        let refused = bench.read(40, 8);
+        let index = waiting(&mut bench);
+        // Another one begins when that is over, and ends before the first.
+        bench.tree(TreeEvent::Unlisted(false));
+        let served = bench.read(80, 8);
+        assert_eq!(bench.done, [(served, false)]);
+        bench.done.clear();
+        answer(&mut bench, index, Verdict::Refuse);
+        assert_eq!(bench.done, [(refused, true)]);
+        bench.done.clear();
+        let read = bench.read(40, 8);
+        assert_eq!(
+            (bench.done.pop(), asked(&mut bench)),
+            (Some((read, false)), vec![])
+        );
+    }
+}

@@ -3,7 +3,7 @@
 //!
 //! The core alone, on disks in memory whose operations complete at once.
 
-use hn4::log::{MERGE_AREA, MERGE_BLOCKS, Role, SUPERBLOCK_0, SUPERBLOCK_1, Superblock};
+use hn4::log::{CopyState, MERGE_AREA, MERGE_BLOCKS, Role, SUPERBLOCK_0, SUPERBLOCK_1, Superblock};
 use hn4::types::{BlockIndex, Lba};
 use hn4_engine::arena::{SlotMemory, VecArena};
 use hn4_engine::core::event::{Control, Disk, Io, IoToken, Now, Request, RequestId, Time};
@@ -55,14 +55,23 @@ pub(crate) fn open(
     backing: &mut Memory,
     merge: bool,
 ) -> Result<(Volume, VecArena, RecoveryReport), RecoveryError> {
-    let mut mem = VecArena::new(SLOTS);
+    open_with(log, backing, merge, SLOTS)
+}
+
+pub(crate) fn open_with(
+    log: &mut Memory,
+    backing: &mut Memory,
+    merge: bool,
+    slots: u32,
+) -> Result<(Volume, VecArena, RecoveryReport), RecoveryError> {
+    let mut mem = VecArena::new(slots);
     let (volume, report) = recovery::open(log, backing, &mut mem, |header| VolumeConfig {
         merge,
         ..VolumeConfig::new(
             identity(SIZE_BYTES),
             NODE,
             header.ring_bytes,
-            SLOTS as usize,
+            slots as usize,
         )
     })?;
     Ok((volume, mem, report))
@@ -388,10 +397,15 @@ fn an_area_of_an_earlier_start_is_never_written_back() {
 
 /// Makes the log that of a replica, as if it had been one when the power went.
 fn demote(log: &mut Memory) {
+    become_replica(log, CopyState::Usable);
+}
+
+pub(crate) fn become_replica(log: &mut Memory, copy: CopyState) {
     let (_, superblock, slot) = recovery::inspect(log).expect("a log");
     let mut block = AlignedBlock([0; 4096]);
     let replica = Superblock {
         role: Role::Replica,
+        copy,
         generation: superblock.generation + 1,
         ..superblock
     };

@@ -1,11 +1,13 @@
 //! How a log is read when it is opened: far ahead, though what lies ahead may be unreadable.
 
-use hn4::log::RING_START;
-use hn4_engine::core::event::Request;
+use hn4::log::{CopyState, RING_START};
+use hn4::types::Epoch;
+use hn4_engine::arena::SlotMemory;
+use hn4_engine::core::event::{Request, Tip};
 use hn4_engine::core::recovery::RecoveryError;
 
 use crate::memory::{Memory, small};
-use crate::merge::{Bench, open};
+use crate::merge::{Bench, become_replica, open, open_with};
 
 /// Head and payload of an epoch with one block.
 const FRAME_BYTES: usize = 8192;
@@ -48,4 +50,36 @@ fn only_the_frame_that_cannot_be_read_is_named() {
         panic!("a durable frame cannot be read");
     };
     assert_eq!(small(offset), bad);
+}
+
+/// A copy begins anew at an old epoch, and what the log held before is behind that place.
+#[test]
+fn a_copy_that_is_not_complete_drops_what_it_has_no_room_for_and_any_other_one_is_refused() {
+    let few = u32::try_from(EPOCHS / 2).expect("few");
+    let (log, backing) = logged();
+    let began_anew = CopyState::Seeding {
+        cursor_bytes: 0,
+        from: Epoch(0),
+        until: None,
+    };
+    for copy in [CopyState::Fresh, began_anew] {
+        let (mut log, mut backing) = (log.clone(), backing.clone());
+        become_replica(&mut log, copy);
+        let opened = open_with(&mut log, &mut backing, true, few);
+        let (volume, mem, report) = opened.expect("it is copied anyhow");
+        assert_eq!((report.replayed, report.torn_tail), (0, true));
+        assert_eq!(volume.tip(), Tip::default());
+        assert!(mem.free_slots() > EPOCHS / 4, "nothing is held");
+        // Where there is room it is kept.
+        become_replica(&mut log, copy);
+        let (_, _, report) = open(&mut log, &mut backing, true).expect("a volume");
+        assert_eq!((report.replayed, report.torn_tail), (EPOCHS as u64, false));
+    }
+    let (mut log, mut backing) = (log, backing);
+    become_replica(&mut log, CopyState::Usable);
+    let refused = open_with(&mut log, &mut backing, true, few).map(drop);
+    assert!(matches!(
+        refused,
+        Err(RecoveryError::OverlayTooSmall { .. })
+    ));
 }

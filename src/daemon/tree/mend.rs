@@ -110,6 +110,10 @@ impl Worker {
         let Some(record) = &self.record else { return };
         // The next of very many are to be listed, and repaired.
         self.asked |= record.is_only_counted() && self.verify.is_none();
+        let unlisted = record.count() > record.bad.len() as u64;
+        if std::mem::replace(&mut self.unlisted, unlisted) != unlisted {
+            self.say(FromTree::Core(TreeEvent::Unlisted(unlisted)));
+        }
         let bytes = record.encode();
         let kept = bytes.and_then(|bytes| self.files()?.keep_record(&bytes));
         if let Err(error) = kept {

@@ -182,6 +182,7 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
         asked: false,
         verify: None,
         record: None,
+        unlisted: false,
         damaged_before: BTreeSet::new(),
         repairs: Repairs::new(now),
         reads: Reads::default(),
@@ -235,6 +236,8 @@ struct Worker {
     verify: Option<Verify>,
     /// What is known of the medium; there while there is a tree.
     record: Option<Record>,
+    /// More is damaged than the record lists.
+    unlisted: bool,
     /// Blocks that were bad when a tree was given up: those stay so in the one that is built anew.
     damaged_before: BTreeSet<u64>,
     repairs: Repairs,
@@ -511,7 +514,7 @@ impl Worker {
         self.state = TreeState::default();
         self.repairs.forget_all();
         self.damaged_before.clear();
-        (self.verify, self.record) = (None, None);
+        (self.verify, self.record, self.unlisted) = (None, None, false);
         self.untold = true;
         self.say(FromTree::Core(TreeEvent::Discarded));
     }

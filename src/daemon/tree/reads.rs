@@ -12,9 +12,12 @@ use std::collections::VecDeque;
 use hn4::types::{BLOCK_BYTES, BlockIndex};
 use hn4_engine::core::event::{TreeEvent, Verdict};
 use hn4_proof::blocks::{self, BLOCK};
+use hn4_proof::hash::Digest;
 use hn4_proof::tree::TreeError;
-use hn4_proof::tree::keeper::Device;
+use hn4_proof::tree::keeper::{Device, Keeper};
 
+use super::files::Files;
+use super::leaves::Leaves;
 use super::sweep::Gathering;
 use super::{FromTree, Open, Worker};
 
@@ -49,6 +52,20 @@ pub(super) struct Reads {
     suspects: VecDeque<Suspect>,
     /// What the sweep that is under way writes.
     writing: Option<Gathering>,
+}
+
+/// The leaf of a block. Those that are remembered are kept up to date only where reads are checked
+/// by policy.
+fn leaf_of(
+    keeper: &Keeper<Files>,
+    leaves: &mut Leaves,
+    remembers: bool,
+    block: u64,
+) -> Result<Option<Digest>, TreeError> {
+    match remembers {
+        true => leaves.get(block, |range| keeper.leaves(range)),
+        false => Ok(keeper.leaves(block..block + 1)?.first().copied()),
+    }
 }
 
 impl Reads {
@@ -90,6 +107,7 @@ impl Worker {
 
     /// Which of these blocks are not what their leaves say.
     fn differing(&mut self, blocks: &[u64], bytes: &[u8]) -> Result<Vec<u64>, TreeError> {
+        let remembers = self.setup.checks_reads;
         let Some(Open { keeper, leaves, .. }) = &mut self.tree else {
             return Ok(Vec::new());
         };
@@ -97,7 +115,7 @@ impl Worker {
         blocks::leaves_of(bytes, |leaf| found.push(leaf));
         let mut differing = Vec::new();
         for (index, &block) in blocks.iter().enumerate() {
-            let leaf = leaves.get(block, |range| keeper.leaves(range))?;
+            let leaf = leaf_of(keeper, leaves, remembers, block)?;
             if leaf.is_none() || leaf.as_ref() != found.get(index) {
                 differing.push(block);
             }
@@ -134,7 +152,6 @@ impl Worker {
 
     /// Which of these blocks the backing does not hold.
     fn bad_among(&mut self, blocks: &[u64]) -> Result<Vec<u64>, TreeError> {
-        // Otherwise they are not kept up to date.
         let remembers = self.setup.checks_reads;
         let Some(Open {
             keeper,
@@ -148,10 +165,7 @@ impl Worker {
         for &block in blocks {
             let mut contents = [0; BLOCK];
             let is_read = backing.read(block * BLOCK_BYTES, &mut contents).is_ok();
-            let leaf = match remembers {
-                true => leaves.get(block, |range| keeper.leaves(range))?,
-                false => keeper.leaves(block..block + 1)?.first().copied(),
-            };
+            let leaf = leaf_of(keeper, leaves, remembers, block)?;
             if !is_read || leaf != Some(blocks::leaf(&contents)) {
                 bad.push(block);
             }

@@ -71,7 +71,8 @@ impl Record {
         self.bad.len() as u64 + self.more
     }
 
-    /// Some blocks are bad, and where they are is not known any more: all that were listed are good.
+    /// Some blocks are bad, and where they are is not known any more: all that were listed are
+    /// good.
     pub(super) fn is_only_counted(&self) -> bool {
         self.more > 0 && self.bad.is_empty()
     }
