@@ -114,6 +114,7 @@ impl Volume {
             return;
         }
         self.returning = Return::No;
+        self.superseded = true;
         self.anchored = swept_tip(self.superblock.persisted(), &self.journal);
         if let Some(id) = id {
             out.push(Action::ControlDone { id, result: Ok(()) });

@@ -247,7 +247,7 @@ impl Volume {
             self.anchored = self.tip();
             self.mark_term = true;
             self.forget_progress();
-            (self.discarded, self.wrote) = (false, Epoch(0));
+            (self.discarded, self.superseded, self.wrote) = (false, false, Epoch(0));
         }
         out.push(Action::ControlDone {
             id: transition.id,

@@ -79,6 +79,8 @@ pub struct Volume {
     pub(super) discarded: bool,
     /// The newest epoch that took a client's write since this node was started or promoted.
     pub(super) wrote: Epoch,
+    /// It was primary until a higher term came: also what it has destaged may be left behind.
+    pub(super) superseded: bool,
     /// When the oldest durable epoch that is not destaged yet was sealed.
     pub(super) dirty_since: Option<Time>,
     /// Epochs up to this one are durable on the primary: on a primary, here.
@@ -140,6 +142,7 @@ impl Volume {
             seal_blocked: false,
             discarded: false,
             wrote: Epoch(0),
+            superseded: false,
             dirty_since: None,
             anchored,
             drains: VecDeque::new(),
@@ -331,7 +334,8 @@ impl Volume {
                 let open = !self.overlay.open_is_empty();
                 // Perhaps the new primary lacks it.
                 let fenced = self.role() == Role::Fenced;
-                let own = self.has_own_tail() && self.wrote > self.anchored.epoch;
+                let newer = self.superseded || self.wrote > self.anchored.epoch;
+                let own = self.has_own_tail() && self.wrote > Epoch(0) && newer;
                 let lost = self.discarded || open || fenced || own;
                 let result = if lost { Err(Failure::Io) } else { Ok(()) };
                 out.complete(id, result);

@@ -2,8 +2,10 @@
 
 use hn4::log::Role;
 use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Rank, Term};
-use hn4_engine::core::event::{Control, PeerEvent, PeerMessage, PeerState, Tip};
-use hn4_engine::core::{AckMode, Action};
+use hn4_engine::core::event::{
+    Control, PeerEvent, PeerMessage, PeerState, Request, RequestId, Tip,
+};
+use hn4_engine::core::{AckMode, Action, Event};
 
 use crate::peers::{Bench, KEPT, WITHIN_MS};
 
@@ -47,6 +49,39 @@ fn a_demotion_that_waits_for_peers_is_given_up_and_the_primary_goes_on() {
     bench.acknowledge(0);
     let demote = bench.control(Control::Demote);
     assert_eq!(bench.answer(demote), Some(&Ok(())));
+}
+
+/// A client that wrote while this node was primary is still connected, and flushes.
+#[test]
+fn a_flush_after_a_node_was_superseded_fails_also_if_all_was_destaged_and_after_a_demotion_not() {
+    for superseded in [true, false] {
+        let mut bench = Bench::new(AckMode::Durable, 1, 1);
+        bench.follow(0);
+        let flush = bench.write_and_flush();
+        bench.acknowledge(0);
+        assert_eq!(bench.answer(flush), Some(&Ok(())));
+        bench.pass(10);
+        let status = bench.volume.copy_status();
+        assert_eq!(
+            status.progress.applied, status.tip.epoch,
+            "it is in the backing"
+        );
+        if superseded {
+            let term = Term {
+                counter: 9,
+                node: NodeId([2; 16]),
+            };
+            bench.peer(0, PeerEvent::HigherTerm(term));
+        }
+        let demote = bench.control(Control::Demote);
+        assert_eq!(bench.answer(demote), Some(&Ok(())));
+        assert_eq!(bench.volume.role(), Role::Replica);
+        let id = RequestId(1000);
+        let request = Request::Flush;
+        bench.step(Event::Request { id, request });
+        let failed = bench.answer(id).expect("an answer").is_err();
+        assert_eq!(failed, superseded);
+    }
 }
 
 #[test]

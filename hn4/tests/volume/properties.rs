@@ -14,7 +14,7 @@ use hn4::volume::Volume;
 use hn4::volume::which::Which;
 use proptest::prelude::*;
 
-/// Seconds that the fuzz-like properties run; `HN4_FUZZ_SECONDS=60` in CI.
+/// Seconds that the fuzz-like properties run; `HN4_FUZZ_SECONDS=30` in CI.
 fn fuzz_seconds() -> u64 {
     std::env::var("HN4_FUZZ_SECONDS")
         .ok()

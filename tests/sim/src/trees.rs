@@ -386,6 +386,8 @@ impl World {
             self.take_leaves(node, swept);
         }
         let files = &mut self.nodes[node].tree;
+        // The superblock of a later checkpoint was lost, and with it how far the sweeps went on.
+        let is_set_back = files.at.is_some_and(|known| known.epoch > at.epoch);
         // As the real one: the number of the epoch is all that is compared.
         match files.at.filter(|known| known.epoch == at.epoch) {
             Some(known) if known != at => {
@@ -404,8 +406,9 @@ impl World {
         }
         let whole = self.nodes[node].tree.is_whole();
         if let Some(live) = &mut self.nodes[node].live {
+            let last = if is_set_back { live.tip.epoch } else { settled };
             let tree = &mut live.tree;
-            (tree.at, tree.settled, tree.truth) = (Some(at), settled, truth);
+            (tree.at, tree.settled, tree.truth) = (Some(at), settled.max(last), truth);
             (tree.build_at, tree.verify_at, tree.verify) = (build_at, verify_at, None);
             tree.whole_since = whole.then_some(now);
         }
