@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn each_runtime_that_is_built_in_runs_a_job_or_names_its_errno() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+        let folder = crate::test_folder();
         let folder = tempfile::tempdir_in(folder).expect("a folder");
         let path = folder.path().join("file");
         make_file(&path, 4 << 20).expect("a file");

@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn an_overlay_that_is_too_small_fills_up_and_is_told() {
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target");
+        let dir = crate::test_folder();
         let engine = Target::open(&TargetSpec::Engine(EngineSpec {
             folder: dir,
             size_mib: 32,

@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn more_than_the_overlay_holds_is_written_and_read_back_in_process() {
         let spec = EngineSpec {
-            folder: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"),
+            folder: crate::test_folder(),
             size_mib: 64,
             overlay_mib: 8,
             log_mib: 32,

@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn lanes_run_side_by_side_and_each_does_all_of_its_job() {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target");
+        let folder = crate::test_folder();
         let spec = EngineSpec {
             folder,
             size_mib: 8,

@@ -43,3 +43,11 @@ pub mod report;
 pub mod stats;
 pub mod stream;
 pub mod target;
+
+/// Where tests may have their files: on a disk, wherever the build's folder is.
+#[cfg(test)]
+fn test_folder() -> std::path::PathBuf {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    folder
+}

@@ -57,6 +57,17 @@ pub(crate) struct Pending {
     legal: Option<Vec<Vec<Tag>>>,
 }
 
+impl Pending {
+    /// Whether it is a write of this block that has not been written back yet.
+    pub(crate) fn is_to_write(&self, block: u64, checkpoint: Epoch) -> bool {
+        let is_back = self.epoch > Epoch(0) && self.epoch <= checkpoint;
+        match self.wish {
+            Wish::Write { lba, .. } => lba == block * SECTORS_PER_BLOCK && !is_back,
+            _ => false,
+        }
+    }
+}
+
 fn blocks_of(lba: u64, sectors: u64) -> usize {
     index((lba + sectors).div_ceil(SECTORS_PER_BLOCK) - lba / SECTORS_PER_BLOCK)
 }

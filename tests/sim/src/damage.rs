@@ -187,21 +187,20 @@ impl World {
         };
         self.operator.looked_at = self.now;
         let live = self.nodes[primary].live.as_ref();
-        if live.is_none_or(|live| live.volume.accepts_writes().is_err()) {
+        let Some(live) = live.filter(|live| live.volume.accepts_writes().is_ok()) else {
             return;
-        }
+        };
+        let checkpoint = live.volume.superblock().checkpoint;
         let members = (0..self.nodes.len()).filter(|&node| self.is_member(node));
         let mut blocks: Vec<u64> = members
             .flat_map(|node| self.hopeless_blocks(node))
             .collect();
         blocks.sort_unstable();
         blocks.dedup();
+        // One that waits for peers may be in the backing, and be damaged again.
         let asked = |block: u64| {
-            let mut wishes = self.pending.values().map(|pending| pending.wish);
-            wishes.any(|wish| match wish {
-                Wish::Write { lba, .. } => lba == block * SECTORS_PER_BLOCK,
-                _ => false,
-            })
+            let mut pending = self.pending.values();
+            pending.any(|pending| pending.is_to_write(block, checkpoint))
         };
         blocks.retain(|&block| !asked(block));
         for block in blocks {
