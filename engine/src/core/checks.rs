@@ -227,6 +227,10 @@ impl Volume {
                 check.complete(mem);
                 out.complete(id, Ok(()));
             }
+            // The tree could read all of it, so it is not damaged, and might fail again and again.
+            Verdict::Again if !is_read && !self.is_damaged(check.request.0, check.request.1) => {
+                out.complete(id, Err(Failure::Io));
+            }
             Verdict::Again => {
                 let (lba, sectors, slots) = check.request;
                 self.read_what_is_good(now, id, (lba, sectors, &slots), mem, out);

@@ -99,6 +99,11 @@ impl Volume {
             .max_by_key(|damaged| *damaged == Damaged::Lost)
     }
 
+    /// Whether something that a read needs from the backing is known to be damaged.
+    pub(super) fn is_damaged(&self, lba: Lba, sectors: u32) -> bool {
+        self.damage_in(lba, sectors).is_some()
+    }
+
     /// Whether a full copy that began at an epoch has to wait at this part of the backing, since
     /// something in it is damaged: it would be taken for good there, and might replace the only
     /// good copy.

@@ -205,13 +205,16 @@ fn a_read_that_the_backing_fails_waits_until_its_blocks_are_repaired() {
     answer(&mut bench, index, Verdict::Serve);
     assert_eq!(bench.done, [(read, false)]);
 
-    // A tree that knows nothing of them has nothing to serve either.
-    bench.done.clear();
+    // A tree that knows nothing of them has nothing to serve either, and one that can read them
+    // has nothing to repair.
     bench.unreadable = true;
-    let read = bench.read(40, 16);
-    let index = waiting(&mut bench);
-    answer(&mut bench, index, Verdict::Serve);
-    assert_eq!(bench.done, [(read, true)]);
+    for verdict in [Verdict::Serve, Verdict::Again] {
+        bench.done.clear();
+        let read = bench.read(40, 16);
+        let index = waiting(&mut bench);
+        answer(&mut bench, index, verdict);
+        assert_eq!(bench.done, [(read, true)]);
+    }
 }
 
 #[test]
