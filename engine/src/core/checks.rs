@@ -92,6 +92,8 @@ struct Kept {
 #[derive(Debug)]
 pub(super) struct Check {
     request: (Lba, u32, Vec<SlotId>),
+    /// The backing failed before, and then the tree found nothing damaged.
+    pub(super) retried: bool,
     /// What comes from the backing, and where it lies.
     blocks: Vec<(BlockIndex, SlotId)>,
     kept: Vec<Kept>,
@@ -102,6 +104,7 @@ impl Check {
     pub(super) fn new(lba: Lba, sectors: u32, slots: &[SlotId]) -> Box<Self> {
         Box::new(Self {
             request: (lba, sectors, slots.to_vec()),
+            retried: false,
             blocks: Vec::new(),
             kept: Vec::new(),
         })
@@ -227,13 +230,18 @@ impl Volume {
                 check.complete(mem);
                 out.complete(id, Ok(()));
             }
-            // The tree could read all of it, so it is not damaged, and might fail again and again.
-            Verdict::Again if !is_read && !self.is_damaged(check.request.0, check.request.1) => {
-                out.complete(id, Err(Failure::Io));
-            }
             Verdict::Again => {
                 let (lba, sectors, slots) = check.request;
+                // The tree could read all of it: it was repaired meanwhile, or the backing fails
+                // now and then. That may go on, so it is tried once more and not for ever.
+                let failed = !is_read && !self.is_damaged(lba, sectors);
+                if failed && check.retried {
+                    return out.complete(id, Err(Failure::Io));
+                }
                 self.read_what_is_good(now, id, (lba, sectors, &slots), mem, out);
+                if failed {
+                    self.reads.mark_retried(id);
+                }
             }
             Verdict::Refuse => out.complete(id, Err(Failure::Io)),
         }

@@ -60,6 +60,19 @@ impl Reads {
         Some(op)
     }
 
+    /// This read was begun once more since the backing had failed.
+    pub(super) fn mark_retried(&mut self, id: RequestId) {
+        let ops = &self.ops;
+        let is_it = |index: u32| ops[index as usize].is_some_and(|op| op.id == id);
+        for (&index, then) in &mut self.then {
+            if let Then::Check(check) = then
+                && is_it(index)
+            {
+                check.retried = true;
+            }
+        }
+    }
+
     /// A read whose blocks the tree was handed, and whether the backing gave them.
     pub(super) fn take_checked(&mut self, index: u32) -> Option<(RequestId, bool, Box<Check>)> {
         let op = self.ops.get(index as usize)?.as_ref()?;

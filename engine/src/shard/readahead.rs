@@ -40,9 +40,18 @@ struct Ahead {
     answer: Receiver<io::Result<Blocks>>,
 }
 
+/// A thread that reads. It has a descriptor of its own, and with it the device's lock, so it is
+/// gone when this is.
 struct Reader {
-    jobs: Sender<Job>,
-    thread: JoinHandle<()>,
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.jobs = None;
+        let _nothing_to_tell = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 /// A [`Medium`] that reads ahead.
@@ -72,12 +81,7 @@ impl ReadAhead {
     }
 
     /// Without what was read ahead.
-    pub(super) fn into_inner(mut self) -> DeviceMedium {
-        self.ahead.clear();
-        for reader in self.readers.drain(..) {
-            drop(reader.jobs);
-            let _nothing_to_tell = reader.thread.join();
-        }
+    pub(super) fn into_inner(self) -> DeviceMedium {
         self.medium
     }
 
@@ -92,6 +96,7 @@ impl ReadAhead {
             let Ok(thread) = builder.spawn(read) else {
                 return;
             };
+            let (jobs, thread) = (Some(jobs), Some(thread));
             self.readers.push(Reader { jobs, thread });
         }
     }
@@ -112,7 +117,8 @@ impl ReadAhead {
                 answer,
             };
             self.turn = (self.turn + 1) % self.readers.len();
-            if self.readers[self.turn].jobs.send(job).is_err() {
+            let jobs = self.readers[self.turn].jobs.as_ref();
+            if jobs.is_none_or(|jobs| jobs.send(job).is_err()) {
                 return;
             }
             self.ahead.push_back(Ahead {

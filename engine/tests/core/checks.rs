@@ -205,15 +205,30 @@ fn a_read_that_the_backing_fails_waits_until_its_blocks_are_repaired() {
     answer(&mut bench, index, Verdict::Serve);
     assert_eq!(bench.done, [(read, false)]);
 
-    // A tree that knows nothing of them has nothing to serve either, and one that can read them
-    // has nothing to repair.
+    // A tree that knows nothing of them has nothing to serve either.
     bench.unreadable = true;
-    for verdict in [Verdict::Serve, Verdict::Again] {
+    bench.done.clear();
+    let read = bench.read(40, 16);
+    let index = waiting(&mut bench);
+    answer(&mut bench, index, Verdict::Serve);
+    assert_eq!(bench.done, [(read, true)]);
+
+    // One that finds nothing damaged: once more, since another read may have had it repaired.
+    for readable in [true, false] {
+        bench.unreadable = true;
         bench.done.clear();
         let read = bench.read(40, 16);
         let index = waiting(&mut bench);
+        bench.unreadable = !readable;
+        answer(&mut bench, index, Verdict::Again);
+        assert_eq!(bench.done, []);
+        let index = waiting(&mut bench);
+        let verdict = match readable {
+            true => Verdict::Serve,
+            false => Verdict::Again,
+        };
         answer(&mut bench, index, verdict);
-        assert_eq!(bench.done, [(read, true)]);
+        assert_eq!(bench.done, [(read, !readable)]);
     }
 }
 

@@ -503,9 +503,9 @@ impl Worker {
         self.turn_away();
         (self.sweeping, self.gathering) = (false, None);
         let gone = self.files().map_err(TreeError::from).and_then(|mut files| {
+            Keeper::discard(&mut files)?;
             // Nothing stays that was known to be damaged.
-            files.forget_record()?;
-            Keeper::discard(&mut files)
+            Ok(files.forget_record()?)
         });
         if let Err(error) = gone {
             // A tree that is found later has another checkpoint than the log, and is not believed.
