@@ -44,7 +44,7 @@ impl Volume {
     }
 
     /// Whether room is needed in log or overlay.
-    fn is_pressed(&self, mem: &dyn SlotMemory) -> bool {
+    pub(super) fn is_pressed(&self, mem: &dyn SlotMemory) -> bool {
         let (used, ring) = self.log_usage();
         self.overlay.held() * 4 >= mem.capacity()
             || used * 4 >= ring

@@ -236,6 +236,7 @@ impl Volume {
         if self.bounds_lag {
             self.lag_progress(now);
         }
+        self.note_sweep_that_waits(now, mem);
         self.wake_waiters(now, out);
         self.feed_progress(out);
         if !self.prover.is_unused() {

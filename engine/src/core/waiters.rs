@@ -12,6 +12,7 @@ use super::config::{AckMode, OnDegraded};
 use super::event::{Action, Actions, Now, RequestId, Time};
 use super::mutants::{Mutant, planted};
 use super::volume::Volume;
+use crate::arena::SlotMemory;
 
 #[derive(Clone, Copy, Debug)]
 struct Wait {
@@ -26,6 +27,8 @@ struct Wait {
 pub(super) struct Waiters {
     writes: VecDeque<Wait>,
     flushes: VecDeque<Wait>,
+    /// Since when a sweep does that is to make room.
+    sweep: Option<Time>,
 }
 
 impl Waiters {
@@ -65,7 +68,7 @@ impl Waiters {
     /// Since when the one who has waited longest does.
     pub(super) fn oldest(&self) -> Option<Time> {
         let first = |queue: &VecDeque<Wait>| queue.front().map(|wait| wait.since);
-        [first(&self.writes), first(&self.flushes)]
+        [first(&self.writes), first(&self.flushes), self.sweep]
             .into_iter()
             .flatten()
             .min()
@@ -77,18 +80,18 @@ impl Waiters {
         self.writes.len() + self.flushes.len()
     }
 
-    /// Whether nobody waits.
-    #[must_use]
-    pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The log was cut back: what is not there any more needs no waiting for. Only the operator
     /// waits on a replica.
     pub(super) fn cut_back(&mut self, last: Epoch) {
         for wait in self.writes.iter_mut().chain(&mut self.flushes) {
             wait.epoch = wait.epoch.min(last);
         }
+    }
+
+    /// Whether no request waits.
+    #[must_use]
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Everyone who waits is told to give up.
@@ -135,8 +138,19 @@ impl Volume {
         }
     }
 
+    /// Where room is short, writers wait for a sweep and are not among those who wait for peers; so
+    /// a sweep that waits for peers is.
+    pub(super) fn note_sweep_that_waits(&mut self, now: Now, mem: &dyn SlotMemory) {
+        let waits = self.may_degrade() && self.accepts_writes().is_ok() && self.is_pressed(mem) && {
+            let checkpoint = self.superblock.persisted().checkpoint;
+            self.journal.durable() > checkpoint && self.secured() <= checkpoint
+        };
+        let since = self.waiters.sweep.filter(|_| waits);
+        self.waiters.sweep = since.or(waits.then_some(now.time));
+    }
+
     pub(super) fn wake_waiters(&mut self, now: Now, out: &mut Actions) {
-        if self.waiters.is_empty() && !self.is_degraded() {
+        if self.waiters.oldest().is_none() && !self.is_degraded() {
             return;
         }
         self.update_degraded(now);

@@ -125,20 +125,26 @@ impl Bench {
         RequestId(self.next_id)
     }
 
-    /// Writes a block and flushes; the flush's name.
-    pub(crate) fn write_and_flush(&mut self) -> RequestId {
+    /// Writes a block; the write's name.
+    fn write(&mut self) -> RequestId {
         let slot = self.mem.alloc().expect("a slot");
-        let write = Request::Write {
+        let request = Request::Write {
             lba: Lba(0),
             sectors: 8,
             fua: false,
             slots: vec![slot],
         };
-        for request in [write, Request::Flush] {
-            let id = self.id();
-            self.step(Event::Request { id, request });
-        }
-        RequestId(self.next_id)
+        let id = self.id();
+        self.step(Event::Request { id, request });
+        id
+    }
+
+    /// Writes a block and flushes; the flush's name.
+    pub(crate) fn write_and_flush(&mut self) -> RequestId {
+        self.write();
+        let (id, request) = (self.id(), Request::Flush);
+        self.step(Event::Request { id, request });
+        id
     }
 
     pub(crate) fn control(&mut self, control: Control) -> RequestId {
@@ -204,9 +210,13 @@ impl Bench {
     }
 
     fn acknowledge_to(&mut self, place: u8, epoch: Epoch) {
+        self.progress(place, epoch, epoch);
+    }
+
+    fn progress(&mut self, place: u8, received: Epoch, durable: Epoch) {
         let progress = Progress {
-            received: epoch,
-            durable: epoch,
+            received,
+            durable,
             proven: Epoch(0),
             applied: Epoch(0),
         };
@@ -489,6 +499,25 @@ fn a_volume_that_went_on_without_peers_waits_for_them_again_although_its_clients
         bench.pass(10);
         assert_eq!(bench.volume.is_degraded(), round == 0);
     }
+}
+
+#[test]
+fn room_that_a_peer_holds_up_is_made_without_it() {
+    let mut bench = Bench::degrading();
+    bench.follow(0);
+    // The peer takes everything and has nothing durable: nobody asks for that, so nobody waits.
+    for _ in 0..400 {
+        let write = bench.write();
+        bench.pass(1);
+        bench.progress(0, bench.volume.tip().epoch, Epoch(0));
+        assert_eq!(bench.answer(write), Some(&Ok(())));
+    }
+    let applied = |bench: &Bench| bench.volume.copy_status().progress.applied;
+    assert_eq!((applied(&bench), bench.volume.waiting()), (Epoch(0), 0));
+    let timer = bench.volume.next_deadline().expect("it goes on by itself");
+    assert!(timer <= Time(60_000 * 1_000_000));
+    bench.pass(60_000);
+    assert!(bench.volume.is_degraded() && applied(&bench) > Epoch(0));
 }
 
 #[test]
