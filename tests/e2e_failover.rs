@@ -55,18 +55,28 @@ fn running_three(folder: &std::path::Path, plan: &Plan) -> Vec<Node> {
 
 #[test]
 fn ten_switchovers_under_load_lose_nothing_and_fork_nothing() {
-    let seed = seed("switchover");
-    let (place, plan) = (folder(), plan());
-    let (alpha, beta) = running_pair(place.path(), &plan);
+    switched_over(&plan(), 10);
+}
+
+#[test]
+fn switchovers_of_a_volume_that_three_threads_serve_lose_nothing() {
+    let mut plan = plan();
+    plan.policy.push_str("threads = 3\n");
+    switched_over(&plan, 4);
+}
+
+fn switched_over(plan: &Plan, times: usize) {
+    let (seed, place) = (seed("switchover"), folder());
+    let (alpha, beta) = running_pair(place.path(), plan);
     let mut nodes = [alpha, beta];
-    let oracle = oracle(seed, &plan);
+    let oracle = oracle(seed, plan);
     let mut random = Random::new(seed);
     let switchover = Request::Switchover {
         volume: VOLUME.to_owned(),
         timeout_ms: 60_000,
     };
     let mut slowest = Duration::ZERO;
-    for round in 0..10_usize {
+    for round in 0..times {
         let (old, new) = (round % 2, (round + 1) % 2);
         let load_plan = LoadPlan::mixed(seed + round as u64);
         let load = Load::start(&nodes[old], &oracle, load_plan).expect("started");
@@ -86,10 +96,11 @@ fn ten_switchovers_under_load_lose_nothing_and_fork_nothing() {
         nodes[new].wait_for_peer(LIMIT).expect("the other follows");
     }
     let term = |node: &Node| node.report().expect("a report").state.expect("open").term;
-    assert_eq!(term(&nodes[0]), 11, "each change raised the term by one");
+    let terms = times as u64 + 1;
+    assert_eq!(term(&nodes[0]), terms, "each change raised the term by one");
     let [alpha, beta] = &mut nodes;
     let hash = quiesce_and_compare(alpha, beta, LIMIT).expect("equal copies");
-    println!("10 switchovers, the slowest in {slowest:?}; both backings: {hash}");
+    println!("{times} switchovers, the slowest in {slowest:?}; both backings: {hash}");
 }
 
 /// A plan in which a write or flush waits for one peer in this way.

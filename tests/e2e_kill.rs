@@ -65,13 +65,33 @@ fn a_primary_lost_200_times_loses_no_flushed_write() {
     primary_losses(200, Medium::Volatile);
 }
 
+/// A volume that three threads serve, with four lanes.
+fn threaded() -> Plan {
+    let mut plan = Plan { lanes: 4, ..plan() };
+    plan.policy.push_str("threads = 3\n");
+    plan
+}
+
+#[test]
+fn with_four_lanes_and_three_threads_a_lost_primary_loses_no_flushed_write() {
+    losses_of_a_primary(&threaded(), times("HN4_KILLS", 10), Medium::Volatile);
+}
+
+#[test]
+fn with_four_lanes_and_three_threads_copies_on_loop_devices_are_equal() {
+    losses_of_a_primary(&threaded(), times("HN4_KILLS", 4), Medium::Loops);
+}
+
 fn primary_losses(losses: u64, medium: Medium) {
+    losses_of_a_primary(&plan(), losses, medium);
+}
+
+fn losses_of_a_primary(plan: &Plan, losses: u64, medium: Medium) {
     let seed = seed("primary");
-    let plan = plan();
-    let Some(mut pair) = Pair::start(&plan, medium) else {
+    let Some(mut pair) = Pair::start(plan, medium) else {
         return;
     };
-    let oracle = oracle(seed, &plan);
+    let oracle = oracle(seed, plan);
     let mut random = Random::new(seed);
     let mut slowest = Duration::ZERO;
     for loss in 0..losses {

@@ -166,6 +166,7 @@ impl EngineVolume {
                 VolumeConfig::new(header.identity, NODE, header.ring_bytes, slots)
             }),
             listen: Vec::new(),
+            threads: 1,
             cpu: None,
         };
         Ok(Embedded::open(setup)?)

@@ -11,6 +11,10 @@
 //! turns "the kernel owns what was submitted" from a convention into a rule that holds, and it is
 //! what makes the accessors here safe functions.
 //!
+//! Several threads can have a share of one mapping: [`Arena::share`] makes an arena over the same
+//! memory that has no slots, and [`Arena::lend`] hands slots over, as a [`Lent`] that cannot be
+//! copied. So at any time one arena at most has a slot, and none while it is on its way.
+//!
 //! [`VecArena`] is the same thing in plain memory, for simulation and tests.
 //!
 //! Not here: who refers to a slot and why (the overlay), registration with the kernel (`ring`).
@@ -19,10 +23,18 @@
     reason = "the arena maps memory that the kernel also reads and writes"
 )]
 
+mod list;
+mod plain;
+
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+
+use self::list::FreeList;
+pub use self::plain::VecArena;
 
 /// Bytes in a slot: one block of the volume, and a page of the machine.
 pub const SLOT_BYTES: usize = 4096;
@@ -76,70 +88,6 @@ pub trait SlotMemory {
     fn capacity(&self) -> usize;
 }
 
-/// Which slots are free. Always checks, in release builds too: one bit a slot is cheap, a slot with
-/// two owners is not.
-struct FreeList {
-    /// Stack of free slots; its storage never grows past the capacity it starts with.
-    free: Vec<SlotId>,
-    /// Bit set: allocated.
-    allocated: Box<[u64]>,
-    capacity: u32,
-}
-
-impl FreeList {
-    fn new(capacity: u32) -> Self {
-        let words = (capacity as usize).div_ceil(64);
-        Self {
-            // Lowest on top: a fresh arena hands out ascending slots, which merge into long runs.
-            free: (0..capacity).rev().map(SlotId).collect(),
-            allocated: vec![0; words].into_boxed_slice(),
-            capacity,
-        }
-    }
-
-    fn is_allocated(&self, slot: SlotId) -> bool {
-        slot.0 < self.capacity && self.allocated[slot.index() / 64] >> (slot.index() % 64) & 1 == 1
-    }
-
-    #[track_caller]
-    fn assert_allocated(&self, slot: SlotId) {
-        assert!(
-            self.is_allocated(slot),
-            "slot {} of {} is not allocated",
-            slot.0,
-            self.capacity
-        );
-    }
-
-    fn alloc(&mut self) -> Option<SlotId> {
-        let slot = self.free.pop()?;
-        assert!(
-            !self.is_allocated(slot),
-            "free slot {} is marked as allocated",
-            slot.0
-        );
-        self.allocated[slot.index() / 64] |= 1 << (slot.index() % 64);
-        Some(slot)
-    }
-
-    #[track_caller]
-    fn assert_freeable(&self, slot: SlotId) {
-        assert!(
-            self.is_allocated(slot),
-            "slot {} of {} freed twice or never allocated",
-            slot.0,
-            self.capacity
-        );
-    }
-
-    #[track_caller]
-    fn free(&mut self, slot: SlotId) {
-        self.assert_freeable(slot);
-        self.allocated[slot.index() / 64] &= !(1 << (slot.index() % 64));
-        self.free.push(slot);
-    }
-}
-
 /// How many operations in the kernel use a slot, by direction.
 #[derive(Clone, Copy, Default)]
 struct Pins {
@@ -167,17 +115,50 @@ pub(crate) enum Access {
     KernelWrites,
 }
 
-/// The slots of one shard in one anonymous mapping.
-pub struct Arena {
+/// Anonymous memory for slots.
+struct Mapping {
     base: NonNull<u8>,
+    slots: u32,
+    /// No other mapping has had it: addresses come again.
+    serial: u64,
+}
+
+// SAFETY: a mapping is an address and a length; it is not tied to a thread. Whoever looks at the
+// memory behind it has an arena, and a slot of it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; nothing here changes before it is dropped.
+unsafe impl Sync for Mapping {}
+
+/// Slots on their way from one arena to another one over the same memory. Dropping it loses them.
+#[derive(Debug)]
+#[must_use]
+pub struct Lent {
+    slots: Vec<SlotId>,
+    serial: u64,
+}
+
+impl Lent {
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+}
+
+/// The slots of one shard in one anonymous mapping, or a share of them.
+pub struct Arena {
+    mapping: Arc<Mapping>,
     pins: Box<[Pins]>,
     list: FreeList,
     /// Threads that make pages present.
     populating: Vec<JoinHandle<()>>,
 }
-
-// SAFETY: the mapping is not tied to a thread, and an arena is the only owner of its mapping.
-unsafe impl Send for Arena {}
 
 impl Arena {
     /// Maps memory for `slots` slots, 1 to [`SLOTS_MAX`]. Pages are touched on first use.
@@ -216,7 +197,8 @@ impl Arena {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let part = self.len_bytes().div_ceil(threads.min(POPULATE_THREADS));
         let part = part.next_multiple_of(LARGE_PAGE_BYTES);
-        let (base, bytes) = (self.base.as_ptr().expose_provenance(), self.len_bytes());
+        let base = self.mapping.base.as_ptr().expose_provenance();
+        let bytes = self.len_bytes();
         for from in (0..bytes).step_by(part) {
             let start = base + from;
             let length = part.min(bytes - from);
@@ -272,13 +254,60 @@ impl Arena {
         // registered, fewer misses of the TLB when it is used. Never required (P9).
         // SAFETY: exactly the range that was mapped above.
         let _ = unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-        let pins = vec![Pins::default(); slots as usize].into_boxed_slice();
-        Ok(Self {
+        static SERIALS: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        let mapping = Mapping {
             base,
-            pins,
-            list: FreeList::new(slots),
+            slots,
+            serial,
+        };
+        Ok(Self::over(Arc::new(mapping), FreeList::new(slots)))
+    }
+
+    fn over(mapping: Arc<Mapping>, list: FreeList) -> Self {
+        Self {
+            pins: vec![Pins::default(); mapping.slots as usize].into_boxed_slice(),
+            mapping,
+            list,
             populating: Vec::new(),
-        })
+        }
+    }
+
+    /// An arena over the same memory, for another thread. It has no slots but those that it is
+    /// lent; what it frees it keeps.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        let list = FreeList::of_others(self.mapping.slots);
+        Self::over(Arc::clone(&self.mapping), list)
+    }
+
+    /// Gives allocated slots away.
+    ///
+    /// # Panics
+    /// If one is not allocated here, or the kernel uses it.
+    pub fn lend(&mut self, slots: Vec<SlotId>) -> Lent {
+        for &slot in &slots {
+            self.list.assert_allocated(slot);
+            self.assert_idle(slot, "lent");
+            self.list.clear(slot);
+        }
+        let serial = self.mapping.serial;
+        Lent { slots, serial }
+    }
+
+    /// Takes slots over; they are allocated here, then.
+    ///
+    /// # Panics
+    /// If they are of other memory.
+    pub fn borrow(&mut self, lent: Lent) -> Vec<SlotId> {
+        assert!(
+            lent.serial == self.mapping.serial,
+            "slots are lent between arenas over the same memory"
+        );
+        for &slot in &lent.slots {
+            self.list.mark(slot);
+        }
+        lent.slots
     }
 
     /// Slots that can still be allocated.
@@ -295,7 +324,7 @@ impl Arena {
 
     /// First byte of the mapping, for registration with the kernel.
     pub(crate) fn base(&self) -> *mut u8 {
-        self.base.as_ptr()
+        self.mapping.base.as_ptr()
     }
 
     /// Address of bytes within an allocated slot.
@@ -311,7 +340,7 @@ impl Arena {
             slot.0
         );
         // SAFETY: the slot was just checked to lie within the mapping, the offset within the slot.
-        unsafe { self.base.as_ptr().add(slot.index() * SLOT_BYTES + offset) }
+        unsafe { self.base().add(slot.index() * SLOT_BYTES + offset) }
     }
 
     /// Marks an allocated slot as used by an operation in the kernel.
@@ -358,10 +387,17 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         self.join();
-        // SAFETY: the range was mapped by `map` and this is its only owner. No operation in the
-        // kernel can refer to it: the ring owns the arena, and drops it after it has reaped every
-        // operation. A failure could only leak, so the result is of no use.
-        let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.len_bytes()) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let bytes = self.slots as usize * SLOT_BYTES;
+        // SAFETY: the range was mapped by `map`, and the last arena over it is gone. No operation
+        // in the kernel can refer to it: a ring owns its arena, and drops it after it has reaped
+        // every operation. Threads that clear pages are joined by the arena. A failure could only
+        // leak, so the result is of no use.
+        let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
     }
 }
 
@@ -381,8 +417,9 @@ impl SlotMemory for Arena {
         self.assert_readable(slot);
         let start = self.address(slot, 0, SLOT_BYTES);
         // SAFETY: the slot lies in the mapping, which lives as long as `self`; anonymous memory is
-        // initialised. Nobody changes it during the borrow: the program would need `&mut self`, and
-        // so would the ring to pin the slot and let the kernel write to it.
+        // initialised. Nobody changes it during the borrow: it is allocated here, hence in no other
+        // arena; the program would need `&mut self`, and so would the ring to pin the slot and let
+        // the kernel write to it.
         unsafe { std::slice::from_raw_parts(start, SLOT_BYTES) }
     }
 
@@ -419,76 +456,6 @@ impl SlotMemory for Arena {
 
     fn capacity(&self) -> usize {
         self.pins.len()
-    }
-}
-
-/// Slots in plain memory, with the same checks: for the simulator and for tests.
-pub struct VecArena {
-    memory: Vec<u8>,
-    list: FreeList,
-}
-
-impl VecArena {
-    /// `slots` slots of zeroes.
-    #[must_use]
-    pub fn new(slots: u32) -> Self {
-        Self {
-            memory: vec![0; slots as usize * SLOT_BYTES],
-            list: FreeList::new(slots),
-        }
-    }
-}
-
-impl SlotMemory for VecArena {
-    fn alloc(&mut self) -> Option<SlotId> {
-        self.list.alloc()
-    }
-
-    fn free(&mut self, slot: SlotId) {
-        self.list.free(slot);
-    }
-
-    fn bytes(&self, slot: SlotId) -> &[u8] {
-        self.list.assert_allocated(slot);
-        &self.memory[slot.index() * SLOT_BYTES..][..SLOT_BYTES]
-    }
-
-    fn bytes_mut(&mut self, slot: SlotId) -> &mut [u8] {
-        self.list.assert_allocated(slot);
-        &mut self.memory[slot.index() * SLOT_BYTES..][..SLOT_BYTES]
-    }
-
-    fn copy(
-        &mut self,
-        source: SlotId,
-        source_range: Range<usize>,
-        destination: SlotId,
-        destination_offset: usize,
-    ) {
-        self.list.assert_allocated(source);
-        self.list.assert_allocated(destination);
-        let len = source_range.len();
-        assert!(
-            source_range.end <= SLOT_BYTES,
-            "source range leaves slot {}",
-            source.0
-        );
-        assert!(
-            destination_offset <= SLOT_BYTES && len <= SLOT_BYTES - destination_offset,
-            "bytes {destination_offset}+{len} leave slot {}",
-            destination.0
-        );
-        let start = source.index() * SLOT_BYTES + source_range.start;
-        let to = destination.index() * SLOT_BYTES + destination_offset;
-        self.memory.copy_within(start..start + len, to);
-    }
-
-    fn free_slots(&self) -> usize {
-        self.list.free.len()
-    }
-
-    fn capacity(&self) -> usize {
-        self.list.capacity as usize
     }
 }
 
@@ -565,6 +532,48 @@ mod tests {
         assert!(change.is_err());
         arena.unpin(slot, Access::KernelReads);
         arena.bytes_mut(slot).fill(1);
+    }
+
+    #[test]
+    fn a_slot_is_in_one_arena_at_a_time() {
+        let mut owner = Arena::new(4).expect("four pages can be mapped");
+        let mut other = owner.share();
+        assert_eq!((other.alloc(), other.capacity()), (None, 4));
+        let slots: Vec<_> = (0..2).filter_map(|_| owner.alloc()).collect();
+        owner.bytes_mut(slots[1]).fill(7);
+        let lent = owner.lend(slots.clone());
+        assert_eq!((lent.len(), owner.free_slots()), (2, 2));
+        let look = std::panic::AssertUnwindSafe(|| _ = owner.bytes(slots[1]));
+        assert!(std::panic::catch_unwind(look).is_err(), "on its way");
+        assert_eq!(other.borrow(lent), slots);
+        assert!(other.bytes(slots[1]).iter().all(|&byte| byte == 7));
+        // What it frees stays with it, until it is lent back.
+        other.free(slots[0]);
+        assert_eq!((other.free_slots(), owner.free_slots()), (1, 2));
+        other.bytes_mut(slots[1]).fill(8);
+        let back = other.lend(vec![slots[1]]);
+        owner.borrow(back);
+        drop(other);
+        assert!(owner.bytes(slots[1]).iter().all(|&byte| byte == 8));
+    }
+
+    #[test]
+    #[should_panic(expected = "between arenas over the same memory")]
+    fn slots_of_other_memory_are_refused() {
+        let mut one = Arena::new(1).expect("a page can be mapped");
+        let mut other = Arena::new(1).expect("a page can be mapped");
+        let slot = one.alloc().expect("free");
+        let lent = one.lend(vec![slot]);
+        other.borrow(lent);
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 0 is lent while the kernel uses it")]
+    fn a_slot_the_kernel_uses_cannot_be_lent() {
+        let mut arena = Arena::new(1).expect("a page can be mapped");
+        let slot = arena.alloc().expect("free");
+        arena.pin(slot, Access::KernelReads);
+        let _lent = arena.lend(vec![slot]);
     }
 
     #[test]

@@ -176,6 +176,9 @@ pub struct LogArgs {
     /// Logical sector size: 512 or 4096 [default: the backing's]
     #[arg(long, value_name = "BYTES")]
     pub sector_bytes: Option<u32>,
+    /// Lanes into which the frames of the log are divided [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub lanes: Option<u16>,
 }
 
 /// How to create a volume.

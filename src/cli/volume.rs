@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use hn4::log::{LogIdentity, MIN_RING_BYTES, RING_START, Role};
+use hn4::log::{LogIdentity, MAX_LANES, MIN_RING_BYTES, RING_START, Role};
 use hn4::types::{BLOCK_BYTES, Epoch, VolumeId};
 use hn4_engine::core::Lanes;
 use hn4_engine::core::recovery::{self, AlignedBlock, Medium, NewLog, RecoveryError};
@@ -40,6 +40,8 @@ pub const SIZE_MIB_MAX: u64 = 1 << 24;
 
 /// How much of a backing's start and end is looked at for data.
 const LOOK_BYTES: u64 = 1 << 20;
+/// Blocks in a row that belong to one lane: 1 MiB.
+const STRIPE_BLOCKS: u32 = 256;
 
 /// What the new log is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -65,6 +67,8 @@ pub struct CreateOptions {
     pub purpose: Purpose,
     /// Size of the log, if its file is to be made; [`DEFAULT_LOG_MIB`] by default.
     pub log_mib: Option<u64>,
+    /// Lanes of the log, 1 to [`MAX_LANES`]; by default 1. Copies of a volume may differ in it.
+    pub lanes: Option<u16>,
     /// Logical sector size; by default 512, or 4096 on a backing that has such sectors.
     pub sector_bytes: Option<u32>,
     /// Make the backing: a file of this size. For a replica it must be the volume's.
@@ -179,8 +183,8 @@ pub fn create_volume(
         identity,
         node: state.node_id,
         lanes: Lanes {
-            count: 1,
-            stripe_blocks: 256,
+            count: options.lanes.unwrap_or(1),
+            stripe_blocks: STRIPE_BLOCKS,
         },
         role: if replica {
             Role::Replica
@@ -215,6 +219,13 @@ fn check_options(options: &CreateOptions) -> Result<(), CreateError> {
     };
     range("log size", options.log_mib, LOG_MIB_MIN, LOG_MIB_MAX)?;
     range("volume size", options.size_mib, 1, SIZE_MIB_MAX)?;
+    if let Some(lanes) = options.lanes
+        && !(1..=MAX_LANES).contains(&lanes)
+    {
+        return refused(format!(
+            "{lanes} lanes are not possible; choose 1 to {MAX_LANES}"
+        ));
+    }
     if let Some(bytes) = options
         .sector_bytes
         .filter(|bytes| ![512, 4096].contains(bytes))

@@ -27,6 +27,7 @@ pub(super) fn run(cli: &Cli, command: &VolumeCommand) -> Result<u8, AnyError> {
             let options = CreateOptions {
                 purpose: Purpose::Adopt,
                 log_mib: args.log.log_mib,
+                lanes: args.log.lanes,
                 sector_bytes: args.log.sector_bytes,
                 discard_log: args.discard_log,
                 ..CreateOptions::default()
@@ -73,6 +74,7 @@ fn create_options(args: &CreateArgs) -> CreateOptions {
     CreateOptions {
         purpose,
         log_mib: args.log.log_mib,
+        lanes: args.log.lanes,
         sector_bytes: args.log.sector_bytes,
         size_mib: args.size_mib,
         create_backing: args.create_backing,

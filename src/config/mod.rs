@@ -181,7 +181,9 @@ pub struct VolumeSection {
     pub device_kind: Option<DeviceKind>,
     /// What the backing writes at once in bytes, if detection should not be believed.
     pub physical_sector: Option<u32>,
-    /// Processor to stay on.
+    /// Threads that serve the volume.
+    pub threads: usize,
+    /// Processor to stay on; further threads take those after it.
     pub cpu: Option<usize>,
     /// `[[volume.peer]]`, in the order of the file, which is the order of the engine's peer ids.
     pub peers: Vec<PeerSection>,

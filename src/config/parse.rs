@@ -32,6 +32,7 @@ const SCAN_MIB_PER_S: RangeInclusive<u64> = 1..=65_536;
 const VERIFY_INTERVAL_H: RangeInclusive<u64> = 0..=8760;
 const CHECKPOINT_S: RangeInclusive<u64> = 1..=86_400;
 const CPU: RangeInclusive<u64> = 0..=1023;
+const THREADS: RangeInclusive<u64> = 1..=64;
 const MAX_LAG_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
 const MAX_LAG_SECONDS: RangeInclusive<u64> = 1..=86_400;
 
@@ -82,7 +83,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
 const PHYSICAL_SECTORS: [(&str, Option<u32>); 3] =
     [("auto", None), ("512", Some(512)), ("4096", Some(4096))];
 
-const VOLUME_KEYS: [&str; 32] = [
+const VOLUME_KEYS: [&str; 33] = [
     "name",
     "backing",
     "log",
@@ -113,6 +114,7 @@ const VOLUME_KEYS: [&str; 32] = [
     "apply",
     "device_kind",
     "physical_sector",
+    "threads",
     "cpu",
     "peer",
 ];
@@ -285,6 +287,7 @@ impl<'t> Parser<'t> {
         let scan_mib_per_s = number("scan_mib_per_s", SCAN_MIB_PER_S, 64);
         let verify_interval_h = number("verify_interval_h", VERIFY_INTERVAL_H, 168);
         let checkpoint_s = number("checkpoint_s", CHECKPOINT_S, 60);
+        let threads = number("threads", THREADS, 1);
         let cpu = reader.number(table, "cpu", &CPU);
         let start_alone_after_s = reader.number(table, "start_alone_after_s", &START_ALONE_S);
         let write_acks = [
@@ -332,6 +335,7 @@ impl<'t> Parser<'t> {
             apply: choice(reader, table, "apply", &apply),
             device_kind: choice(reader, table, "device_kind", &DEVICE_KINDS),
             physical_sector: choice(reader, table, "physical_sector", &PHYSICAL_SECTORS),
+            threads: small(threads),
             cpu: cpu.map(small),
             peers,
         };

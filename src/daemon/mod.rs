@@ -238,6 +238,7 @@ async fn open_volume(
             config
         }),
         listen: section.listen.clone(),
+        threads: section.threads,
         cpu: section.cpu,
     };
     let mut shard = shard::spawn(setup, Arc::new(move || bell.notify_one()))

@@ -46,6 +46,8 @@ pub struct Plan {
     pub overlay_mib: u64,
     /// 512 or 4096.
     pub sector_bytes: u32,
+    /// Lanes of each log.
+    pub lanes: u16,
     /// Further lines of the volume's section: acknowledgements, ages, delays.
     pub policy: String,
     /// `quic` or `wss`.
@@ -65,6 +67,7 @@ impl Default for Plan {
             log_mib: 48,
             overlay_mib: 32,
             sector_bytes: 512,
+            lanes: 1,
             policy: "ack = \"durable\"\nack_peers = 1\n".to_owned(),
             transport: "quic",
             alone: false,
@@ -288,6 +291,7 @@ impl Node {
         let options = CreateOptions {
             purpose,
             log_mib: (!plan.existing).then_some(plan.log_mib),
+            lanes: Some(plan.lanes),
             sector_bytes: new.then_some(plan.sector_bytes),
             size_mib: (new && !plan.existing).then_some(plan.size_mib),
             create_backing: !new && !plan.existing,

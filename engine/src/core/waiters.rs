@@ -141,10 +141,11 @@ impl Volume {
     /// Where room is short, writers wait for a sweep and are not among those who wait for peers; so
     /// a sweep that waits for peers is.
     pub(super) fn note_sweep_that_waits(&mut self, now: Now, mem: &dyn SlotMemory) {
-        let waits = self.may_degrade() && self.accepts_writes().is_ok() && self.is_pressed(mem) && {
-            let checkpoint = self.superblock.persisted().checkpoint;
-            self.journal.durable() > checkpoint && self.secured() <= checkpoint
-        };
+        let waits =
+            self.may_degrade() && self.accepts_writes().is_ok() && self.is_pressed(mem) && {
+                let checkpoint = self.superblock.persisted().checkpoint;
+                self.journal.durable() > checkpoint && self.secured() <= checkpoint
+            };
         let since = self.waiters.sweep.filter(|_| waits);
         self.waiters.sweep = since.or(waits.then_some(now.time));
     }

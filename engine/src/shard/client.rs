@@ -1,4 +1,4 @@
-//! One NBD client: the codec on one side, the ring and the core on the other.
+//! One NBD client: the codec on one side, its thread's ring and the core on the other.
 //!
 //! Bytes of a client are received into the connection's buffer, many requests at a time. What is
 //! left of a write's payload when the buffer is used up is received straight into the overlay slots
@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 use hn4::types::BLOCK_BYTES;
 
-use super::engine::Engine;
+use super::host::Host;
 use super::refusal::{changes, refusal_of};
 use super::tokens::Tokens;
 use super::transfer::{Packer, Reply, SEGMENTS, Write, blocks_of, sectors_of};
 use crate::arena::SlotId;
-use crate::core::event::{Event, Failure, Request};
+use crate::core::event::{Failure, Request};
 use crate::nbd::Limits;
 use crate::nbd::connection::{Decoded, Decoder};
 use crate::nbd::export::{ExportDirectory, ExportList};
@@ -107,14 +107,6 @@ pub(super) enum Pumped {
     HasMore,
 }
 
-/// Counters that status shows.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Traffic {
-    pub(super) requests: u64,
-    pub(super) written_bytes: u64,
-    pub(super) read_bytes: u64,
-}
-
 impl Client {
     pub(super) fn new(file: FileId, generation: u32, exports: Arc<ExportList>) -> Self {
         let handshake = Handshake::new(Arc::clone(&exports), Limits::default());
@@ -176,11 +168,10 @@ impl Client {
     }
 
     /// Takes the completion of a send.
-    pub(super) fn sent(&mut self, buf: Option<OwnedBuf>, failed: bool, engine: &mut Engine) {
+    pub(super) fn sent(&mut self, buf: Option<OwnedBuf>, failed: bool, host: &mut impl Host) {
         self.send_buf = buf;
-        for slot in self.sending.drain(..) {
-            engine.mem().free(slot);
-        }
+        host.free_slots(&self.sending);
+        self.sending.clear();
         self.broken |= failed;
     }
 
@@ -189,7 +180,7 @@ impl Client {
         &mut self,
         asked: Asked,
         result: Result<(), Failure>,
-        engine: &mut Engine,
+        host: &mut impl Host,
     ) {
         self.in_core -= 1;
         let Phase::Transmission(t) = &mut self.phase else {
@@ -200,23 +191,20 @@ impl Client {
             (Ok(()), None) => self
                 .replies
                 .push_back(Reply::Header(t.replier.done(cookie))),
-            (Ok(()), Some((range, df, slots))) => {
-                engine.traffic.read_bytes += u64::from(range.length);
-                match t.replier.read(cookie, range, df).rest() {
-                    Some(header) => {
-                        self.replies.push_back(Reply::Read {
-                            header,
-                            range,
-                            slots,
-                            sent: 0,
-                        });
-                    }
-                    None => engine.free_slots(&slots),
+            (Ok(()), Some((range, df, slots))) => match t.replier.read(cookie, range, df).rest() {
+                Some(header) => {
+                    self.replies.push_back(Reply::Read {
+                        header,
+                        range,
+                        slots,
+                        sent: 0,
+                    });
                 }
-            }
+                None => host.free_slots(&slots),
+            },
             (Err(failure), read) => {
                 if let Some((.., slots)) = read {
-                    engine.free_slots(&slots);
+                    host.free_slots(&slots);
                 }
                 let refusal = refusal_of(failure);
                 self.refuse(cookie, refusal);
@@ -238,27 +226,26 @@ impl Client {
     }
 
     /// Does everything that can be done now: decode, send, receive, close.
-    pub(super) fn pump(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> Pumped {
+    pub(super) fn pump(&mut self, index: u32, host: &mut impl Host, tokens: &Tokens) -> Pumped {
         if self.closing || self.reader == Reader::Waiting {
             return Pumped::Waits;
         }
         if !self.broken {
-            self.work(index, engine);
+            self.work(index, host);
         }
         let quiet = self.in_core == 0 && self.replies.is_empty() && self.send_buf.is_some();
         if self.broken || (self.finishing && quiet) {
             let op = Op::Close { file: self.file };
-            self.closing = engine
-                .ring
-                .submit(op, tokens.close(index, self.generation))
-                .is_ok();
+            let (ring, _) = host.wire();
+            let token = tokens.close(index, self.generation);
+            self.closing = ring.submit(op, token).is_ok();
             return if self.closing {
                 Pumped::Waits
             } else {
                 Pumped::RingFull
             };
         }
-        if !(self.send(index, engine, tokens) && self.receive(index, engine, tokens)) {
+        if !(self.send(index, host, tokens) && self.receive(index, host, tokens)) {
             return Pumped::RingFull;
         }
         let has_more = self.burst == 0 && self.start < self.end && self.may_take();
@@ -274,9 +261,9 @@ impl Client {
         !self.finishing && !self.broken && !self.is_stalled() && self.in_core < REQUESTS
     }
 
-    fn work(&mut self, index: u32, engine: &mut Engine) {
+    fn work(&mut self, index: u32, host: &mut impl Host) {
         if self.is_stalled() {
-            self.retry_stalled(index, engine);
+            self.retry_stalled(index, host);
         }
         let Some(buf) = self.buf.take() else { return };
         while self.start < self.end && self.burst > 0 && self.may_take() {
@@ -287,7 +274,7 @@ impl Client {
                     Ok(step) => {
                         let taken = &input[..step.consumed];
                         self.start += step.consumed;
-                        self.decoded(index, step.decoded, taken, engine);
+                        self.decoded(index, step.decoded, taken, host);
                     }
                     Err(_) => self.broken = true,
                 },
@@ -329,10 +316,10 @@ impl Client {
         }
     }
 
-    fn decoded(&mut self, index: u32, decoded: Decoded, taken: &[u8], engine: &mut Engine) {
+    fn decoded(&mut self, index: u32, decoded: Decoded, taken: &[u8], host: &mut impl Host) {
         match decoded {
             Decoded::NeedMore | Decoded::Skip { .. } => {}
-            Decoded::Request(command) => self.command(index, command, engine),
+            Decoded::Request(command) => self.command(index, command, host),
             Decoded::Refused { cookie, refusal } => self.refuse(cookie, refusal),
             Decoded::Disconnect => self.finishing = true,
             Decoded::Payload { at, last, .. } => {
@@ -340,10 +327,10 @@ impl Client {
                     return;
                 };
                 let Some(write) = &mut t.write else { return };
-                write.copy_payload(at, taken, engine.mem());
+                write.copy_payload(at, taken, host.mem());
                 if last {
                     write.arrived = true;
-                    self.insert(index, engine);
+                    self.insert(index, host);
                 }
             }
         }
@@ -357,24 +344,24 @@ impl Client {
         }
     }
 
-    fn retry_stalled(&mut self, index: u32, engine: &mut Engine) {
+    fn retry_stalled(&mut self, index: u32, host: &mut impl Host) {
         let Phase::Transmission(t) = &mut self.phase else {
             return;
         };
         if t.write.as_ref().is_some_and(|write| write.arrived) {
-            return self.insert(index, engine);
+            return self.insert(index, host);
         }
         if let Some(command) = t.stalled.take() {
-            self.command(index, command, engine);
+            self.command(index, command, host);
         }
     }
 
-    fn command(&mut self, index: u32, command: Command, engine: &mut Engine) {
+    fn command(&mut self, index: u32, command: Command, host: &mut impl Host) {
         let Phase::Transmission(t) = &mut self.phase else {
             return;
         };
         let cookie = command.cookie;
-        if let Err(failure) = engine.volume.accepts_writes()
+        if let Err(failure) = host.accepts_writes()
             && changes(command.operation)
         {
             // The payload, if there is any, is drained first: clients do not listen before.
@@ -385,7 +372,7 @@ impl Client {
         }
         match command.operation {
             Operation::Read { range, df } => {
-                let Some(slots) = engine.alloc_for_read(blocks_of(range)) else {
+                let Some(slots) = host.alloc_for_read(blocks_of(range)) else {
                     t.stalled = Some(command);
                     return;
                 };
@@ -395,9 +382,9 @@ impl Client {
                     sectors,
                     slots: slots.clone(),
                 };
-                self.ask(index, cookie, Some((range, df, slots)), request, engine);
+                self.ask(index, cookie, Some((range, df, slots)), request, host);
             }
-            Operation::Write { range, fua } => match engine.alloc_for_write(blocks_of(range)) {
+            Operation::Write { range, fua } => match host.alloc_for_write(blocks_of(range)) {
                 None => t.stalled = Some(command),
                 Some(slots) => {
                     t.write = Some(Write {
@@ -409,15 +396,15 @@ impl Client {
                     });
                 }
             },
-            Operation::Flush => self.ask(index, cookie, None, Request::Flush, engine),
-            Operation::Trim { range, fua } => self.zero(index, command, range, fua, true, engine),
+            Operation::Flush => self.ask(index, cookie, None, Request::Flush, host),
+            Operation::Trim { range, fua } => self.zero(index, command, range, fua, true, host),
             Operation::WriteZeroes {
                 range,
                 fua,
                 no_hole,
                 ..
             } => {
-                self.zero(index, command, range, fua, !no_hole, engine);
+                self.zero(index, command, range, fua, !no_hole, host);
             }
             Operation::BlockStatus { range, req_one } => {
                 // Everything may hold data. Saying so is always allowed.
@@ -446,14 +433,14 @@ impl Client {
         range: ByteRange,
         fua: bool,
         trim: bool,
-        engine: &mut Engine,
+        host: &mut impl Host,
     ) {
         let first_edge = !range.offset.is_multiple_of(BLOCK_BYTES);
         let last_edge = !range.end().is_multiple_of(BLOCK_BYTES);
         let within = range.offset / BLOCK_BYTES == range.end() / BLOCK_BYTES;
         let edges = usize::from(first_edge || within) + usize::from(last_edge && !within);
-        let slots = if engine.volume.admits_now(edges) {
-            engine.alloc_for_write(edges)
+        let slots = if host.admits_now(edges) {
+            host.alloc_for_write(edges)
         } else {
             None
         };
@@ -471,28 +458,27 @@ impl Client {
             trim,
             edges,
         };
-        self.ask(index, command.cookie, None, request, engine);
+        self.ask(index, command.cookie, None, request, host);
     }
 
     /// Hands a write whose payload is complete to the core, if the open epoch takes it.
-    fn insert(&mut self, index: u32, engine: &mut Engine) {
+    fn insert(&mut self, index: u32, host: &mut impl Host) {
         let Phase::Transmission(t) = &mut self.phase else {
             return;
         };
         let Some(write) = t.write.take() else { return };
-        if !engine.volume.admits_now(write.slots.len()) {
+        if !host.admits_now(write.slots.len()) {
             t.write = Some(write);
             return;
         }
         let (lba, sectors) = sectors_of(write.range);
-        engine.traffic.written_bytes += u64::from(write.range.length);
         let request = Request::Write {
             lba,
             sectors,
             fua: write.fua,
             slots: write.slots,
         };
-        self.ask(index, write.cookie, None, request, engine);
+        self.ask(index, write.cookie, None, request, host);
     }
 
     fn ask(
@@ -501,28 +487,28 @@ impl Client {
         cookie: Cookie,
         read: Option<(ByteRange, bool, Vec<SlotId>)>,
         request: Request,
-        engine: &mut Engine,
+        host: &mut impl Host,
     ) {
         self.in_core += 1;
         self.burst = self.burst.saturating_sub(1);
-        engine.traffic.requests += 1;
         let asked = Asked {
             client: index,
             generation: self.generation,
             cookie,
             read,
         };
-        engine.request(asked, request);
+        host.request(asked, request);
     }
 
-    fn receive(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
+    fn receive(&mut self, index: u32, host: &mut impl Host, tokens: &Tokens) -> bool {
         if self.buf.is_none() || self.start < self.end || !self.may_take() {
             return true;
         }
         let Some(buf) = self.buf.take() else {
             return true;
         };
-        engine.segs.clear();
+        let (ring, segs) = host.wire();
+        segs.clear();
         self.direct = 0;
         let mut with_buffer = true;
         if let Phase::Transmission(t) = &self.phase
@@ -530,22 +516,19 @@ impl Client {
             && t.decoder.payload_left() >= DIRECT_BYTES
         {
             let left = t.decoder.payload_left();
-            self.direct = write.push_rest(left, SEGMENTS - 1, &mut engine.segs);
+            self.direct = write.push_rest(left, SEGMENTS - 1, segs);
             with_buffer = self.direct == left;
         }
         if with_buffer {
             let length = u32::try_from(buf.len()).expect("a small constant");
-            engine.segs.push(Seg::buf(0, length));
+            segs.push(Seg::buf(0, length));
         }
-        let memory = Memory::with_buf(&engine.segs, buf);
+        let memory = Memory::with_buf(segs, buf);
         let op = Op::Recv {
             file: self.file,
             memory,
         };
-        match engine
-            .ring
-            .submit(op, tokens.receive(index, self.generation))
-        {
+        match ring.submit(op, tokens.receive(index, self.generation)) {
             Ok(_) => true,
             Err(refused) => {
                 self.direct = 0;
@@ -558,19 +541,20 @@ impl Client {
         }
     }
 
-    fn send(&mut self, index: u32, engine: &mut Engine, tokens: &Tokens) -> bool {
+    fn send(&mut self, index: u32, host: &mut impl Host, tokens: &Tokens) -> bool {
         if self.replies.is_empty() {
             return true;
         }
-        if engine.ring.room() == 0 {
+        let (ring, segs) = host.wire();
+        if ring.room() == 0 {
             return false;
         }
         let Some(mut buf) = self.send_buf.take() else {
             return true;
         };
-        engine.segs.clear();
+        segs.clear();
         let mut packer = Packer {
-            segs: &mut engine.segs,
+            segs,
             used: 0,
             done: &mut self.sending,
         };
@@ -580,44 +564,42 @@ impl Client {
             }
             self.replies.pop_front();
         }
-        let memory = Memory::with_buf(&engine.segs, buf);
+        let memory = Memory::with_buf(segs, buf);
         let op = Op::Send {
             file: self.file,
             memory,
         };
         // There is room: only a socket that is closed already can be refused.
-        self.broken |= engine
-            .ring
-            .submit(op, tokens.send(index, self.generation))
-            .is_err();
+        let token = tokens.send(index, self.generation);
+        self.broken |= ring.submit(op, token).is_err();
         !self.broken
     }
 
     /// Gives back everything that the connection holds; nothing of it is in the kernel any more.
-    pub(super) fn release(mut self, engine: &mut Engine) {
+    pub(super) fn release(mut self, host: &mut impl Host) {
         if let Reader::Pinned(generation) = self.reader {
-            engine.step(Event::Unpin { generation });
+            host.unpin(generation);
         }
         let sending = std::mem::take(&mut self.sending);
-        engine.free_slots(&sending);
+        host.free_slots(&sending);
         for reply in self.replies.drain(..) {
             if let Reply::Read { slots, sent, .. } = reply {
-                engine.free_slots(&slots[sent..]);
+                host.free_slots(&slots[sent..]);
             }
         }
         if let Phase::Transmission(t) = &mut self.phase
             && let Some(write) = t.write.take()
         {
-            engine.free_slots(&write.slots);
+            host.free_slots(&write.slots);
         }
     }
 }
 
 impl Asked {
     /// The client is gone: gives the slots back.
-    pub(super) fn release(self, engine: &mut Engine) {
+    pub(super) fn release(self, host: &mut impl Host) {
         if let Some((.., slots)) = self.read {
-            engine.free_slots(&slots);
+            host.free_slots(&slots);
         }
     }
 }

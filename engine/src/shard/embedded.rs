@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use hn4::types::BLOCK_BYTES;
 
 use super::client::Asked;
-use super::engine::Engine;
+use super::engine::{Asker, Engine};
+use super::host::Host;
 use super::link::{self, HandleEnd};
 use super::open::{Opened, open_volume};
 use super::transfer::{Write, blocks_of, sectors_of};
@@ -219,7 +220,10 @@ impl Embedded {
         self.engine.disks.retry(&mut self.engine.ring);
         self.engine.tell();
         self.unheard.discard();
-        while let Some((asked, result)) = self.engine.answers.pop_front() {
+        while let Some((asker, result)) = self.engine.answers.pop_front() {
+            let Asker::Here(asked) = asker else {
+                unreachable!("there are no other threads");
+            };
             self.in_flight -= 1;
             let read = asked.read.as_ref();
             answered(Answer {

@@ -4,9 +4,13 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::client::{Asked, Traffic};
+use hn4::types::SECTOR_BYTES;
+
+use super::client::Asked;
 use super::disks::{Disks, Done, FeedRead, Reader};
 use super::fork::ForkPlace;
+use super::front::Relayed;
+use super::host::Host;
 use super::link::{FromShard, Outbox, ProofFeed, TreeFeed};
 use super::readers::Verdicts;
 use super::seeding::Seeding;
@@ -22,6 +26,33 @@ use crate::ring::{Completion, Ring, Seg};
 /// Progress that no peer waits for is told to the rest of the daemon after so many milliseconds.
 const TELL_MS: u64 = 50;
 
+/// Counters that status shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) requests: u64,
+    pub(super) written_bytes: u64,
+    pub(super) read_bytes: u64,
+}
+
+/// Who is to be answered.
+#[derive(Debug)]
+pub(super) enum Asker {
+    /// A client of this thread, or the caller of an engine that is embedded.
+    Here(Asked),
+    /// A client of another thread.
+    There(Relayed),
+}
+
+impl Asker {
+    /// What it reads.
+    fn read_bytes(&self) -> u64 {
+        match self {
+            Self::Here(asked) => asked.read.as_ref().map_or(0, |read| read.0.length.into()),
+            Self::There(relayed) => relayed.read_bytes,
+        }
+    }
+}
+
 /// See the module.
 pub(super) struct Engine {
     pub(super) ring: Ring,
@@ -32,10 +63,10 @@ pub(super) struct Engine {
     /// Scratch for transfers of clients.
     pub(super) segs: Vec<Seg>,
     actions: Actions,
-    asked: Vec<Option<Asked>>,
+    asked: Vec<Option<Asker>>,
     free: Vec<u32>,
     /// Answers to clients that the last steps brought.
-    pub(super) answers: VecDeque<(Asked, Result<(), Failure>)>,
+    pub(super) answers: VecDeque<(Asker, Result<(), Failure>)>,
     /// What they said about readers.
     pub(super) verdicts: Verdicts,
     fork_place: ForkPlace,
@@ -106,10 +137,6 @@ impl Engine {
         self.outbox.flush(self.now.time);
     }
 
-    pub(super) fn mem(&mut self) -> &mut dyn SlotMemory {
-        self.ring.arena_mut()
-    }
-
     pub(super) fn config(&self) -> &VolumeConfig {
         self.volume.config()
     }
@@ -160,12 +187,6 @@ impl Engine {
         self.outbox.push(FromShard::State(state));
     }
 
-    pub(super) fn free_slots(&mut self, slots: &[SlotId]) {
-        for &slot in slots {
-            self.ring.arena_mut().free(slot);
-        }
-    }
-
     fn alloc(&mut self, count: usize) -> Option<Vec<SlotId>> {
         if self.ring.arena().free_slots() < count {
             return None;
@@ -173,30 +194,17 @@ impl Engine {
         (0..count).map(|_| self.ring.arena_mut().alloc()).collect()
     }
 
-    /// Slots for a write, if the core has room for it.
-    pub(super) fn alloc_for_write(&mut self, count: usize) -> Option<Vec<SlotId>> {
-        if !self.volume.has_room(self.ring.arena(), count) {
-            return None;
+    /// Asks the core.
+    pub(super) fn ask(&mut self, asker: Asker, request: Request) {
+        self.traffic.requests += 1;
+        if let Request::Write { sectors, .. } = request {
+            self.traffic.written_bytes += u64::from(sectors) * SECTOR_BYTES;
         }
-        self.alloc(count)
-    }
-
-    /// Slots for a read. Reads may use half of what writes may not take; the rest is for the log.
-    pub(super) fn alloc_for_read(&mut self, count: usize) -> Option<Vec<SlotId>> {
-        let reserve = self.config().reserve_slots / 2;
-        if self.ring.arena().free_slots() < count + reserve {
-            return None;
-        }
-        self.alloc(count)
-    }
-
-    /// Asks the core on behalf of a client.
-    pub(super) fn request(&mut self, asked: Asked, request: Request) {
         let index = self.free.pop().unwrap_or_else(|| {
             self.asked.push(None);
             u32::try_from(self.asked.len() - 1).expect("connections and their requests are bounded")
         });
-        self.asked[index as usize] = Some(asked);
+        self.asked[index as usize] = Some(asker);
         self.step(Event::Request {
             id: RequestId(index.into()),
             request,
@@ -338,9 +346,12 @@ impl Engine {
 
     fn complete(&mut self, id: RequestId, result: Result<(), Failure>) {
         let index = u32::try_from(id.0).expect("an index that was given out here");
-        if let Some(asked) = self.asked[index as usize].take() {
+        if let Some(asker) = self.asked[index as usize].take() {
             self.free.push(index);
-            self.answers.push_back((asked, result));
+            if result.is_ok() {
+                self.traffic.read_bytes += asker.read_bytes();
+            }
+            self.answers.push_back((asker, result));
         }
     }
 
@@ -439,5 +450,44 @@ impl Engine {
                 Reader::Prover => FromShard::Proof(ProofFeed::Frame { epoch, bytes }),
             });
         }
+    }
+}
+
+/// Clients of the thread that has the volume.
+impl Host for Engine {
+    fn wire(&mut self) -> (&mut Ring, &mut Vec<Seg>) {
+        (&mut self.ring, &mut self.segs)
+    }
+
+    fn accepts_writes(&self) -> Result<(), Failure> {
+        self.volume.accepts_writes()
+    }
+
+    fn admits_now(&self, blocks: usize) -> bool {
+        self.volume.admits_now(blocks)
+    }
+
+    fn alloc_for_write(&mut self, count: usize) -> Option<Vec<SlotId>> {
+        if !self.volume.has_room(self.ring.arena(), count) {
+            return None;
+        }
+        self.alloc(count)
+    }
+
+    /// Reads may use half of what writes may not take; the rest is for the log.
+    fn alloc_for_read(&mut self, count: usize) -> Option<Vec<SlotId>> {
+        let reserve = self.config().reserve_slots / 2;
+        if self.ring.arena().free_slots() < count + reserve {
+            return None;
+        }
+        self.alloc(count)
+    }
+
+    fn request(&mut self, asked: Asked, request: Request) {
+        self.ask(Asker::Here(asked), request);
+    }
+
+    fn unpin(&mut self, generation: u64) {
+        self.step(Event::Unpin { generation });
     }
 }

@@ -8,10 +8,14 @@
 //! **Architecture invariant:** only this thread touches the volume, its memory and its devices.
 
 mod client;
+mod clients;
 mod disks;
 mod embedded;
 mod engine;
 mod fork;
+mod front;
+mod fronts;
+mod host;
 mod link;
 mod listen;
 mod medium;
@@ -40,8 +44,10 @@ pub use self::listen::Listen;
 pub use self::medium::DeviceMedium;
 pub use self::status::{PeerLags, PeerStatus, ShardStatus};
 
-use self::client::{Client, Pumped, Reader};
-use self::engine::Engine;
+use self::client::Reader;
+use self::clients::Clients;
+use self::engine::{Asker, Engine};
+use self::fronts::Fronts;
 use self::link::ShardEnd;
 use self::listen::{Listener, no_delay, open_listener, start_accept};
 use self::open::{Facts, Opened, open_volume, pin_to};
@@ -52,7 +58,7 @@ use crate::core::event::Event;
 use crate::core::recovery::RecoveryError;
 use crate::device::{DeviceError, DeviceInfo, DeviceOptions, FlushTrust};
 use crate::nbd::export::{Export, ExportList};
-use crate::ring::{Completion, Op, RingError, Waker};
+use crate::ring::{Completion, FileId, Op, RingError, Waker};
 
 /// Connections at the same time.
 const CLIENTS: usize = 200;
@@ -87,7 +93,9 @@ pub struct ShardSetup {
     pub configure: Configure,
     /// Sockets for clients.
     pub listen: Vec<Listen>,
-    /// The processor to stay on.
+    /// Threads that serve the volume: one has it, the others take its clients. At least one.
+    pub threads: usize,
+    /// The processor to stay on; further threads take those after it.
     pub cpu: Option<usize>,
 }
 
@@ -137,17 +145,13 @@ pub enum ShardError {
 struct Shard {
     engine: Engine,
     inbox: rtrb::Consumer<ToShard>,
-    clients: Vec<Option<Client>>,
-    generation: u32,
+    clients: Clients,
+    fronts: Fronts,
     listeners: Vec<Listener>,
     exports: Arc<ExportList>,
     /// What clients of a replica see.
     read_only_exports: Arc<ExportList>,
     no_exports: Arc<ExportList>,
-    /// Clients that may be able to do something.
-    ready: Vec<u32>,
-    /// One of them has requests left that it sent already: the next turn waits for nothing.
-    at_once: bool,
     facts: Facts,
     stop_by: Option<Instant>,
     flush_only: bool,
@@ -197,6 +201,7 @@ impl Shard {
             pin_to(cpu);
         }
         let (name, listen) = (setup.name.clone(), setup.listen.clone());
+        let (fronts, cpu) = (setup.threads.saturating_sub(1), setup.cpu);
         let Opened { mut engine, facts } = open_volume(setup, end.outbox)?;
         let read_only_exports = exports(&name, &facts, &engine.volume, true);
         let exports = exports(&name, &facts, &engine.volume, false);
@@ -204,18 +209,17 @@ impl Shard {
         for listen in &listen {
             listeners.push(open_listener(&mut engine.ring, listen)?);
         }
+        let fronts = Fronts::start(&name, fronts, cpu.map(|cpu| cpu + 1), &engine)?;
         let waker = engine.ring.waker();
         let shard = Self {
             engine,
             inbox: end.inbox,
-            clients: Vec::new(),
-            generation: 0,
+            clients: Clients::default(),
+            fronts,
             listeners,
             exports: Arc::new(exports),
             read_only_exports: Arc::new(read_only_exports),
             no_exports: Arc::new(ExportList::new(Vec::new()).expect("an empty list is valid")),
-            ready: Vec::new(),
-            at_once: false,
             facts,
             stop_by: None,
             flush_only: false,
@@ -237,7 +241,7 @@ impl Shard {
                 break;
             }
             let timeout = self.timeout();
-            let least = usize::from(!self.at_once);
+            let least = usize::from(!(self.clients.at_once || self.fronts.have_more()));
             if let Err(error) = self.engine.ring.wait(least, timeout, &mut completions) {
                 result = Err(error.to_string());
                 break;
@@ -253,6 +257,10 @@ impl Shard {
                 self.engine.step(Event::Timer);
             }
             self.serve();
+            if self.fronts.has_ended() {
+                result = Err("a thread that serves clients has ended".to_owned());
+                break;
+            }
             self.engine.disks.retry(&mut self.engine.ring);
         }
         for listener in &self.listeners {
@@ -339,56 +347,12 @@ impl Shard {
         if kind == ACCEPT {
             return self.accepted(index, completion);
         }
-        self.ready.push(index);
-        let Some(slot) = self.clients.get_mut(index as usize) else {
-            return;
-        };
-        let Some(client) = slot else { return };
-        if kind == TOKENS.receive {
-            client.received(completion.buf, completion.result.map_err(drop));
-        } else if kind == TOKENS.send {
-            client.sent(completion.buf, completion.result.is_err(), &mut self.engine);
-        } else if let Some(client) = slot.take() {
-            // Operations on a closed file complete before the close does.
-            client.release(&mut self.engine);
-        }
+        self.clients.completed(completion, &mut self.engine);
     }
 
     fn accepted(&mut self, index: u32, completion: Completion) {
         if let Some(file) = completion.file {
-            self.generation = self.generation.wrapping_add(1) & 0xFF_FFFF;
-            let generation = self.generation;
-            let free = self.clients.iter().position(Option::is_none);
-            let at = free.unwrap_or(self.clients.len());
-            if at >= CLIENTS {
-                // Refused by closing; the completion of the close finds no client.
-                let token = TOKENS.close | u64::from(u32::MAX);
-                let _ = self.engine.ring.submit(Op::Close { file }, token);
-            } else {
-                no_delay(&self.engine.ring, file);
-                let volume = &self.engine.volume;
-                let reads_only = volume.may_be_pinned();
-                let exports = if volume.accepts_writes().is_ok() {
-                    &self.exports
-                } else if reads_only || volume.only_reads_go_on() {
-                    &self.read_only_exports
-                } else {
-                    &self.no_exports
-                };
-                let mut client = Client::new(file, generation, Arc::clone(exports));
-                if reads_only {
-                    client.reader = Reader::Waiting;
-                }
-                if at == self.clients.len() {
-                    self.clients.push(None);
-                }
-                self.clients[at] = Some(client);
-                if reads_only {
-                    self.ask_to_pin(at, generation);
-                }
-                self.ready
-                    .push(u32::try_from(at).expect("clients are bounded"));
-            }
+            self.admit(file);
         }
         if !completion.more
             && self.stop_by.is_none()
@@ -398,55 +362,63 @@ impl Shard {
         }
     }
 
+    fn admit(&mut self, file: FileId) {
+        if self.clients.len() + self.fronts.clients() >= CLIENTS {
+            return self.close(file);
+        }
+        no_delay(&self.engine.ring, file);
+        let volume = &self.engine.volume;
+        let reads_only = volume.may_be_pinned();
+        let exports = if volume.accepts_writes().is_ok() {
+            &self.exports
+        } else if reads_only || volume.only_reads_go_on() {
+            &self.read_only_exports
+        } else {
+            &self.no_exports
+        };
+        let is_primary = !reads_only && !Arc::ptr_eq(exports, &self.no_exports);
+        if is_primary && !self.fronts.is_empty() {
+            let socket = self.engine.ring.fd(file).expect("it was accepted");
+            if let Ok(socket) = socket.try_clone_to_owned() {
+                self.fronts.serve(socket, exports);
+            }
+            return self.close(file);
+        }
+        let (index, client) = self.clients.add(file, exports);
+        if reads_only {
+            client.reader = Reader::Waiting;
+            let generation = client.generation;
+            self.ask_to_pin(index, generation);
+        }
+    }
+
+    /// Closes a connection that is no client here; the completion finds none.
+    fn close(&mut self, file: FileId) {
+        let token = TOKENS.close | u64::from(u32::MAX);
+        let _ = self.engine.ring.submit(Op::Close { file }, token);
+    }
+
     /// Lets every client go on that may be able to, until nothing moves any more.
     fn serve(&mut self) {
-        let (mut again, mut more) = (Vec::new(), Vec::new());
-        for client in self.clients.iter_mut().flatten() {
-            client.begin_turn();
-        }
+        self.clients.begin_turn();
+        self.fronts.take(&mut self.engine);
         loop {
             self.judge_readers();
             self.deliver();
-            let stalled = self
-                .clients
-                .iter()
-                .enumerate()
-                .filter_map(|(index, client)| {
-                    let stalled = client.as_ref().is_some_and(Client::is_stalled);
-                    stalled.then(|| u32::try_from(index).expect("clients are bounded"))
-                });
-            self.ready.extend(stalled);
-            self.ready.sort_unstable();
-            self.ready.dedup();
-            for index in std::mem::take(&mut self.ready) {
-                let Some(Some(client)) = self.clients.get_mut(index as usize) else {
-                    continue;
-                };
-                match client.pump(index, &mut self.engine, &TOKENS) {
-                    Pumped::Waits => {}
-                    // Its completions bring the next turn.
-                    Pumped::RingFull => again.push(index),
-                    Pumped::HasMore => more.push(index),
-                }
-            }
+            self.clients.pump(&mut self.engine);
             if self.engine.answers.is_empty() && self.engine.verdicts.is_empty() {
                 break;
             }
         }
-        self.at_once = !more.is_empty();
-        self.ready = again;
-        self.ready.append(&mut more);
+        self.clients.end_turn();
+        self.fronts.settle(&mut self.engine);
     }
 
     fn deliver(&mut self) {
-        while let Some((asked, result)) = self.engine.answers.pop_front() {
-            let index = asked.client;
-            match self.clients.get_mut(index as usize) {
-                Some(Some(client)) if client.generation == asked.generation => {
-                    client.answered(asked, result, &mut self.engine);
-                    self.ready.push(index);
-                }
-                _ => asked.release(&mut self.engine),
+        while let Some((asker, result)) = self.engine.answers.pop_front() {
+            match asker {
+                Asker::Here(asked) => self.clients.answered(asked, result, &mut self.engine),
+                Asker::There(relayed) => self.fronts.answered(relayed, result, &mut self.engine),
             }
         }
     }
@@ -492,7 +464,7 @@ impl Shard {
             overlay_bytes: self.engine.ring.arena().capacity() as u64 * BLOCK_BYTES,
             log_used_bytes,
             log_bytes,
-            clients: self.clients.iter().flatten().count(),
+            clients: self.clients.len() + self.fronts.clients(),
             fork_file: self.engine.fork_file.clone(),
             no_shadow: self.facts.no_shadow.clone(),
             pinned_epoch: volume.pinned_epoch(),

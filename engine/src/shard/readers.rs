@@ -25,29 +25,27 @@ impl Verdicts {
 
 impl Shard {
     /// Asks the core whether a client may read. Until it answers the client is not greeted.
-    pub(super) fn ask_to_pin(&mut self, index: usize, generation: u32) {
-        let id = RequestId((u64::from(generation) << 32) | index as u64);
+    pub(super) fn ask_to_pin(&mut self, index: u32, generation: u32) {
+        let id = RequestId((u64::from(generation) << 32) | u64::from(index));
         self.engine.step(Event::Pin { id });
     }
 
     /// Greets readers, turns them away, or cuts them off, as the core has said.
     pub(super) fn judge_readers(&mut self) {
         if std::mem::take(&mut self.engine.verdicts.broken) {
-            for (index, slot) in self.clients.iter_mut().enumerate() {
-                if let Some(client) = slot
-                    && matches!(client.reader, Reader::Pinned(_))
-                {
+            let mut cut = Vec::new();
+            for (index, client) in self.clients.iter_mut() {
+                if matches!(client.reader, Reader::Pinned(_)) {
                     client.cut_off();
-                    self.ready
-                        .push(u32::try_from(index).expect("clients are bounded"));
+                    cut.push(index);
                 }
             }
+            cut.into_iter().for_each(|index| self.clients.wake(index));
         }
         for (id, pin) in std::mem::take(&mut self.engine.verdicts.pinned) {
-            let index = usize::try_from(id.0 & 0xFFFF_FFFF).expect("masked to 32 bits");
-            let found = self.clients.get_mut(index).and_then(Option::as_mut);
-            let asked = found.filter(|client| u64::from(client.generation) == id.0 >> 32);
-            match (asked, pin) {
+            let index = u32::try_from(id.0 & 0xFFFF_FFFF).expect("masked to 32 bits");
+            let generation = u32::try_from(id.0 >> 32).expect("shifted by 32 bits");
+            match (self.clients.get_mut(index, generation), pin) {
                 (Some(client), Some(generation)) => client.reader = Reader::Pinned(generation),
                 (Some(client), None) => {
                     let exports = Arc::clone(&self.no_exports);
@@ -56,8 +54,7 @@ impl Shard {
                 (None, Some(generation)) => self.engine.step(Event::Unpin { generation }),
                 (None, None) => {}
             }
-            self.ready
-                .push(u32::try_from(index).expect("clients are bounded"));
+            self.clients.wake(index);
         }
     }
 }

@@ -1,0 +1,322 @@
+//! The threads that serve clients beside this one, as the thread that has the volume sees them.
+//!
+//! Clients of a primary are dealt out to them, the next one to where there are fewest. What they
+//! ask is handed to the core in turns; a write for which the open epoch has no room waits, with
+//! those behind it that need room too. Everything else passes by.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use hn4::types::SECTOR_BYTES;
+
+use super::ShardError;
+use super::engine::{Asker, Engine};
+use super::front::{Front, FrontSetup, QUEUE, Relayed, ToFront, ToOwner, Use, slots_of};
+use super::host::Host;
+use crate::arena::Lent;
+use crate::core::event::{Failure, Request};
+use crate::nbd::export::ExportList;
+use crate::ring::{RingError, Waker};
+
+/// Messages of one that are taken in a turn. Their answers go out at its end, so that it works on
+/// them while the next ones are worked on here.
+const TAKEN: usize = 64;
+
+/// One of them.
+struct Handle {
+    queue: rtrb::Producer<ToFront>,
+    backlog: VecDeque<ToFront>,
+    wake: bool,
+    from: rtrb::Consumer<ToOwner>,
+    /// Changes that wait for room in the open epoch.
+    stalled: VecDeque<(Relayed, Request)>,
+    /// Slots for writes and for reads that it waits for: the least and the most.
+    wants: [Option<(usize, usize)>; 2],
+    clients: usize,
+    /// What it was told last.
+    accepts: Option<Result<(), Failure>>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Fronts {
+    list: Vec<Handle>,
+    /// Which one is first in this turn.
+    first: usize,
+}
+
+impl Fronts {
+    /// Starts so many. `cpu`: the first of the processors that they are to stay on.
+    pub(super) fn start(
+        name: &str,
+        count: usize,
+        cpu: Option<usize>,
+        engine: &Engine,
+    ) -> Result<Self, ShardError> {
+        let mut fronts = Self::default();
+        for index in 0..count {
+            let cpu = cpu.map(|cpu| cpu + index);
+            let name = format!("front {}/{name}", index + 1);
+            fronts
+                .list
+                .push(Handle::start(&name, (count, cpu), engine)?);
+        }
+        Ok(fronts)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Clients that they serve.
+    pub(super) fn clients(&self) -> usize {
+        self.list.iter().map(|front| front.clients).sum()
+    }
+
+    /// Whether one has ended, which only a failure of its ring or a panic does.
+    pub(super) fn has_ended(&self) -> bool {
+        self.list.iter().any(|front| front.from.is_abandoned())
+    }
+
+    /// Gives a client to one of them.
+    pub(super) fn serve(&mut self, socket: OwnedFd, exports: &Arc<ExportList>) {
+        let fewest = self.list.iter_mut().min_by_key(|front| front.clients);
+        let front = fewest.expect("there is one");
+        front.clients += 1;
+        front.push(ToFront::Client(socket, Arc::clone(exports)));
+    }
+
+    /// Whether one has sent more than a turn takes.
+    pub(super) fn have_more(&self) -> bool {
+        self.list.iter().any(|front| !front.from.is_empty())
+    }
+
+    /// Hands what they ask to the core, once a turn: they may never pause.
+    pub(super) fn take(&mut self, engine: &mut Engine) {
+        let count = self.list.len();
+        for step in 0..count {
+            let index = (self.first + step) % count;
+            self.list[index].take(index, engine);
+        }
+        self.first = (self.first + 1) % count.max(1);
+    }
+
+    /// The core has answered.
+    pub(super) fn answered(
+        &mut self,
+        relayed: Relayed,
+        result: Result<(), Failure>,
+        engine: &mut Engine,
+    ) {
+        let Relayed { id, slots, .. } = relayed;
+        let lent = engine.mem().lend(slots);
+        self.list[relayed.front].push(ToFront::Answer { id, result, lent });
+    }
+
+    /// At the end of a turn: gives them what there is room for, and tells them what is new.
+    pub(super) fn settle(&mut self, engine: &mut Engine) {
+        let accepts = engine.accepts_writes();
+        let count = self.list.len();
+        for step in 0..count {
+            let front = &mut self.list[(self.first + step) % count];
+            if front.accepts != Some(accepts) {
+                front.accepts = Some(accepts);
+                front.push(ToFront::Accepts(accepts));
+            }
+            front.grant(engine);
+            front.flush();
+        }
+    }
+}
+
+impl Drop for Fronts {
+    fn drop(&mut self) {
+        for front in &mut self.list {
+            // Before what it may not take any more.
+            front.backlog.push_front(ToFront::Stop);
+            front.flush();
+        }
+        for front in &mut self.list {
+            // One whose queue is full sees that it is abandoned.
+            let (queue, _) = rtrb::RingBuffer::new(1);
+            drop(std::mem::replace(&mut front.queue, queue));
+            front.waker.wake();
+            if let Some(thread) = front.thread.take() {
+                // A panic has been printed by the panic hook already.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Handle {
+    fn start(
+        name: &str,
+        (count, cpu): (usize, Option<usize>),
+        engine: &Engine,
+    ) -> Result<Self, ShardError> {
+        let (queue, inbox) = rtrb::RingBuffer::new(QUEUE);
+        let (to_owner, from) = rtrb::RingBuffer::new(QUEUE);
+        let setup = FrontSetup {
+            inbox,
+            queue: to_owner,
+            waker: engine.ring.waker(),
+            arena: engine.ring.arena().share(),
+            fronts: count,
+            cpu,
+        };
+        let (tell, told) = mpsc::channel::<Result<Waker, RingError>>();
+        let serve = move || match Front::open(setup) {
+            Ok(mut front) => {
+                if tell.send(Ok(front.waker())).is_ok() {
+                    front.run();
+                }
+            }
+            // Nobody listens only if the volume's thread is gone.
+            Err(error) => drop(tell.send(Err(error))),
+        };
+        let builder = std::thread::Builder::new().name(name.chars().take(15).collect());
+        let os = |source| ShardError::Os {
+            what: "starting a thread for clients",
+            source,
+        };
+        let thread = builder.spawn(serve).map_err(os)?;
+        let panicked = |_| os(std::io::Error::other("it panicked"));
+        let waker = told.recv().map_err(panicked)??;
+        Ok(Self {
+            queue,
+            backlog: VecDeque::new(),
+            wake: false,
+            from,
+            stalled: VecDeque::new(),
+            wants: [None; 2],
+            clients: 0,
+            accepts: None,
+            waker,
+            thread: Some(thread),
+        })
+    }
+
+    fn push(&mut self, message: ToFront) {
+        self.backlog.push_back(message);
+    }
+
+    fn flush(&mut self) {
+        while let Some(message) = self.backlog.pop_front() {
+            if let Err(rtrb::PushError::Full(message)) = self.queue.push(message) {
+                self.backlog.push_front(message);
+                break;
+            }
+            self.wake = true;
+        }
+        if std::mem::take(&mut self.wake) {
+            self.waker.wake();
+        }
+    }
+
+    fn take(&mut self, index: usize, engine: &mut Engine) {
+        self.retry(engine);
+        // It may hold messages back for lack of room.
+        self.wake |= self.from.slots() == QUEUE;
+        for _ in 0..TAKEN {
+            let Ok(message) = self.from.pop() else { break };
+            match message {
+                ToOwner::Request { id, request, lent } => {
+                    self.request((index, id), request, lent, engine);
+                }
+                ToOwner::Want { what, least, most } => {
+                    self.wants[what as usize] = Some((least, most));
+                }
+                ToOwner::Return(lent) => {
+                    let slots = engine.mem().borrow(lent);
+                    engine.free_slots(&slots);
+                }
+                ToOwner::Left => self.clients = self.clients.saturating_sub(1),
+            }
+        }
+    }
+
+    fn request(
+        &mut self,
+        (front, id): (usize, u32),
+        mut request: Request,
+        lent: Lent,
+        engine: &mut Engine,
+    ) {
+        let lent = engine.mem().borrow(lent);
+        let (mut slots, mut read_bytes) = (Vec::new(), 0);
+        if let Request::Read { sectors, .. } = request {
+            slots.clone_from(&lent);
+            read_bytes = u64::from(sectors) * SECTOR_BYTES;
+        }
+        if let Some(place) = slots_of(&mut request) {
+            *place = lent;
+        }
+        let relayed = Relayed {
+            front,
+            id,
+            slots,
+            read_bytes,
+        };
+        if self.stalled.is_empty() && takes_now(&request, engine) || !changes(&request) {
+            engine.ask(Asker::There(relayed), request);
+        } else {
+            self.stalled.push_back((relayed, request));
+        }
+    }
+
+    fn retry(&mut self, engine: &mut Engine) {
+        while let Some((relayed, request)) = self.stalled.pop_front() {
+            if !takes_now(&request, engine) {
+                return self.stalled.push_front((relayed, request));
+            }
+            engine.ask(Asker::There(relayed), request);
+        }
+    }
+
+    fn grant(&mut self, engine: &mut Engine) {
+        for what in [Use::Write, Use::Read] {
+            let Some((least, most)) = self.wants[what as usize] else {
+                continue;
+            };
+            let slots = match what {
+                Use::Write => {
+                    let slots = engine.alloc_for_write(most);
+                    slots.or_else(|| engine.alloc_for_write(least))
+                }
+                Use::Read => {
+                    let slots = engine.alloc_for_read(most);
+                    slots.or_else(|| engine.alloc_for_read(least))
+                }
+            };
+            if let Some(slots) = slots {
+                self.wants[what as usize] = None;
+                let lent = engine.mem().lend(slots);
+                self.push(ToFront::Slots(what, lent));
+            }
+        }
+    }
+}
+
+fn changes(request: &Request) -> bool {
+    matches!(request, Request::Write { .. } | Request::Zero { .. })
+}
+
+/// Whether the open epoch has room for a change, or it will be refused at once.
+fn takes_now(request: &Request, engine: &Engine) -> bool {
+    if engine.accepts_writes().is_err() {
+        return true;
+    }
+    match request {
+        Request::Write { slots, .. } => engine.admits_now(slots.len()),
+        Request::Zero { edges, .. } => {
+            engine.admits_now(edges.len()) && engine.volume.has_room(engine.ring.arena(), 0)
+        }
+        Request::Read { .. } | Request::Flush => true,
+    }
+}
