@@ -5,7 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -67,6 +67,42 @@ fn what_is_written_is_signed_compared_and_only_then_applied() {
     );
     assert_eq!(ledger(&alpha), ledger(&beta));
     assert_eq!((set_aside(&alpha), set_aside(&beta)), (0, 0));
+}
+
+#[test]
+fn a_batch_is_signed_after_the_time_that_is_configured() {
+    let place = folder();
+    let mut plan = plan();
+    plan.policy.push_str("proof_batch_ms = 2000\n");
+    let (mut alpha, beta) = running_pair(place.path(), &plan);
+    let mut client = alpha.client().expect("it serves");
+    let epochs = |node: &Node| {
+        let state = node.report().expect("a report").state.expect("open");
+        (state.durable_epoch, state.proven_epoch, state.applied_epoch)
+    };
+    client.write(0, &[7; 4096], true).expect("durable");
+    let first = Instant::now();
+    let (durable, ..) = epochs(&alpha);
+    // In small steps, so that a sweep would be seen that did not wait.
+    while first.elapsed() < Duration::from_millis(1000) {
+        client.write(8192, &[7; 4096], true).expect("durable");
+        let (_, proven, applied) = epochs(&beta);
+        let late = first.elapsed() >= Duration::from_millis(1900);
+        assert!(
+            late || (proven < durable && applied < durable),
+            "signed early"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    alpha
+        .wait_for("sign the batch", LIMIT, |report| {
+            let state = report.state.as_ref();
+            state.is_some_and(|state| state.proven_epoch == state.durable_epoch)
+        })
+        .expect("it is signed");
+    assert!(first.elapsed() >= Duration::from_millis(1900));
+    let records = proof(&alpha.report().expect("a report")).map(|proof| proof.ledger_records);
+    assert!(records.is_some_and(|records| records < 8), "{records:?}");
 }
 
 #[test]

@@ -164,6 +164,8 @@ pub struct VolumeSection {
     pub ml_dsa: Signing,
     /// SLH-DSA-SHA2-128f on checkpoints.
     pub slh_dsa: Signing,
+    /// A batch of epochs is anchored this long after its first one at the latest.
+    pub proof_batch_ms: u64,
     /// At most so often a primary signs a checkpoint.
     pub checkpoint_s: u64,
     /// A state tree is kept: a hash of every block, by which copies are compared and the medium is

@@ -30,6 +30,7 @@ const SHADOW_SPACE_MIB: RangeInclusive<u64> = 0..=1024 * 1024 * 1024;
 const START_ALONE_S: RangeInclusive<u64> = 0..=86_400;
 const SCAN_MIB_PER_S: RangeInclusive<u64> = 1..=65_536;
 const VERIFY_INTERVAL_H: RangeInclusive<u64> = 0..=8760;
+const PROOF_BATCH_MS: RangeInclusive<u64> = 1..=60_000;
 const CHECKPOINT_S: RangeInclusive<u64> = 1..=86_400;
 const CPU: RangeInclusive<u64> = 0..=1023;
 const THREADS: RangeInclusive<u64> = 1..=64;
@@ -83,7 +84,7 @@ const DEVICE_KINDS: [(&str, Option<DeviceKind>); 7] = [
 const PHYSICAL_SECTORS: [(&str, Option<u32>); 3] =
     [("auto", None), ("512", Some(512)), ("4096", Some(4096))];
 
-const VOLUME_KEYS: [&str; 33] = [
+const VOLUME_KEYS: [&str; 34] = [
     "name",
     "backing",
     "log",
@@ -106,6 +107,7 @@ const VOLUME_KEYS: [&str; 33] = [
     "proof",
     "ml_dsa",
     "slh_dsa",
+    "proof_batch_ms",
     "checkpoint_s",
     "tree",
     "scan_mib_per_s",
@@ -286,6 +288,7 @@ impl<'t> Parser<'t> {
         let stop_drain_s = number("stop_drain_s", STOP_DRAIN_S, 10);
         let scan_mib_per_s = number("scan_mib_per_s", SCAN_MIB_PER_S, 64);
         let verify_interval_h = number("verify_interval_h", VERIFY_INTERVAL_H, 168);
+        let proof_batch_ms = number("proof_batch_ms", PROOF_BATCH_MS, 50);
         let checkpoint_s = number("checkpoint_s", CHECKPOINT_S, 60);
         let threads = number("threads", THREADS, 1);
         let cpu = reader.number(table, "cpu", &CPU);
@@ -327,6 +330,7 @@ impl<'t> Parser<'t> {
             proof: reader.choice(table, "proof", &SWITCH).unwrap_or(true),
             ml_dsa: choice(reader, table, "ml_dsa", &SIGNING),
             slh_dsa: choice(reader, table, "slh_dsa", &SIGNING),
+            proof_batch_ms,
             checkpoint_s,
             tree: reader.choice(table, "tree", &SWITCH).unwrap_or(false),
             scan_mib_per_s,

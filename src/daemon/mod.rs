@@ -326,6 +326,7 @@ fn start_prover(
         node: state.node_id,
         keys: keys::node_keys(state.directory(), &section.algorithms())?,
         required: section.required_signatures(),
+        batch_age: Duration::from_millis(section.proof_batch_ms),
         checkpoint_age: Duration::from_secs(section.checkpoint_s),
         log_bytes,
         overlay_bytes: section.overlay_bytes(),

@@ -112,6 +112,7 @@ pub(super) struct ProofSetup {
     pub(super) keys: NodeKeys,
     /// What it insists on in what primaries sign.
     pub(super) required: Policy,
+    pub(super) batch_age: Duration,
     pub(super) checkpoint_age: Duration,
     pub(super) log_bytes: u64,
     pub(super) overlay_bytes: u64,
@@ -250,7 +251,10 @@ impl Worker {
                 keys: setup.keys.clone(),
                 required: setup.required.clone(),
                 checkpoint_age: setup.checkpoint_age,
-                policy: BatchPolicy::for_log(setup.log_bytes),
+                policy: BatchPolicy {
+                    max_age: setup.batch_age,
+                    ..BatchPolicy::for_log(setup.log_bytes)
+                },
                 gate: setup.gate,
                 hold_bytes: setup.log_bytes.min(setup.overlay_bytes) / 4,
             },
