@@ -397,3 +397,43 @@ impl Host for Desk {
         self.reads.free += slots.len();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEPT: usize = 64;
+
+    #[test]
+    fn a_pool_asks_once_and_again_only_for_more() {
+        let mut arena = Arena::new(1).expect("a page can be mapped");
+        let mut pool = Pool::default();
+        assert_eq!(pool.question(KEPT), Some((1, KEPT)), "it is empty");
+        assert_eq!(pool.question(KEPT), None, "asked already");
+        assert_eq!(pool.take(100, &mut arena), None);
+        assert_eq!(pool.question(KEPT), Some((100, 100)), "a client waits");
+        assert_eq!(pool.take(30, &mut arena), None);
+        assert_eq!(pool.question(KEPT), None, "what comes is enough for it");
+        (pool.asked, pool.free) = (None, 100);
+        assert_eq!(pool.question(KEPT), None, "plenty");
+        pool.free = KEPT / 2 - 1;
+        assert_eq!(pool.question(KEPT), Some((1, KEPT / 2 + 1)), "filled up");
+    }
+
+    #[test]
+    fn what_is_kept_is_free_in_the_arena() {
+        let mut owner = Arena::new(8).expect("eight pages can be mapped");
+        let slots: Vec<_> = (0..8).filter_map(|_| owner.alloc()).collect();
+        let mut arena = owner.share();
+        for slot in arena.borrow(owner.lend(slots)) {
+            arena.free(slot);
+        }
+        let mut pool = Pool {
+            free: 8,
+            ..Pool::default()
+        };
+        let taken = pool.take(3, &mut arena).map(|slots| slots.len());
+        assert_eq!((taken, pool.free, arena.free_slots()), (Some(3), 5, 5));
+        assert_eq!((pool.take_surplus(2), pool.free), (3, 2));
+    }
+}
