@@ -2,11 +2,12 @@
 
 mod common;
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
 use common::disk::{Loop, can_lose_power, wait};
-use common::{folder, running_pair, single, succeed, tool};
+use common::{folder, running_pair, seed, single, succeed, tool};
 use hn4_replicad::quickstart::load::Random;
 use hn4_replicad::quickstart::rig::{Node, Plan, quiesce_and_compare};
 
@@ -92,6 +93,124 @@ fn nbdcopy_moves_an_image_both_ways_and_the_copies_agree() {
         std::fs::read(beta.backing()).expect("a backing") == bytes,
         "P3: the same place"
     );
+}
+
+/// What nbdinfo says of a volume: ranges in bytes, and whether they are zero.
+fn map(node: &Node) -> Vec<(Range<usize>, bool)> {
+    let mut nbdinfo = tool("nbdinfo").expect("it was there");
+    let json = succeed(nbdinfo.args(["--map", "--json"]).arg(node.uri()));
+    let parts: Vec<serde_json::Value> = serde_json::from_str(&json).expect("a list");
+    let number = |part: &serde_json::Value, key: &str| {
+        let number = part[key].as_u64().expect("a number");
+        usize::try_from(number).expect("small")
+    };
+    let part = |part: &serde_json::Value| {
+        let (offset, length) = (number(part, "offset"), number(part, "length"));
+        (offset..offset + length, number(part, "type") & 2 != 0)
+    };
+    parts.iter().map(part).collect()
+}
+
+/// A volume in which this is true: what is said to be zero is. Bytes that were said to be.
+fn zeroes_are_zero(node: &Node, model: &[u8]) -> usize {
+    let parts = map(node);
+    let mut next = 0;
+    for (range, _) in &parts {
+        assert_eq!(range.start, next, "{parts:?}");
+        next = range.end;
+    }
+    assert_eq!(next, model.len());
+    let zero = parts.into_iter().filter(|(_, is_zero)| *is_zero);
+    let lengths = zero.map(|(range, _)| {
+        assert!(
+            model[range.clone()].iter().all(|&byte| byte == 0),
+            "{range:?}"
+        );
+        range.len()
+    });
+    lengths.sum()
+}
+
+fn what_need_not_be_read(threads: u64) {
+    if tool("nbdinfo").is_none() {
+        return;
+    }
+    let place = folder();
+    let mut node = single(place.path(), plan());
+    let config = std::fs::read_to_string(node.config()).expect("a configuration");
+    std::fs::write(node.config(), format!("{config}threads = {threads}\n")).expect("written");
+    node.start().expect("it serves");
+    let mut client = node.client().expect("served");
+    let mut model = vec![0_u8; usize::try_from(plan().size_mib << 20).expect("small")];
+    assert_eq!(
+        zeroes_are_zero(&node, &model),
+        model.len(),
+        "nothing was written"
+    );
+    let mut random = Random::new(seed("holes"));
+    for round in 0..12 {
+        for _ in 0..12 {
+            let at = random.below(model.len() as u64 / 512 - 8192) * 512;
+            let (offset, sectors) = (usize::try_from(at).expect("small"), 1 + random.below(400));
+            let kind = random.below(4);
+            let long = kind >= 2 && random.one_in(2);
+            let length = sectors * 512 * if long { 16 } else { 1 };
+            let range = offset..offset + usize::try_from(length).expect("small");
+            let short = u32::try_from(length).expect("small");
+            model[range.clone()].fill([1, 2, 0, 0][usize::try_from(kind).expect("small")]);
+            match kind {
+                0 | 1 => client.write(at, &model[range], false).expect("written"),
+                2 => client.trim(at, short).expect("trimmed"),
+                _ => client.write_zeroes(at, short).expect("zeroed"),
+            }
+        }
+        let known = zeroes_are_zero(&node, &model);
+        let blocks = model.chunks(4096);
+        let zeroes = blocks.filter(|block| block.iter().all(|&byte| byte == 0));
+        let zeroes = zeroes.count() * 4096;
+        assert!(
+            known * 10 >= zeroes * 9,
+            "{known} bytes of {zeroes} are known to be zero"
+        );
+        if round % 3 == 2 {
+            node.drain().expect("all is in the backing");
+            let below = zeroes_are_zero(&node, &model);
+            assert!(
+                below * 10 >= zeroes * 8,
+                "{below} of {zeroes}, from the backing"
+            );
+        }
+    }
+    // Who copies it reads what is there, and gets all.
+    let before = node
+        .report()
+        .expect("a report")
+        .state
+        .expect("open")
+        .read_bytes;
+    let found = place.path().join("found");
+    let mut copy = tool("nbdcopy").expect("of the same package");
+    succeed(copy.arg(node.uri()).arg(&found));
+    assert!(std::fs::read(&found).expect("the copy") == model);
+    let read = node
+        .report()
+        .expect("a report")
+        .state
+        .expect("open")
+        .read_bytes
+        - before;
+    // It reads in pieces of its own size, of which most hold something.
+    assert!(read * 2 < model.len() as u64, "{read} bytes were read");
+}
+
+#[test]
+fn what_is_zero_is_known_without_reading() {
+    what_need_not_be_read(1);
+}
+
+#[test]
+fn what_is_zero_is_known_without_reading_with_three_threads() {
+    what_need_not_be_read(3);
 }
 
 #[test]

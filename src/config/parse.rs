@@ -121,6 +121,24 @@ const VOLUME_KEYS: [&str; 34] = [
     "peer",
 ];
 
+const WRITE_ACKS: [(&str, WriteAck); 2] = [
+    ("overlay", WriteAck::Overlay),
+    ("durable", WriteAck::Durable),
+];
+
+const ACKS: [(&str, AckMode); 3] = [
+    ("async", AckMode::Async),
+    ("received", AckMode::Received),
+    ("durable", AckMode::Durable),
+];
+
+const ON_DEGRADED: [(&str, OnDegraded); 2] = [
+    ("block", OnDegraded::Block),
+    ("degrade", OnDegraded::Degrade),
+];
+
+const APPLY: [(&str, Apply); 2] = [("proven", Apply::Proven), ("durable", Apply::Durable)];
+
 /// What happens when a peer is too far behind, as it is written.
 pub(crate) const ON_EXCEED: [(&str, OnExceed); 3] = [
     ("throttle", OnExceed::Throttle),
@@ -293,20 +311,6 @@ impl<'t> Parser<'t> {
         let threads = number("threads", THREADS, 1);
         let cpu = reader.number(table, "cpu", &CPU);
         let start_alone_after_s = reader.number(table, "start_alone_after_s", &START_ALONE_S);
-        let write_acks = [
-            ("overlay", WriteAck::Overlay),
-            ("durable", WriteAck::Durable),
-        ];
-        let acks = [
-            ("async", AckMode::Async),
-            ("received", AckMode::Received),
-            ("durable", AckMode::Durable),
-        ];
-        let degraded = [
-            ("block", OnDegraded::Block),
-            ("degrade", OnDegraded::Degrade),
-        ];
-        let apply = [("proven", Apply::Proven), ("durable", Apply::Durable)];
         let volume = VolumeSection {
             name,
             backing,
@@ -314,10 +318,10 @@ impl<'t> Parser<'t> {
             overlay_mib,
             listen,
             insecure_tcp: reader.flag(table, "insecure_tcp"),
-            write_ack: choice(reader, table, "write_ack", &write_acks),
-            ack: choice(reader, table, "ack", &acks),
+            write_ack: choice(reader, table, "write_ack", &WRITE_ACKS),
+            ack: choice(reader, table, "ack", &ACKS),
             ack_peers: small(ack_peers),
-            on_degraded: choice(reader, table, "on_degraded", &degraded),
+            on_degraded: choice(reader, table, "on_degraded", &ON_DEGRADED),
             peer_timeout_ms,
             start_alone_after_s,
             fork_space_mib,
@@ -336,7 +340,7 @@ impl<'t> Parser<'t> {
             scan_mib_per_s,
             verify_interval_h,
             verify_reads: choice(reader, table, "verify_reads", &VERIFY_READS),
-            apply: choice(reader, table, "apply", &apply),
+            apply: choice(reader, table, "apply", &APPLY),
             device_kind: choice(reader, table, "device_kind", &DEVICE_KINDS),
             physical_sector: choice(reader, table, "physical_sector", &PHYSICAL_SECTORS),
             threads: small(threads),

@@ -7,6 +7,7 @@
 //! Not here: finding damage and repairing it (`hn4_proof::tree`, `src/daemon/tree`).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch, Lba, SECTORS_PER_BLOCK};
 
@@ -69,6 +70,14 @@ impl Damage {
     #[inline]
     pub(super) fn is_unused(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Known ones of a range.
+    pub(super) fn within(&self, blocks: Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        let known = self
+            .blocks
+            .range(BlockIndex(blocks.start)..BlockIndex(blocks.end));
+        known.map(|(block, _)| block.0)
     }
 
     /// When the first read that waits has waited long enough.

@@ -95,6 +95,17 @@ impl<V: Copy + Eq> ExtentMap<V> {
             .map(|(&start, &(end, value))| (start..end, value))
     }
 
+    /// The extents that touch a range, ascending, as far as they lie in it.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, V)> + '_ {
+        let before = self.map.range(..range.start).next_back();
+        let rest = self.map.range(range.clone());
+        let all = before.into_iter().chain(rest);
+        all.filter_map(move |(&start, &(end, value))| {
+            let part = start.max(range.start)..end.min(range.end);
+            (!part.is_empty()).then_some((part, value))
+        })
+    }
+
     /// Removes everything.
     pub fn clear(&mut self) {
         self.map.clear();
@@ -126,6 +137,12 @@ mod tests {
                 prop_assert_eq!(map.get(point as u64), expected);
             }
             let extents: Vec<_> = map.iter().collect();
+            let middle: Vec<_> = map.within(10..20).collect();
+            let cut = extents.iter().map(|(part, value)| {
+                (part.start.max(10)..part.end.min(20), *value)
+            });
+            let expected: Vec<_> = cut.filter(|(part, _)| !part.is_empty()).collect();
+            prop_assert_eq!(middle, expected);
             for pair in extents.windows(2) {
                 prop_assert!(pair[0].0.end <= pair[1].0.start);
             }

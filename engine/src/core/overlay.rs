@@ -362,6 +362,25 @@ impl Overlay {
         });
     }
 
+    /// Blocks of a range that have versions, in no order. Looks at each block of the range, or at
+    /// each that it has, whichever are fewer.
+    pub fn versions_in(&self, range: Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        let has_few = (self.heads.len() as u64) < range.end - range.start;
+        let own = self.heads.keys().take(if has_few { usize::MAX } else { 0 });
+        let own = own.copied().filter({
+            let range = range.clone();
+            move |block| range.contains(block)
+        });
+        let asked = if has_few { 0..0 } else { range };
+        let asked = asked.filter(|block| self.heads.contains_key(block));
+        own.chain(asked)
+    }
+
+    /// Zeroed extents of a range, ascending. What has versions besides may be newer.
+    pub fn zeros_in(&self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, Zeroed)> + '_ {
+        self.zeros.within(range)
+    }
+
     /// Whether what it has up to the cut is all of a block.
     pub fn covers(&self, block: BlockIndex, cut: Epoch) -> bool {
         let zeroed = self.zeros.get(block.0).map(|zeroed| zeroed.epoch);

@@ -49,6 +49,16 @@ pub(super) struct Asked {
     pub(super) read: Option<(ByteRange, bool, Vec<SlotId>)>,
 }
 
+/// A client's question about a part of the volume.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StatusAsked {
+    pub(super) client: u32,
+    pub(super) generation: u32,
+    pub(super) cookie: Cookie,
+    pub(super) range: ByteRange,
+    pub(super) req_one: bool,
+}
+
 enum Phase {
     Handshake(Box<Handshake<Arc<ExportList>>>, Arc<ExportList>),
     Transmission(Box<Transmission>),
@@ -210,6 +220,19 @@ impl Client {
                 self.refuse(cookie, refusal);
             }
         }
+    }
+
+    /// Takes the answer to a question about a part of the volume.
+    pub(super) fn described(&mut self, asked: StatusAsked, extents: Vec<Extent>) {
+        self.in_core -= 1;
+        let Phase::Transmission(t) = &self.phase else {
+            return;
+        };
+        let mut out = Vec::new();
+        let (cookie, id) = (asked.cookie, BASE_ALLOCATION_ID);
+        t.replier
+            .block_status(cookie, asked.range, asked.req_one, id, extents, &mut out);
+        self.replies.push_back(Reply::Bytes(out));
     }
 
     fn refuse(&mut self, cookie: Cookie, refusal: Refusal) {
@@ -407,16 +430,17 @@ impl Client {
                 self.zero(index, command, range, fua, !no_hole, host);
             }
             Operation::BlockStatus { range, req_one } => {
-                // Everything may hold data. Saying so is always allowed.
-                let extent = Extent {
-                    length: range.length.into(),
-                    flags: 0,
+                let asked = StatusAsked {
+                    client: index,
+                    generation: self.generation,
+                    cookie,
+                    range,
+                    req_one,
                 };
-                let mut out = Vec::new();
-                let id = BASE_ALLOCATION_ID;
-                t.replier
-                    .block_status(cookie, range, req_one, id, [extent], &mut out);
-                self.replies.push_back(Reply::Bytes(out));
+                self.in_core += 1;
+                if let Some(extents) = host.extents(asked) {
+                    self.described(asked, extents);
+                }
             }
             Operation::Cache { .. } => {
                 self.replies

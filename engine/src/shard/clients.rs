@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::client::{Asked, Client, Pumped};
+use super::client::{Asked, Client, Pumped, StatusAsked};
 use super::host::Host;
 use super::tokens::{KIND, TOKENS};
 use crate::core::event::Failure;
 use crate::nbd::export::ExportList;
+use crate::nbd::reply::Extent;
 use crate::ring::{Completion, FileId};
 
 /// See the module.
@@ -106,6 +107,14 @@ impl Clients {
                 self.ready.push(index);
             }
             None => asked.release(host),
+        }
+    }
+
+    /// Takes the answer to a question of one of them about a part of the volume.
+    pub(super) fn described(&mut self, asked: StatusAsked, extents: Vec<Extent>) {
+        if let Some(client) = self.get_mut(asked.client, asked.generation) {
+            client.described(asked, extents);
+            self.ready.push(asked.client);
         }
     }
 

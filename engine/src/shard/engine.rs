@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hn4::types::SECTOR_BYTES;
 
-use super::client::Asked;
+use super::client::{Asked, StatusAsked};
 use super::disks::{Disks, Done, FeedRead, Reader};
 use super::fork::ForkPlace;
 use super::front::Relayed;
@@ -21,6 +21,7 @@ use crate::core::event::{
     RequestId, Seg as CoreSeg, Time, TreeWork,
 };
 use crate::core::{Volume, VolumeConfig};
+use crate::nbd::reply::Extent;
 use crate::ring::{Completion, Ring, Seg};
 
 /// Progress that no peer waits for is told to the rest of the daemon after so many milliseconds.
@@ -485,6 +486,10 @@ impl Host for Engine {
 
     fn request(&mut self, asked: Asked, request: Request) {
         self.ask(Asker::Here(asked), request);
+    }
+
+    fn extents(&mut self, asked: StatusAsked) -> Option<Vec<Extent>> {
+        Some(self.describe(asked.range))
     }
 
     fn unpin(&mut self, generation: u64) {

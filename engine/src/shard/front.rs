@@ -20,13 +20,14 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::client::Asked;
+use super::client::{Asked, StatusAsked};
 use super::clients::Clients;
 use super::host::Host;
 use super::open::pin_to;
 use crate::arena::{Arena, Lent, SlotId, SlotMemory};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
+use crate::nbd::reply::Extent;
 use crate::ring::{Completion, Ring, RingConfig, RingError, Seg, Waker};
 
 /// Messages in each queue.
@@ -59,6 +60,8 @@ pub(super) enum ToOwner {
         least: usize,
         most: usize,
     },
+    /// Answered by [`ToFront::Extents`].
+    Extents(StatusAsked),
     /// Slots that are not needed.
     Return(Lent),
     /// A client has left.
@@ -76,6 +79,8 @@ pub(super) enum ToFront {
         result: Result<(), Failure>,
         lent: Lent,
     },
+    /// What a part of the volume holds.
+    Extents(StatusAsked, Vec<Extent>),
     /// They are for this.
     Slots(Use, Lent),
     /// Whether the volume takes writes.
@@ -297,6 +302,7 @@ impl Front {
                 self.desk.free.push(id);
                 self.clients.answered(asked, result, &mut self.desk);
             }
+            ToFront::Extents(asked, extents) => self.clients.described(asked, extents),
             ToFront::Slots(what, lent) => self.desk.took(what, lent),
             ToFront::Accepts(accepts) => self.desk.accepts = accepts,
             ToFront::Stop => return false,
@@ -383,6 +389,11 @@ impl Host for Desk {
         let slots = slots_of(&mut request).map(std::mem::take);
         let lent = self.ring.arena_mut().lend(slots.unwrap_or_default());
         self.to_owner.push(ToOwner::Request { id, request, lent });
+    }
+
+    fn extents(&mut self, asked: StatusAsked) -> Option<Vec<Extent>> {
+        self.to_owner.push(ToOwner::Extents(asked));
+        None
     }
 
     fn unpin(&mut self, _generation: u64) {

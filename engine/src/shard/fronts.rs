@@ -232,6 +232,10 @@ impl Handle {
                 ToOwner::Want { what, least, most } => {
                     self.wants[what as usize] = Some((least, most));
                 }
+                ToOwner::Extents(asked) => {
+                    let extents = engine.extents(asked).unwrap_or_default();
+                    self.push(ToFront::Extents(asked, extents));
+                }
                 ToOwner::Return(lent) => {
                     let slots = engine.mem().borrow(lent);
                     engine.free_slots(&slots);

@@ -3,9 +3,10 @@
 //! A client lives on the thread that has the volume (`engine`), or on one of those that only serve
 //! clients and ask that one (`front`).
 
-use super::client::Asked;
+use super::client::{Asked, StatusAsked};
 use crate::arena::{Arena, SlotId, SlotMemory};
 use crate::core::event::{Failure, Request};
+use crate::nbd::reply::Extent;
 use crate::ring::{Ring, Seg};
 
 /// See the module.
@@ -27,6 +28,9 @@ pub(super) trait Host {
 
     /// Asks the core on behalf of a client.
     fn request(&mut self, asked: Asked, request: Request);
+
+    /// What a part of the volume holds; `None`: that is told later.
+    fn extents(&mut self, asked: StatusAsked) -> Option<Vec<Extent>>;
 
     /// Gives a replica's client's pin back.
     fn unpin(&mut self, generation: u64);

@@ -9,6 +9,7 @@
 
 mod client;
 mod clients;
+mod describe;
 mod disks;
 mod embedded;
 mod engine;
