@@ -193,17 +193,39 @@ impl Volume {
         }
     }
 
-    /// A primary of a higher term has confirmed the end of our log.
-    pub(super) fn tail_confirmed(&mut self) {
+    /// Lets go of the own tail when the primary of a higher term has confirmed it.
+    ///
+    /// An own tail is saved before it is cut off, and what is anchored is not cut off at all. So
+    /// the one protection ends only when the other has begun: when all is anchored here that is
+    /// not of the term which we follow, and in which we never wrote. That the primary says how far
+    /// it is, is not enough. That may come before its word that our log is a part of its own, and
+    /// in between another primary, whose promotion accepted a loss: that one would have the tail
+    /// cut off as if it were any replica's.
+    ///
+    /// Nor is a replica's word enough, from which a promotion pulls: it saves nothing itself.
+    pub(super) fn own_tail_progress(&mut self) {
+        if !self.has_own_tail() || !self.superblock.desired.own_tail {
+            return;
+        }
         // A full copy is on its way because it was not confirmed.
         let copies = self.superblock.desired.copy.is_shadowed() || self.replica.wants_shadow;
         let cuts = self.replica.fork.is_some() || self.replica.truncate_to.is_some();
-        if self.has_own_tail() && !cuts && !copies {
-            self.superblock.desired.own_tail = false;
-            if matches!(self.replica.obstacle, Some(Obstacle::NeedsSpace { .. })) {
-                self.replica.obstacle = None;
-            }
-            self.superblock.dirty = true;
+        let followed = self.superblock.persisted().term.counter;
+        let next = self.journal.info(self.anchored.epoch.next());
+        let anchored = next.is_none_or(|info| info.rank.term == followed);
+        let confirmed = self.replica.hinted && self.source_leads() && anchored;
+        if !confirmed || copies || cuts {
+            return;
         }
+        if matches!(self.replica.obstacle, Some(Obstacle::NeedsSpace { .. })) {
+            self.replica.obstacle = None;
+        }
+        let kept = self.anchored.epoch.min(self.journal.durable());
+        let next = &mut self.superblock.desired;
+        next.own_tail = false;
+        // From this record on the tail may be destaged. A restart forgets what was anchored, but
+        // not this: it finds no tail that is neither its own any more nor anchored yet.
+        next.swept = next.swept.max(kept);
+        self.superblock.dirty = true;
     }
 }

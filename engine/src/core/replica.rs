@@ -236,7 +236,6 @@ impl Volume {
                 // The latest counts, not the highest: after a failover the new history may be
                 // shorter than what the old primary announced.
                 self.replica.hint = Some(tip);
-                self.tail_confirmed();
             }
             PeerEvent::Truncate(_) | PeerEvent::Diverged(_) | PeerEvent::TooOld { .. }
                 if self.pull_refused(id, &event) => {}
@@ -331,6 +330,7 @@ impl Volume {
         self.rebase_progress(mem, out);
         self.append_pending(mem, out);
         self.advance_anchor();
+        self.own_tail_progress();
         self.seed_progress_replica(mem, out);
         self.shadow_progress(now, mem, out);
         self.send_ack(out);
@@ -479,17 +479,20 @@ impl Volume {
         }
     }
 
+    /// The source is the primary of the term that we obey.
+    pub(super) fn source_leads(&self) -> bool {
+        let source = self.replica.source;
+        let peer = source.and_then(|id| self.peers.get(usize::from(id.0)));
+        let state = peer.and_then(|peer| peer.state());
+        state.is_some_and(|state| {
+            state.role == Role::Primary && state.term == self.superblock.persisted().term
+        })
+    }
+
     /// Our log is the beginning of that of the primary which sends it, whose last word on what is
     /// anchored is of this session. A primary's log only grows.
     fn is_part_of_source(&self) -> bool {
         let replica = &self.replica;
-        let peer = replica
-            .source
-            .and_then(|id| self.peers.get(usize::from(id.0)));
-        let state = peer.and_then(|peer| peer.state());
-        let leads = state.is_some_and(|state| {
-            state.role == Role::Primary && state.term == self.superblock.persisted().term
-        });
         let kept = matches!(
             self.superblock.desired.copy,
             CopyState::Usable | CopyState::Seeding { until: Some(_), .. }
@@ -499,7 +502,7 @@ impl Volume {
             || replica.rebase.is_some()
             || replica.seed.is_some()
             || replica.shadow.is_some();
-        replica.joined && replica.hinted && leads && kept && !changes
+        replica.joined && replica.hinted && self.source_leads() && kept && !changes
     }
 
     fn truncate_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {

@@ -3,6 +3,7 @@
 mod checks;
 mod drain;
 mod elections;
+mod forks;
 mod memory;
 mod merge;
 mod peers;
