@@ -30,18 +30,22 @@ impl FreeList {
         }
     }
 
+    #[inline]
     pub(super) fn mark(&mut self, slot: SlotId) {
         self.allocated[slot.index() / 64] |= 1 << (slot.index() % 64);
     }
 
+    #[inline]
     pub(super) fn clear(&mut self, slot: SlotId) {
         self.allocated[slot.index() / 64] &= !(1 << (slot.index() % 64));
     }
 
+    #[inline]
     pub(super) fn is_allocated(&self, slot: SlotId) -> bool {
         slot.0 < self.capacity && self.allocated[slot.index() / 64] >> (slot.index() % 64) & 1 == 1
     }
 
+    #[inline]
     #[track_caller]
     pub(super) fn assert_allocated(&self, slot: SlotId) {
         assert!(
@@ -52,6 +56,7 @@ impl FreeList {
         );
     }
 
+    #[inline]
     pub(super) fn alloc(&mut self) -> Option<SlotId> {
         let slot = self.free.pop()?;
         assert!(
@@ -63,6 +68,7 @@ impl FreeList {
         Some(slot)
     }
 
+    #[inline]
     #[track_caller]
     pub(super) fn assert_freeable(&self, slot: SlotId) {
         assert!(
@@ -73,6 +79,7 @@ impl FreeList {
         );
     }
 
+    #[inline]
     #[track_caller]
     pub(super) fn free(&mut self, slot: SlotId) {
         self.assert_freeable(slot);

@@ -151,7 +151,8 @@ impl Volume {
     }
 
     pub(super) fn wake_waiters(&mut self, now: Now, out: &mut Actions) {
-        if self.waiters.oldest().is_none() && !self.is_degraded() {
+        let nobody = self.waiters.is_empty() && self.waiters.sweep.is_none();
+        if nobody && !self.is_degraded() {
             return;
         }
         self.update_degraded(now);

@@ -46,6 +46,7 @@ pub(super) enum Asker {
 
 impl Asker {
     /// What it reads.
+    #[inline]
     fn read_bytes(&self) -> u64 {
         match self {
             Self::Here(asked) => asked.read.as_ref().map_or(0, |read| read.0.length.into()),
@@ -196,6 +197,7 @@ impl Engine {
     }
 
     /// Asks the core.
+    #[inline]
     pub(super) fn ask(&mut self, asker: Asker, request: Request) {
         self.traffic.requests += 1;
         if let Request::Write { sectors, .. } = request {
@@ -484,6 +486,7 @@ impl Host for Engine {
         self.alloc(count)
     }
 
+    #[inline]
     fn request(&mut self, asked: Asked, request: Request) {
         self.ask(Asker::Here(asked), request);
     }
