@@ -233,7 +233,7 @@ impl World {
             plan.lean_to_trees(&mut Rng::new(seed.rotate_left(16)), &options.knobs);
             plan.draw_damage(&mut Rng::new(seed.rotate_left(24)));
             // And again.
-            if seed % 5 == 2 {
+            if seed % 5 == 2 && seed > 1000 {
                 plan.lean_to_trucks(&mut Rng::new(seed.rotate_left(40)));
             }
         }
