@@ -84,6 +84,8 @@ fn ideal() -> ShardStatus {
             anchored: tip,
             progress,
             copy: CopyState::Usable,
+            seeded: false,
+            surveys: false,
         },
         failed: None,
         obstacle: None,
@@ -319,12 +321,9 @@ fn a_fenced_primary_names_the_term_and_the_way_back_that_deletes_nothing() {
 
 #[test]
 fn a_copy_that_is_not_complete_is_not_to_be_promoted() {
-    is(
-        &only(&replica(CopyState::Fresh), ""),
-        "not-seeded",
-        Health::Attention,
-        &["holds nothing", "Do not promote"],
-    );
+    let fresh = only(&replica(CopyState::Fresh), "");
+    let words = ["holds nothing", "Do not promote"];
+    is(&fresh, "not-seeded", Health::Attention, &words);
     let mut seeding = replica(CopyState::Seeding {
         cursor_bytes: 4096,
         from: Epoch(1),
@@ -336,6 +335,7 @@ fn a_copy_that_is_not_complete_is_not_to_be_promoted() {
     let copy = seen(&seeding, "").state.expect("open").copy;
     let expected = CopyReport::Seeding {
         received_bytes: 8192,
+        kept_bytes: 0,
         durable_bytes: 4096,
         usable_after_epoch: None,
     };

@@ -216,6 +216,33 @@ fn a_replica_does_not_replace_data_unless_it_is_told_to() {
 }
 
 #[test]
+fn a_backing_that_was_brought_is_kept_as_it_is_and_needs_a_tree() {
+    let (first, second) = (Node::new(), Node::new());
+    let token = first.create(&["--size-mib", "4"]).to_string();
+    second.file_with_data("vol0.img", 4 << 20, 0);
+    let before = bytes_of(&second.path("vol0.img"));
+    let seeded = ["--replica", "--identity", &token, "--seeded"];
+    let arguments = [&["volume", "create", "vol0", "--log-mib", "8"], &seeded[..]].concat();
+    has(&second.refused(&arguments), &["tree = \"on\"", "vol0"]);
+    assert!(!second.path("vol0.log").exists(), "nothing was made");
+    let config = second.path("node.toml");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    std::fs::write(&config, format!("{text}tree = \"on\"\n")).expect("a configuration");
+    second.create(&seeded);
+    has(
+        &second.done(&["volume", "inspect", "vol0"]),
+        &["fresh: what was brought"],
+    );
+    assert_eq!(bytes_of(&second.path("vol0.img")), before);
+    let makes = [&arguments[..], &["--create-backing"]].concat();
+    assert_eq!(
+        second.ctl(&makes).status.code(),
+        Some(2),
+        "it cannot be both"
+    );
+}
+
+#[test]
 fn a_backing_of_another_size_is_no_copy() {
     let (first, second) = (Node::new(), Node::new());
     let token = first.create(&["--size-mib", "4"]).to_string();

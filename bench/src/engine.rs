@@ -126,6 +126,7 @@ impl EngineVolume {
                 stripe_blocks: 256,
             },
             role: Role::Primary,
+            seeded: false,
             created_ms: 0,
         };
         recovery::create(&mut DeviceMedium::new(&log)?, &new)?;

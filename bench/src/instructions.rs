@@ -138,6 +138,7 @@ impl Bench {
                 stripe_blocks: 256,
             },
             role: Role::Primary,
+            seeded: false,
             created_ms: 0,
         };
         recovery::create(&mut medium, &new)?;

@@ -206,6 +206,11 @@ pub struct CreateArgs {
     /// The replica's backing holds data, which the copy may replace
     #[arg(long, requires = "replica")]
     pub overwrite_backing: bool,
+    /// The replica's backing holds a copy of the primary's that was brought there, an older one
+    /// perhaps: what is the same is not sent. Needs tree = "on", here and on the primary
+    #[arg(long, requires = "replica",
+          conflicts_with_all = ["size_mib", "sparse", "create_backing"])]
+    pub seeded: bool,
 }
 
 /// What to adopt.

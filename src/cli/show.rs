@@ -228,6 +228,9 @@ fn tree(tree: &TreeReport, size_bytes: u64) -> String {
         (None, None, Some(built)) => {
             format!("being built: {} of {}", bytes(built), bytes(size_bytes))
         }
+        (None, None, None) if tree.leaves > 0 => {
+            format!("built, of no epoch yet; {} leaves", tree.leaves)
+        }
         (None, None, None) => "none yet".to_owned(),
     }
 }

@@ -28,6 +28,7 @@ use crate::config::attach::{
     refuse_attached,
 };
 use crate::config::state::{NodeState, StateError, random_bytes, random_uuid};
+use crate::daemon::forget_tree;
 
 /// Size of a new log file if nothing else is said.
 pub const DEFAULT_LOG_MIB: u64 = 1024;
@@ -57,7 +58,17 @@ pub enum Purpose {
         identity: IdentityToken,
         /// The backing may hold data that the copy will replace.
         overwrite_backing: bool,
+        /// The backing holds data that is expected to be the primary's, mostly; what differs will
+        /// be replaced.
+        seeded: bool,
     },
+}
+
+impl Purpose {
+    /// Whether the backing holds what a copy may keep.
+    fn is_seeded(&self) -> bool {
+        matches!(self, Self::Replica { seeded: true, .. })
+    }
 }
 
 /// How to create a volume.
@@ -152,6 +163,7 @@ pub fn create_volume(
     options: &CreateOptions,
 ) -> Result<IdentityToken, CreateError> {
     check_options(options)?;
+    check_seeded(section, options)?;
     let discarded = match options.discard_log {
         Some(epoch) => Some(discard_log(state, section, Epoch(epoch))?),
         None => {
@@ -176,6 +188,10 @@ pub fn create_volume(
     refuse_existing_log(section, &mut medium)?;
     let record = AttachRecord::new(section, &identity, false);
     let replica = matches!(options.purpose, Purpose::Replica { .. });
+    let seeded = options.purpose.is_seeded();
+    if seeded {
+        settle_backing(section, state, &identity)?;
+    }
     let since_1970 = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -191,6 +207,7 @@ pub fn create_volume(
         } else {
             Role::Primary
         },
+        seeded,
         created_ms: u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX),
     };
     recovery::create(&mut medium, &new).map_err(|source| log_error(section, source))?;
@@ -201,6 +218,41 @@ pub fn create_volume(
         attach_record_forget(state, old.volume)?;
     }
     Ok(IdentityToken(identity))
+}
+
+/// A state tree is what a backing is compared by.
+fn check_seeded(section: &VolumeSection, options: &CreateOptions) -> Result<(), CreateError> {
+    let makes = options.create_backing || options.size_mib.is_some();
+    match options.purpose.is_seeded() {
+        true if !section.tree => refused(format!(
+            "--seeded compares what the backing holds with the primary by state trees: set tree = \
+             \"on\" in the section of {}, here and on the primary",
+            section.name
+        )),
+        true if makes => refused(
+            "a backing that is made now holds nothing: leave --seeded out, or the option that \
+             makes the backing"
+                .to_owned(),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// What was brought is on the medium, and no tree is left of what the backing was before: a power
+/// cut must not change what the tree says of it.
+fn settle_backing(
+    section: &VolumeSection,
+    state: &NodeState,
+    identity: &LogIdentity,
+) -> Result<(), CreateError> {
+    let backing = File::open(&section.backing).map_err(os(&section.backing, "opening"))?;
+    let flushed = backing.sync_all();
+    flushed.map_err(os(&section.backing, "flushing what was brought there"))?;
+    let forgotten = forget_tree(state.directory(), identity.volume);
+    forgotten.map_err(os(
+        state.directory(),
+        "removing the state tree of an earlier copy",
+    ))
 }
 
 fn log_error(section: &VolumeSection, source: RecoveryError) -> CreateError {
@@ -383,13 +435,15 @@ fn check_contents(
         | Purpose::Replica {
             overwrite_backing: true,
             ..
-        } => return Ok(()),
+        }
+        | Purpose::Replica { seeded: true, .. } => return Ok(()),
         Purpose::New => {
             "to make a volume of what it holds, use `hn4ctl volume adopt`; to begin with a blank \
              one, wipe it yourself (`blkdiscard -z`, or a new file)"
         }
         Purpose::Replica { .. } => {
-            "the full copy would replace it; if that is meant, say so with --overwrite-backing"
+            "the full copy would replace it; if that is meant, say so with --overwrite-backing, or \
+             with --seeded if it is a copy of the primary's that was brought here"
         }
     };
     let path = &section.backing;

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use hn4::log::{CopyState, Superblock};
+use hn4::log::{CopyState, Ground, Superblock};
 use hn4_engine::device::{Device, DeviceError, DeviceOptions};
 
 use super::args::{Cli, CreateArgs, ForgetArgs, VolumeCommand};
@@ -68,6 +68,7 @@ fn create_options(args: &CreateArgs) -> CreateOptions {
         Some(identity) => Purpose::Replica {
             identity,
             overwrite_backing: args.overwrite_backing,
+            seeded: args.seeded,
         },
         None => Purpose::New,
     };
@@ -106,6 +107,11 @@ fn create(config: &Config, name: &str, options: &CreateOptions) -> Result<u8, An
     // The token stands alone in its line, for scripts.
     writeln!(out, "{token}")?;
     let hint = match options.purpose {
+        Purpose::Replica { seeded: true, .. } => {
+            "replica created; let nothing else write to its backing from now on. Start \
+             hn4-replicad: it reads what is there, and the primary sends what differs"
+                .to_owned()
+        }
         Purpose::Replica { .. } => {
             "replica created; start hn4-replicad, the primary fills it".to_owned()
         }
@@ -161,6 +167,9 @@ fn inspect(section: &VolumeSection) -> Result<u8, AnyError> {
 
 fn print_superblock(out: &mut impl Write, superblock: &Superblock) -> io::Result<()> {
     let copy = match superblock.copy {
+        CopyState::Fresh if superblock.ground != Ground::Nothing => {
+            "fresh: what was brought to the backing is to be compared with the primary".to_owned()
+        }
         CopyState::Fresh => "fresh: holds nothing of the volume yet".to_owned(),
         CopyState::Seeding {
             cursor_bytes,

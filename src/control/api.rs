@@ -378,8 +378,12 @@ pub enum CopyReport {
     Fresh,
     /// A full copy is being filled in.
     Seeding {
-        /// Bytes of the volume that have arrived.
+        /// Bytes of the volume that have arrived, or were kept.
         received_bytes: u64,
+        /// Bytes of those that were not sent, since the primary's state tree had told that they are
+        /// the same as what was brought; since this node was started.
+        #[serde(default)]
+        kept_bytes: u64,
         /// Bytes of the volume that are durable here.
         durable_bytes: u64,
         /// The copy is exact when this epoch has been applied; unknown until all pieces were sent.

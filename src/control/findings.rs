@@ -5,13 +5,14 @@
 
 use std::io;
 
-use hn4::log::{CopyState, Role};
+use hn4::log::Role;
 use hn4_engine::core::event::Disk;
 use hn4_engine::core::{FailedClosed, LagState, Obstacle, OnDegraded};
 use hn4_engine::shard::ShardStatus;
 use hn4_transport::driver::LinkStatus;
 
 use super::api::{Finding, Health};
+use super::copies;
 use super::report::ack_text;
 use crate::config::{PeerSection, VolumeSection};
 
@@ -41,7 +42,7 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
             .map(|failed| failed_closed(failed, seen.section)),
     );
     all.extend(fenced(status, seen.section));
-    all.extend(copy_state(status));
+    all.extend(copies::copy_state(seen, status));
     all.extend(
         status
             .obstacle
@@ -66,7 +67,7 @@ pub fn findings(seen: &Seen<'_>) -> Vec<Finding> {
     all
 }
 
-fn finding(state: &str, health: Health, cause: String, next: String) -> Finding {
+pub(super) fn finding(state: &str, health: Health, cause: String, next: String) -> Finding {
     Finding {
         state: state.to_owned(),
         health,
@@ -134,65 +135,6 @@ fn recreate(status: &ShardStatus, section: &VolumeSection) -> String {
         section.log.display(),
         status.identity.volume,
     )
-}
-
-fn copy_state(status: &ShardStatus) -> Option<Finding> {
-    match status.copy.copy {
-        CopyState::Usable => None,
-        CopyState::Fresh => Some(finding(
-            "not-seeded",
-            Health::Attention,
-            "no full copy of the volume has begun to arrive; this copy holds nothing".to_owned(),
-            "nothing, if the primary is connected: it sends one. Do not promote this copy"
-                .to_owned(),
-        )),
-        CopyState::Seeding {
-            cursor_bytes,
-            until,
-            ..
-        } => {
-            let size = status.identity.size_bytes;
-            let cause = match until {
-                None => format!("a full copy is being filled in: {cursor_bytes} of {size} bytes"),
-                Some(epoch) => format!(
-                    "all of the full copy has arrived; it is exact once epoch {epoch} has been \
-                     applied, {} is",
-                    status.copy.progress.applied
-                ),
-            };
-            let next = "nothing: it goes on by itself, also after a restart. Do not promote this \
-                        copy before it is usable";
-            Some(finding(
-                "seeding",
-                Health::Attention,
-                cause,
-                next.to_owned(),
-            ))
-        }
-        CopyState::Shadowing { cursor_bytes, .. } => Some(finding(
-            "shadowing",
-            Health::Attention,
-            format!(
-                "the primary's log no longer reaches back to this copy, which stays at epoch {} \
-                 while a full copy comes into the shadow file: {} of {} bytes are compared",
-                status.copy.tip.epoch,
-                status.seeding_bytes.unwrap_or(cursor_bytes),
-                status.identity.size_bytes
-            ),
-            "nothing: it goes on by itself, also after a restart. A promotion takes the older state"
-                .to_owned(),
-        )),
-        CopyState::Applying { shadow_bytes, .. } => Some(finding(
-            "applying",
-            Health::Attention,
-            format!(
-                "a full copy is complete, and its {shadow_bytes} bytes are written over the backing"
-            ),
-            "nothing: it takes as long as writing that much. Until then it cannot be read or \
-             promoted"
-                .to_owned(),
-        )),
-    }
 }
 
 fn blocked(obstacle: &Obstacle, status: &ShardStatus, section: &VolumeSection) -> Finding {

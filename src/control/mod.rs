@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod client;
+mod copies;
 pub mod findings;
 pub mod proofs;
 pub mod report;

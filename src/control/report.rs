@@ -194,6 +194,7 @@ fn copy_report(status: &ShardStatus) -> CopyReport {
             ..
         } => CopyReport::Seeding {
             received_bytes: status.seeding_bytes.unwrap_or(cursor_bytes),
+            kept_bytes: status.kept_bytes,
             durable_bytes: cursor_bytes,
             usable_after_epoch: until.map(|epoch| epoch.0),
         },

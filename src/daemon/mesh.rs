@@ -299,6 +299,8 @@ mod tests {
             anchored: Tip::default(),
             progress: Progress::default(),
             copy: CopyState::Usable,
+            seeded: false,
+            surveys: false,
         };
         let state = |index: usize| {
             let identity = LogIdentity {

@@ -34,6 +34,7 @@ use self::mesh::{Member, Mesh, Reload};
 use self::proof::local::LocalLedger;
 use self::proof::{ProofHandle, ProofSetup};
 use self::requests::Node;
+pub(crate) use self::tree::survey::forget_tree;
 use self::tree::{ToTree, TreeHandle, TreeSetup};
 use self::volume::{Ask, Ended, OpenVolume, VolumeTask};
 use crate::config::attach;
@@ -260,7 +261,7 @@ async fn open_volume(
     let local = LocalState {
         compares: tree.is_some(),
         repairs: tree.is_some(),
-        resyncs: tree.is_some(),
+        resyncs: tree.is_some() && status.may_keep(),
         ..translate::local_state(&identity, node, max_epoch_bytes, proves, &status)
     };
     let (sender, receiver) = watch::channel(local);

@@ -41,6 +41,7 @@ pub(super) fn local_state(
         durable: status.progress.durable,
         applied: status.progress.applied,
         copy: match status.copy {
+            CopyState::Fresh if status.surveys => wire::CopyState::Surveying,
             CopyState::Fresh => wire::CopyState::Fresh,
             CopyState::Seeding {
                 cursor_bytes,
@@ -82,6 +83,7 @@ fn peer_state(state: &LocalState) -> PeerState {
         tip_rank: state.tip_rank,
         usable: state.copy == wire::CopyState::Usable,
         resyncs: state.resyncs,
+        is_filled: matches!(state.copy, wire::CopyState::Seeding { .. }),
     }
 }
 

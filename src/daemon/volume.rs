@@ -359,7 +359,7 @@ impl VolumeTask {
                 let state = LocalState {
                     compares: self.tree.is_some(),
                     repairs: self.tree.is_some(),
-                    resyncs: self.tree.is_some(),
+                    resyncs: self.tree.is_some() && status.may_keep(),
                     ..translate::local_state(
                         &self.identity,
                         self.node,

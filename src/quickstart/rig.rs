@@ -285,6 +285,7 @@ impl Node {
             Some(identity) => Purpose::Replica {
                 identity,
                 overwrite_backing: false,
+                seeded: false,
             },
         };
         let new = copy_of.is_none();

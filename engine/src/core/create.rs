@@ -3,7 +3,7 @@
 //! **Invariant:** a creation that was cut off leaves no log behind: the headers come last.
 
 use hn4::log::{
-    CopyState, HEADER_A, HEADER_B, LogHeader, LogIdentity, RING_START, Role, SUPERBLOCK_0,
+    CopyState, Ground, HEADER_A, HEADER_B, LogHeader, LogIdentity, RING_START, Role, SUPERBLOCK_0,
     SUPERBLOCK_1, Superblock,
 };
 use hn4::types::{BLOCK_BYTES, ChainHash, Epoch, Incarnation, LogOffset, NodeId, Rank, Term};
@@ -23,6 +23,8 @@ pub struct NewLog {
     pub lanes: Lanes,
     /// Primary (the backing's contents are the volume) or replica (they are nothing yet).
     pub role: Role,
+    /// The backing of a replica holds data that is expected to be the primary's, mostly.
+    pub seeded: bool,
     /// Milliseconds since 1970.
     pub created_ms: u64,
 }
@@ -85,6 +87,11 @@ pub fn create(medium: &mut dyn Medium, new: &NewLog) -> Result<LogHeader, Recove
             CopyState::Usable
         } else {
             CopyState::Fresh
+        },
+        ground: if new.seeded && !primary {
+            Ground::Brought
+        } else {
+            Ground::Nothing
         },
         merge_era: None,
     };

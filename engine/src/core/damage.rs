@@ -59,6 +59,7 @@ impl Damage {
             TreeEvent::Took
             | TreeEvent::Ready(_)
             | TreeEvent::Rooted
+            | TreeEvent::Surveyed(_)
             | TreeEvent::Unlisted(_)
             | TreeEvent::Checked(..)
             | TreeEvent::Compared { .. }

@@ -4,7 +4,7 @@
 //! sockets and no files. Production, simulation and fuzzing run the same code; only what carries
 //! out the actions differs.
 
-use hn4::log::Role;
+use hn4::log::{CopyState, Role};
 use hn4::types::{
     ChainHash, Epoch, Incarnation, Lba, LogOffset, Rank, Term, ZERO_PIECE_COST_BYTES,
 };
@@ -223,6 +223,8 @@ pub struct PeerState {
     pub usable: bool,
     /// It has a state tree that can be compared with ours, and takes [`Contents::Same`].
     pub resyncs: bool,
+    /// It is being filled in place.
+    pub is_filled: bool,
 }
 
 /// What a session with a peer tells the core. All of it is a proposal (P6).
@@ -605,5 +607,22 @@ pub struct CopyStatus {
     /// How far log and backing are.
     pub progress: Progress,
     /// How complete the copy is, persisted.
-    pub copy: hn4::log::CopyState,
+    pub copy: CopyState,
+    /// What lay on the backing before is expected to be the primary's, mostly.
+    pub seeded: bool,
+    /// No full copy is asked for yet: a state tree of what lies there is made first.
+    pub surveys: bool,
+}
+
+impl CopyStatus {
+    /// Whether a state tree beside the copy has something to tell before a full copy, and a part
+    /// of that may be [`Contents::Same`].
+    #[must_use]
+    pub fn may_keep(&self) -> bool {
+        match self.copy {
+            CopyState::Fresh => self.seeded && !self.surveys,
+            CopyState::Seeding { until: None, .. } => self.seeded,
+            _ => true,
+        }
+    }
 }

@@ -347,10 +347,12 @@ impl Volume {
     /// A copy that was begun goes on, also if this node has been restarted since: if the place
     /// where it began is in our history and in our backing, the log still reaches back to it, and
     /// (which the replica sees to) it was begun in this term. Another primary's backing may hold
-    /// what our history lacks.
-    fn resumes(&self, cursor_bytes: u64, from: Tip) -> bool {
+    /// what our history lacks. Where nothing of it is durable yet, there is nothing to go on with
+    /// but what is known to differ.
+    fn resumes(&self, cursor_bytes: u64, from: Tip, is_known: bool) -> bool {
         let size = self.config.identity.size_bytes;
-        (1..=size).contains(&cursor_bytes)
+        let begun = u64::from(!is_known);
+        (begun..=size).contains(&cursor_bytes)
             && cursor_bytes.is_multiple_of(BLOCK_BYTES)
             && (planted(Mutant::ResumeCopyAnywhere)
                 || ((self.feed_floor()..=self.superblock.desired.checkpoint).contains(&from.epoch)
@@ -361,11 +363,12 @@ impl Volume {
         if self.role() != Role::Primary {
             return;
         }
-        let resumes = self.resumes(cursor_bytes, asked);
         let peer = &mut self.peers[usize::from(id.0)];
-        let known = peer.resync.take();
-        if resumes {
-            peer.resync = known.filter(|known| known.at == asked);
+        let known = peer.resync.take().filter(|known| known.at == asked);
+        // A copy that is filled in place cannot be compared again once it was begun.
+        let is_filled = peer.state.is_some_and(|state| state.is_filled);
+        if self.resumes(cursor_bytes, asked, is_filled && known.is_some()) {
+            self.peers[usize::from(id.0)].resync = known;
             self.begin_copy(id, cursor_bytes, asked.epoch, out);
         } else if self.may_compare(id) {
             self.begin_to_compare(id);

@@ -1,8 +1,11 @@
 //! Comparing state trees before a full copy, at the primary: what both sides have is not sent.
 //!
 //! The primary asks, since it sends: its tree is taken as it is at a checkpoint C, and compared
-//! with that of the replica, whose backing does not change from the moment that it asks for a copy
-//! into its shadow until that is switched in or given up (`shadow`). The copy then begins at C.
+//! with that of the replica. The copy then begins at C. The replica's backing does not change from
+//! the moment that it asks for the copy: until that is switched in or given up, if it goes into the
+//! shadow (`shadow`); or, if it fills what somebody brought (`seed`), until pieces are written in
+//! place, which are pieces of what differs. The tree is gone by then (`tree`), so no later
+//! comparison can take it for what lies there.
 //!
 //! **Why the copy is exact.** Where the trees agree, the replica's backing holds the primary's
 //! state at C, whatever history it comes from: contents are compared, not epochs. Elsewhere a piece
@@ -69,7 +72,7 @@ impl Volume {
     pub(super) fn may_compare(&self, id: PeerId) -> bool {
         let peer = self.peers.get(usize::from(id.0));
         let state = peer.and_then(Peer::state);
-        self.tree.follows() && state.is_some_and(|state| state.usable && state.resyncs)
+        self.tree.follows() && state.is_some_and(|state| state.resyncs)
     }
 
     /// The log is held from here on.

@@ -5,13 +5,17 @@
 //! session ends, what has arrived is still written and recorded. One operation is on its way at a
 //! time; if the copy is given up meanwhile, its completion is recognised as stale.
 //!
+//! What is filled may hold data that somebody brought, most of it the primary's. Then the copy is
+//! asked for when a state tree of it is complete (`tree`), and parts that are the same (`resync`)
+//! are passed over.
+//!
 //! **Invariant:** pieces and epochs of one copy are of one primary in one term. When a higher term
 //! is heard of the copy starts anew: the old primary's backing may have held epochs that the new
 //! history lacks.
 
 use std::collections::VecDeque;
 
-use hn4::log::CopyState;
+use hn4::log::{CopyState, Ground};
 use hn4::types::{BLOCK_BYTES, Epoch, LogOffset, Rank};
 
 use super::event::{
@@ -71,6 +75,32 @@ impl Seed {
         self.queued_cost += piece.cost();
         self.pieces.push_back(piece);
     }
+
+    /// Passes over what the backing has already.
+    fn pass_same(&mut self) -> Passed {
+        let mut passed = Passed::default();
+        while let Some(piece) = self.pieces.front()
+            && piece.contents == Contents::Same
+        {
+            self.written = piece.offset + piece.bytes;
+            passed.bytes += piece.bytes;
+            passed.cost += piece.cost();
+            self.goes_back = false;
+            self.pieces.pop_front();
+        }
+        self.queued_cost -= passed.cost;
+        passed.grants = passed.cost > 0 && !self.detached;
+        passed
+    }
+}
+
+/// What was not written, since it is there.
+#[derive(Default)]
+struct Passed {
+    bytes: u64,
+    /// What that cost of the credit, and whether it is granted again.
+    cost: u64,
+    grants: bool,
 }
 
 impl Volume {
@@ -105,6 +135,7 @@ impl Volume {
         self.replica.give_up_seed();
         let at = origin.cursor_bytes;
         if at == 0 {
+            self.replica.kept_bytes = 0;
             self.replica.rebase = Some(origin);
         } else if resumed && self.tip() == origin.from || planted(Mutant::ResumeCopyAnywhere) {
             let seed = Seed {
@@ -203,7 +234,16 @@ impl Volume {
         // What is in the merge area is of the log before.
         next.merge_era = next.merge_era.map(|_| session);
         next.copy = copy;
+        if next.ground == Ground::Brought {
+            next.ground = Ground::Mixed;
+        }
         self.superblock.dirty = true;
+    }
+
+    /// Whether a full copy may leave parts of the backing as they are.
+    fn may_keep(&self) -> bool {
+        let has_ground = self.superblock.desired.ground != Ground::Nothing;
+        self.replica.shadow.is_some() || (has_ground && self.config.tree)
     }
 
     pub(super) fn seed_piece(&mut self, id: PeerId, piece: SeedPiece, out: &mut Actions) {
@@ -224,8 +264,8 @@ impl Volume {
             && piece
                 .data()
                 .is_none_or(|data| data.len() as u64 == piece.bytes)
-            // What is filled in place has nothing to keep.
-            && (piece.contents != Contents::Same || self.replica.shadow.is_some());
+            // What is filled in place has nothing to keep, unless somebody brought it.
+            && (piece.contents != Contents::Same || self.may_keep());
         if !fits {
             return self.reject(
                 id,
@@ -251,11 +291,16 @@ impl Volume {
             return;
         }
         let size = self.config.identity.size_bytes;
-        let Some(seed) = self.replica.seed.as_ref() else {
+        let Some(seed) = self.replica.seed.as_mut() else {
             return;
         };
         if self.replica.seed_io.is_some() || seed.goes_back && self.superblock.is_busy() {
             return;
+        }
+        let passed = seed.pass_same();
+        self.replica.kept_bytes += passed.bytes;
+        if let Some(source) = self.replica.source.filter(|_| passed.grants) {
+            out.peer(source, PeerMessage::Credit(passed.cost));
         }
         let complete = seed.written == size && seed.ended.is_some();
         let unflushed = seed.written - seed.flushed;

@@ -6,6 +6,10 @@
 //! backing - a full copy, a shadow that is switched in - does so only when the tree was discarded;
 //! afterwards it is built anew.
 //!
+//! What somebody brought for a copy that was not filled yet is *surveyed*: the tree that is made of
+//! it serves to compare it with the primary's, and is discarded as any other one before the first
+//! piece is written. Nothing else writes such a backing.
+//!
 //! **Invariant:** every write to the backing is either in a tree that is durable, or there is no
 //! tree.
 //!
@@ -13,7 +17,7 @@
 
 use std::ops::Range;
 
-use hn4::log::CopyState;
+use hn4::log::{CopyState, Ground};
 use hn4::types::{BLOCK_BYTES, BlockIndex, Epoch};
 
 use super::checks::Verdict;
@@ -41,6 +45,14 @@ pub enum TreeWork {
         /// checkpoint is there, blocks may differ from what they are to be.
         settled: Epoch,
         /// Whatever there is of a tree is of another state.
+        anew: bool,
+    },
+    /// The backing holds something of no known state, which nothing writes until a discard: make a
+    /// tree of it. Answered by [`TreeEvent::Surveyed`].
+    Survey {
+        /// The name of that state. Nobody else has it.
+        at: Tip,
+        /// As with a start.
         anew: bool,
     },
     /// A sweep is planned.
@@ -103,6 +115,8 @@ pub enum TreeEvent {
     Rooted,
     /// There is no tree.
     Discarded,
+    /// The survey is complete, or has to begin again.
+    Surveyed(bool),
     /// A block of the backing is damaged, or (`None`) good again.
     Damage(BlockIndex, Option<Damaged>),
     /// There are so many damaged blocks that most are only counted: whether every read is to be
@@ -128,6 +142,10 @@ enum Standing {
     Unknown,
     /// It follows the sweeps.
     On,
+    /// One is being made of what was brought.
+    Surveying,
+    /// That one is complete.
+    Surveyed,
     /// It was told to leave nothing.
     Discarding,
     /// There is none.
@@ -237,6 +255,11 @@ impl Tree {
                 self.standing = Standing::Gone;
             }
             TreeEvent::Rooted => self.rooting = false,
+            TreeEvent::Surveyed(complete) => match self.standing {
+                Standing::Surveying if complete => self.standing = Standing::Surveyed,
+                Standing::Surveyed if !complete => self.standing = Standing::Surveying,
+                _ => {}
+            },
             // Of a sweep or a tree that is no more.
             TreeEvent::Ready(_)
             | TreeEvent::Discarded
@@ -298,6 +321,9 @@ impl Volume {
         if !self.config.tree {
             return;
         }
+        if self.has_ground() {
+            return self.survey(out);
+        }
         let persisted = self.superblock.persisted();
         let exact = persisted.copy == CopyState::Usable
             && self.superblock.desired.copy == CopyState::Usable;
@@ -308,7 +334,9 @@ impl Volume {
         let anew = match self.tree.standing {
             Standing::Unknown => false,
             Standing::Gone => true,
-            Standing::On | Standing::Discarding => return,
+            Standing::On | Standing::Surveying | Standing::Surveyed | Standing::Discarding => {
+                return;
+            }
         };
         self.tree.standing = Standing::On;
         let at = Tip {
@@ -322,6 +350,45 @@ impl Volume {
         }));
     }
 
+    /// Whether a copy that was not filled yet, or is to be filled anew, may keep what lies there.
+    fn has_ground(&self) -> bool {
+        let persisted = self.superblock.persisted();
+        self.config.tree
+            && persisted.ground != Ground::Nothing
+            && persisted.copy == CopyState::Fresh
+    }
+
+    /// Whether no full copy is asked for until what lies there is surveyed.
+    pub(super) fn surveys(&self) -> bool {
+        let begun =
+            self.replica.rebase.is_some() || self.superblock.desired.copy != CopyState::Fresh;
+        self.has_ground() && !begun && self.tree.standing != Standing::Surveyed
+    }
+
+    /// Starts the survey when nothing is on its way to the backing any more.
+    fn survey(&mut self, out: &mut Actions) {
+        let persisted = self.superblock.persisted();
+        let quiet = self.superblock.desired.copy == CopyState::Fresh
+            && self.sweep.is_none()
+            && self.replica.rebase.is_none()
+            && self.replica.seed_io.is_none();
+        let anew = match self.tree.standing {
+            _ if !quiet => return,
+            // What an earlier life has surveyed still lies there if no piece was written since.
+            Standing::Unknown => persisted.ground != Ground::Brought,
+            Standing::Gone => true,
+            Standing::On | Standing::Surveying | Standing::Surveyed | Standing::Discarding => {
+                return;
+            }
+        };
+        self.tree.standing = Standing::Surveying;
+        let at = Tip {
+            epoch: persisted.checkpoint,
+            chain: persisted.checkpoint_chain,
+        };
+        out.push(Action::Tree(TreeWork::Survey { at, anew }));
+    }
+
     /// The backing is to be written by other means than a sweep. Whether the tree is gone.
     pub(super) fn tree_lets_go(&mut self, out: &mut Actions) -> bool {
         if !self.config.tree {
@@ -330,7 +397,7 @@ impl Volume {
         match self.tree.standing {
             Standing::Gone => return true,
             Standing::Discarding => {}
-            Standing::Unknown | Standing::On => {
+            Standing::Unknown | Standing::On | Standing::Surveying | Standing::Surveyed => {
                 self.tree.standing = Standing::Discarding;
                 out.push(Action::Tree(TreeWork::Discard));
             }

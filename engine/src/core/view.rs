@@ -1,6 +1,6 @@
 //! What others may know about a volume: its state, and what it has room for.
 
-use hn4::log::{CopyState, Role, Superblock};
+use hn4::log::{CopyState, Ground, Role, Superblock};
 use hn4::types::Epoch;
 
 use super::config::VolumeConfig;
@@ -100,6 +100,8 @@ impl Volume {
                 },
             },
             copy: persisted.copy,
+            seeded: persisted.ground != Ground::Nothing,
+            surveys: self.surveys(),
         }
     }
 
@@ -131,8 +133,8 @@ impl Volume {
         })
     }
 
-    /// Bytes of the last full copy into the shadow that were kept as they were, since comparing
-    /// state trees had shown the primary's to be the same; since this node was started.
+    /// Bytes of the last full copy that were kept as they were, since comparing state trees had
+    /// shown the primary's to be the same; since this node was started.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.replica.kept_bytes

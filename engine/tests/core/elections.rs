@@ -143,6 +143,7 @@ fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
         },
         usable: true,
         resyncs: false,
+        is_filled: false,
     };
     bench.under_way = Some(Vec::new());
     let refused = promote(&mut bench, 3);

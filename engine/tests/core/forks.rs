@@ -51,6 +51,7 @@ fn meets(bench: &mut Bench, place: u8, role: Role, of: Term) {
         },
         usable: true,
         resyncs: false,
+        is_filled: false,
     };
     bench.peer(place, PeerEvent::State(state));
 }

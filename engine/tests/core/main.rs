@@ -10,4 +10,5 @@ mod peers;
 mod proofs;
 mod recovery;
 mod resync;
+mod seeded;
 mod tree;

@@ -45,6 +45,16 @@ impl Memory {
 
     /// The log of a new volume.
     pub(crate) fn new_log(identity: LogIdentity, role: Role, ring_bytes: usize) -> Self {
+        Self::new_copy(identity, role, ring_bytes, false)
+    }
+
+    /// The log of a new copy, whose backing may hold what somebody brought.
+    pub(crate) fn new_copy(
+        identity: LogIdentity,
+        role: Role,
+        ring_bytes: usize,
+        seeded: bool,
+    ) -> Self {
         let mut log = Self::new(vec![0; small(RING_START) + ring_bytes]);
         let new = NewLog {
             identity,
@@ -54,6 +64,7 @@ impl Memory {
                 stripe_blocks: 256,
             },
             role,
+            seeded,
             created_ms: 0,
         };
         recovery::create(&mut log, &new).expect("a log");

@@ -194,6 +194,7 @@ impl Bench {
             tip_rank: Rank::default(),
             usable: true,
             resyncs: false,
+            is_filled: false,
         };
         self.peer(place, PeerEvent::State(state));
         self.peer(place, PeerEvent::Credit(1 << 30));

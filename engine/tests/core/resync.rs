@@ -15,14 +15,8 @@ const PEER: PeerId = PeerId(0);
 const GROUP: u64 = 64 << 10;
 const SIZE: u64 = 16 << 20;
 
-/// A primary whose backing is at epoch 1, and a peer that asks for a copy.
-fn asked(resyncs: bool) -> Bench {
-    let mut bench = Bench::new(Role::Primary);
-    bench.write(0, 8);
-    bench.drain();
-    bench.tree(TreeEvent::Ready(Epoch(1)));
-    bench.take();
-    let state = PeerState {
+fn state(resyncs: bool) -> PeerState {
+    PeerState {
         role: Role::Replica,
         term: Term::default(),
         incarnation: Incarnation(0),
@@ -30,7 +24,18 @@ fn asked(resyncs: bool) -> Bench {
         tip_rank: Rank::default(),
         usable: true,
         resyncs,
-    };
+        is_filled: false,
+    }
+}
+
+/// A primary whose backing is at epoch 1, and a peer that asks for a copy.
+fn asked(resyncs: bool) -> Bench {
+    let mut bench = Bench::new(Role::Primary);
+    bench.write(0, 8);
+    bench.drain();
+    bench.tree(TreeEvent::Ready(Epoch(1)));
+    bench.take();
+    let state = state(resyncs);
     let (cursor_bytes, from) = (0, Tip::default());
     for event in [
         PeerEvent::Connected,
@@ -151,6 +156,46 @@ fn a_copy_that_was_cut_off_goes_on_with_what_is_known_to_differ() {
     // A copy from elsewhere has nothing to do with it.
     again(&mut bench, Tip::default());
     assert!(next_part(&mut bench).is_some_and(|(is_same, ..)| !is_same));
+}
+
+#[test]
+fn a_copy_that_is_filled_in_place_goes_on_where_it_began_and_a_fresh_one_is_compared_again() {
+    for (is_filled, same_place) in [(true, true), (true, false), (false, true)] {
+        let mut bench = asked(true);
+        let at = bench.volume.tip();
+        let id = question(&mut bench);
+        compared(
+            &mut bench,
+            id,
+            at,
+            vec![GROUP..2 * GROUP, 3 * GROUP..4 * GROUP],
+        );
+        assert_eq!(begun(&mut bench), Some(Epoch(1)));
+        bench.copy.clear();
+        let state = PeerState {
+            usable: false,
+            is_filled,
+            ..state(true)
+        };
+        let (cursor_bytes, from) = (0, if same_place { at } else { Tip::default() });
+        for event in [
+            PeerEvent::Disconnected,
+            PeerEvent::Connected,
+            PeerEvent::State(state),
+            PeerEvent::Credit(1 << 30),
+            PeerEvent::SeedRequest { cursor_bytes, from },
+        ] {
+            peer(&mut bench, event);
+        }
+        if is_filled && same_place {
+            assert_eq!(bench.take(), []);
+            assert_eq!(begun(&mut bench), Some(Epoch(1)));
+            assert_eq!(next_part(&mut bench), Some((true, 0, GROUP)));
+        } else {
+            question(&mut bench);
+            assert_eq!(begun(&mut bench), None);
+        }
+    }
 }
 
 #[test]

@@ -62,8 +62,20 @@ impl Bench {
     }
 
     pub(crate) fn configured(role: Role, change: impl Fn(&mut VolumeConfig)) -> Self {
+        let log = Memory::new_log(identity(16 << 20), role, RING_BYTES);
+        Self::opened(log, change)
+    }
+
+    /// A replica whose backing holds what somebody brought.
+    pub(crate) fn brought() -> Self {
         let identity = identity(16 << 20);
-        let mut log = Memory::new_log(identity, role, RING_BYTES);
+        let log = Memory::new_copy(identity, Role::Replica, RING_BYTES, true);
+        Self::opened(log, |_| {})
+    }
+
+    /// A volume of which this is the log.
+    pub(crate) fn opened(mut log: Memory, change: impl Fn(&mut VolumeConfig)) -> Self {
+        let identity = identity(16 << 20);
         let mut mem = VecArena::new(SLOTS);
         let opened = recovery::open(&mut log, &mut Memory::new(Vec::new()), &mut mem, |header| {
             let mut config = VolumeConfig {
@@ -327,6 +339,12 @@ fn a_large_sweep_is_handed_over_in_portions_and_no_block_is_torn_between_them() 
 /// A replica to which a full copy begins to be sent.
 pub(crate) fn seeded() -> (Bench, impl Fn(&mut Bench, u64)) {
     let mut bench = Bench::new(Role::Replica);
+    let piece = begin_copy(&mut bench);
+    (bench, piece)
+}
+
+/// A full copy begins to be sent to this replica.
+pub(crate) fn begin_copy(bench: &mut Bench) -> impl Fn(&mut Bench, u64) + use<> {
     let peer = PeerId(0);
     let from = Tip {
         epoch: Epoch(5),
@@ -357,6 +375,7 @@ pub(crate) fn seeded() -> (Bench, impl Fn(&mut Bench, u64)) {
         tip_rank: Rank::default(),
         usable: true,
         resyncs: false,
+        is_filled: false,
     };
     for event in [
         PeerEvent::Connected,
@@ -365,7 +384,7 @@ pub(crate) fn seeded() -> (Bench, impl Fn(&mut Bench, u64)) {
     ] {
         bench.step(Event::Peer { peer, event });
     }
-    (bench, piece)
+    piece
 }
 
 #[test]
@@ -473,6 +492,7 @@ fn copying_from(mut bench: Bench, damaged: u64) -> Bench {
         tip_rank: Rank::default(),
         usable: false,
         resyncs: false,
+        is_filled: false,
     };
     for event in [
         PeerEvent::Connected,

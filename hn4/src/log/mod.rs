@@ -26,7 +26,7 @@ pub use frame::{FrameError, FrameHead, FrameHeader, Stamp};
 pub use header::{HeaderError, LogHeader, LogIdentity};
 pub use merge::{MERGE_AREA, MERGE_BLOCKS, MergeHead, MergeUse, MergedBlock};
 pub use record::{LaneEntry, Record, RecordKind, TableError};
-pub use superblock::{CopyState, Role, Superblock, SuperblockError};
+pub use superblock::{CopyState, Ground, Role, Superblock, SuperblockError};
 
 /// Version of the log format that this crate reads and writes.
 pub const FORMAT_VERSION: u16 = 1;

@@ -75,6 +75,17 @@ pub enum CopyState {
     },
 }
 
+/// What lies on the backing of a copy that was not filled yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ground {
+    /// Nothing that matters.
+    Nothing,
+    /// Data that somebody brought, most of which is expected to be the primary's.
+    Brought,
+    /// The same, and pieces of a full copy may have been written over it.
+    Mixed,
+}
+
 impl CopyState {
     /// Whether there is a shadow that counts, or may count some day.
     #[must_use]
@@ -130,6 +141,8 @@ pub struct Superblock {
     pub own_tail: bool,
     /// How complete the copy is.
     pub copy: CopyState,
+    /// What a copy that is filled in place may keep.
+    pub ground: Ground,
     /// Batches in the merge area that name this number may be needed. `None`: nobody uses the
     /// area.
     pub merge_era: Option<u64>,
@@ -164,7 +177,8 @@ struct Wire {
     retained_term: U64,
     retained_incarnation: U32,
     own_tail: u8,
-    reserved: [u8; 3],
+    ground: u8,
+    reserved: [u8; 2],
     shadow_bytes: U64,
     seed_from_chain: [u8; 32],
     swept: U64,
@@ -255,7 +269,12 @@ impl Superblock {
             retained_term: self.retained_rank.term.into(),
             retained_incarnation: self.retained_rank.incarnation.0.into(),
             own_tail: self.own_tail.into(),
-            reserved: [0; 3],
+            ground: match self.ground {
+                Ground::Nothing => 0,
+                Ground::Brought => 1,
+                Ground::Mixed => 2,
+            },
+            reserved: [0; 2],
             shadow_bytes: copy.shadow.into(),
             seed_from_chain: copy.from_chain.0,
             swept: self.swept.0.into(),
@@ -326,6 +345,12 @@ impl Superblock {
                 other => return impossible("own_tail", other.into()),
             },
             copy: decode_copy(&wire)?,
+            ground: match wire.ground {
+                0 => Ground::Nothing,
+                1 => Ground::Brought,
+                2 => Ground::Mixed,
+                other => return impossible("ground", other.into()),
+            },
             merge_era: Some(wire.merge_era.get()).filter(|&era| era != 0),
         };
         if wire.version.get() != version_of(superblock.merge_era) {
@@ -510,6 +535,7 @@ mod tests {
                 from: Epoch(4),
                 until: Some(Epoch(0)),
             },
+            ground: Ground::Brought,
             merge_era: None,
         }
     }
@@ -536,9 +562,15 @@ mod tests {
         };
         let (fresh, usable, seeding) = (CopyState::Fresh, CopyState::Usable, sample(1).copy);
         for copy in [fresh, usable, seeding, shadowing, applying] {
-            let superblock = Superblock { copy, ..sample(1) };
-            let block = encoded(&superblock);
-            assert_eq!(Superblock::decode(&identity(), &block), Ok(superblock));
+            for ground in [Ground::Nothing, Ground::Brought, Ground::Mixed] {
+                let superblock = Superblock {
+                    copy,
+                    ground,
+                    ..sample(1)
+                };
+                let block = encoded(&superblock);
+                assert_eq!(Superblock::decode(&identity(), &block), Ok(superblock));
+            }
         }
     }
 

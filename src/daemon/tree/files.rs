@@ -74,9 +74,14 @@ impl ReadAt for RunFile {
 }
 
 impl Files {
+    /// Where a volume's tree lies.
+    pub(super) fn folder(state_dir: &Path, volume: VolumeId) -> PathBuf {
+        state_dir.join(format!("tree/{volume}"))
+    }
+
     /// The folder of a volume's tree; it is made if it is not there.
     pub(super) fn open(state_dir: &Path, volume: VolumeId) -> io::Result<Self> {
-        let folder = state_dir.join(format!("tree/{volume}"));
+        let folder = Self::folder(state_dir, volume);
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)

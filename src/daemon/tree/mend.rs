@@ -21,7 +21,7 @@ impl Worker {
     /// When a deep verify is to begin.
     pub(super) fn verify_at(&self) -> Option<Instant> {
         let record = self.record.as_ref()?;
-        if self.verify.is_some() || self.is_building() {
+        if self.verify.is_some() || self.is_building() || self.surveys {
             return None;
         }
         let interval_ms = self.setup.verify_interval_h * 3_600_000;
@@ -88,10 +88,14 @@ impl Worker {
         }
         let new = record.found(blocks.into_iter());
         if !new.is_empty() {
+            let cause = match self.surveys {
+                true => "cannot be read, and count as what differs from the primary",
+                false => "are not what was written there",
+            };
             let places = verify::ranges(&new.iter().copied().collect(), 16).join(", ");
             tracing::error!(
                 volume = %self.setup.name, blocks = new.len(), %places,
-                "DAMAGED: blocks of the backing are not what was written there"
+                "DAMAGED: blocks of the backing {cause}"
             );
             self.keep_record();
         }
@@ -144,7 +148,8 @@ impl Worker {
 
     /// A block is bad: a good copy is wanted, and reads of it wait.
     pub(super) fn seek(&mut self, block: u64) {
-        if self.repairs.seek(block, Instant::now()) {
+        // What was brought is good wherever it can be read; the rest comes with the copy.
+        if !self.surveys && self.repairs.seek(block, Instant::now()) {
             self.say_damage(block, Some(Damaged::Sought));
         }
     }

@@ -19,6 +19,7 @@ mod repair;
 mod report;
 mod resync;
 mod sum;
+pub(super) mod survey;
 mod sweep;
 pub(super) mod verify;
 
@@ -173,6 +174,7 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
         tree: None,
         at: None,
         settled: Epoch(0),
+        surveys: false,
         gathering: None,
         sweeping: false,
         retry: None,
@@ -221,6 +223,8 @@ struct Worker {
     at: Option<Tip>,
     /// See [`TreeWork::Start`].
     settled: Epoch,
+    /// See [`TreeWork::Survey`].
+    surveys: bool,
     gathering: Option<Gathering>,
     /// A sweep may be writing.
     sweeping: bool,
@@ -399,9 +403,10 @@ impl Worker {
     fn take(&mut self, feed: TreeFeed) {
         match feed {
             TreeFeed::Work(TreeWork::Start { at, settled, anew }) => {
-                (self.at, self.settled) = (Some(at), settled);
+                (self.at, self.settled, self.surveys) = (Some(at), settled, false);
                 self.open(anew);
             }
+            TreeFeed::Work(TreeWork::Survey { at, anew }) => self.survey(at, anew),
             TreeFeed::Work(TreeWork::Begin { cut, zeros }) => {
                 let block = |bytes: u64| bytes / BLOCK_BYTES;
                 let zeros = zeros
@@ -475,11 +480,11 @@ impl Worker {
         match tree.keeper.work(WORK) {
             Ok(Worked::Nothing | Worked::Some) => {}
             Ok(Worked::Root(epoch, root)) => {
-                self.state.root = Some((epoch, root));
+                self.state.root = (!self.surveys).then_some((epoch, root));
                 self.untold = true;
                 let taken = tree.keeper.take_snapshot();
                 if let Some((at, _)) = self.rooting.filter(|(at, _)| at.epoch == epoch) {
-                    self.say(FromTree::Root { at, root });
+                    self.say_root_of_volume(at, root);
                     if let Some(tree) = taken {
                         self.take_tree(at, root, &Arc::new(tree));
                     }
@@ -498,6 +503,7 @@ impl Worker {
 
     fn discard(&mut self) {
         (self.at, self.tree, self.retry) = (None, None, None);
+        self.surveys = false;
         self.end_resyncs();
         self.no_longer_rooting();
         self.turn_away();
@@ -551,7 +557,7 @@ impl Worker {
         if anew {
             Keeper::discard(&mut files)?;
         }
-        let (keeper, found) = Keeper::open(files, (identity.volume, geometry), at.epoch)?;
+        let (keeper, found) = Keeper::open(files, (self.tree_of(), geometry), at.epoch)?;
         let known = self.files()?.record()?.filter(|_| !anew);
         let record = known.and_then(|bytes| Record::decode(&bytes));
         self.verify = None;
@@ -587,6 +593,7 @@ impl Worker {
             // If that fails, too: see `discard`.
             let _ = Keeper::discard(&mut files);
         }
+        self.tell_survey(false);
         self.retry = Some(Instant::now() + RETRY);
         self.state = TreeState {
             failed: Some(error.to_string()),
@@ -602,6 +609,7 @@ impl Worker {
             self.state.built_bytes = keeper.to_build().map(|block| block * BLOCK_BYTES);
             self.untold = true;
         }
+        self.tell_survey(self.is_whole());
     }
 
     fn tell(&mut self) {

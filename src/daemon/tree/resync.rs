@@ -2,7 +2,8 @@
 //!
 //! A primary takes its tree as it is at a checkpoint, asks the copy that wants to be filled for its
 //! root, and then for the nodes below until it knows which groups differ. The copy answers from its
-//! tree, which it takes in the same way; its backing does not change while it waits for a copy.
+//! tree, which it takes in the same way, or that of a survey; its backing does not change while it
+//! waits for a copy.
 //! Whatever goes wrong, the answer to the core is that nothing is known, and everything is sent.
 //!
 //! A primary's side is bounded by the number of its peers, and in time. So is the other side.
@@ -122,7 +123,7 @@ impl Worker {
     }
 
     /// Whether there is a tree that describes all of the volume at a checkpoint.
-    fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         self.tree.is_some() && !self.is_building()
     }
 

@@ -243,6 +243,23 @@ impl Plan {
         self.requests = rng.between(2000, 4000);
     }
 
+    /// Copies are begun anew on backings that hold something like the primary's, and are disturbed
+    /// meanwhile.
+    pub(crate) fn lean_to_trucks(&mut self, rng: &mut Rng) {
+        if self.nodes == 1 {
+            return;
+        }
+        self.seeded = rng.pick(&[1, 1, 2]);
+        self.seed_piece_bytes = rng.pick(&[1, 4, 16]) * BLOCK_BYTES;
+        self.seed_flush_bytes = rng.pick(&[1, 4, 16]) * BLOCK_BYTES;
+        self.most_faults = self.most_faults.max(20);
+        let others: u64 = self.disasters.iter().map(|&(_, weight)| weight).sum();
+        let share = |rng: &mut Rng| (others / rng.between(1, 6)).max(1);
+        self.disasters.push((Disaster::Wipe, share(rng)));
+        self.disasters.push((Disaster::FailOver, share(rng) / 2));
+        self.disasters.push((Disaster::Reset, share(rng) / 2));
+    }
+
     /// What becomes of backings where state trees are kept: in two of three of these runs blocks
     /// rot, or writes of sweeps and repairs are lost or go astray.
     pub(crate) fn draw_damage(&mut self, rng: &mut Rng) {

@@ -55,6 +55,7 @@ mod trace;
 #[path = "../../../src/daemon/translate.rs"]
 mod translate;
 mod trees;
+mod trucks;
 mod wire;
 mod world;
 

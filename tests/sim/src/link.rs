@@ -48,7 +48,8 @@ pub(crate) fn peer_state(status: &CopyStatus, resyncs: bool) -> PeerState {
         tip: status.tip,
         tip_rank: status.tip_rank,
         usable: filled || status.copy.is_usable(),
-        resyncs,
+        resyncs: resyncs && status.may_keep(),
+        is_filled: matches!(status.copy, CopyState::Seeding { until: None, .. }),
     }
 }
 
@@ -164,6 +165,7 @@ impl Side {
         let is_news = new.term != old.term
             || new.incarnation != old.incarnation
             || new.tip.epoch < old.tip.epoch
+            || new.may_keep() != old.may_keep()
             || std::mem::discriminant(&new.copy) != std::mem::discriminant(&old.copy);
         if is_news { News::Tell } else { News::None }
     }
@@ -230,6 +232,7 @@ impl Side {
             | (CopyState::Shadowing { .. }, Asked::Seed) => {
                 return None;
             }
+            (CopyState::Fresh, _) if ours.surveys => return None,
             (CopyState::Fresh, _) => (Asked::Seed, seed(0)),
             (
                 CopyState::Seeding {

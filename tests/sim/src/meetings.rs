@@ -10,7 +10,7 @@ use hn4_proof::hash::Digest;
 
 use crate::oracle::index;
 use crate::trees::Files;
-use crate::world::{MS, What, World};
+use crate::world::{MS, Outcome, What, World};
 
 /// Blocks that are compared as one.
 const GROUP_BLOCKS: u64 = 16;
@@ -82,7 +82,7 @@ impl World {
     }
 
     /// The peer's tree is compared with what was taken.
-    pub(crate) fn trees_meet(&mut self, meeting: Meeting, taken: &Taken) {
+    pub(crate) fn trees_meet(&mut self, meeting: Meeting, taken: &Taken) -> Outcome {
         let Meeting {
             node,
             boot,
@@ -92,13 +92,16 @@ impl World {
             id,
         } = meeting;
         if self.nodes[node].live.is_none() || self.nodes[node].boot != boot {
-            return;
+            return Ok(());
         }
         let other = self.links[link].nodes[1 - side];
         let reached = self.links[link].sides[1 - side].open == Some(session);
         let live = self.nodes[other].live.as_ref();
         let stands = live
             .is_some_and(|live| reached && live.tree.is_quiet() && live.tree.whole_since.is_some());
+        if stands {
+            self.check_survey(other)?;
+        }
         let found = stands.then(|| Differences {
             at: taken.at,
             ranges: differences(&taken.leaves, &self.nodes[other].tree, self.plan.blocks),
@@ -107,6 +110,7 @@ impl World {
         let after = self.net_time();
         let event = TreeEvent::Compared { id, found };
         self.plan_in(after, What::Tree { node, boot, event });
+        Ok(())
     }
 }
 

@@ -61,7 +61,8 @@ impl World {
         let Some(live) = &self.nodes[node].live else {
             return;
         };
-        let (known, halted) = (live.tree.whole_since.is_some(), live.tree.halted);
+        let (whole, halted) = (live.tree.whole_since.is_some(), live.tree.halted);
+        let known = whole && !live.tree.surveys;
         if !known {
             self.stats.damage.unchecked += numbers.len() as u64;
             return self.judge(node, read, Verdict::Serve);
@@ -225,7 +226,8 @@ impl World {
             return Ok(());
         };
         let tree = &mut live.tree;
-        if tree.whole_since.is_none() || !tree.is_quiet() || tree.verify_at > now {
+        let due = tree.verify_at <= now && !tree.surveys;
+        if tree.whole_since.is_none() || !tree.is_quiet() || !due {
             return Ok(());
         }
         let began = Verify {

@@ -239,7 +239,12 @@ impl Node {
     ///
     /// # Errors
     /// If the engine refuses.
-    pub(crate) fn create(&mut self, plan: &Plan, role: Role) -> Result<(), RecoveryError> {
+    pub(crate) fn create(
+        &mut self,
+        plan: &Plan,
+        role: Role,
+        seeded: bool,
+    ) -> Result<(), RecoveryError> {
         let log_bytes = hn4::log::RING_START + plan.ring_bytes;
         self.log = SimDisk::new(small(log_bytes));
         self.rotten = false;
@@ -252,6 +257,7 @@ impl Node {
                 stripe_blocks: plan.stripe_blocks,
             },
             role,
+            seeded,
             created_ms: 0,
         };
         recovery::create(&mut self.log, &new).map(|_| ())

@@ -331,7 +331,11 @@ impl World {
         self.nodes[node].promise = Tip::default();
         self.nodes[node].top_term = 0;
         let plan = self.plan.clone();
-        let created = self.nodes[node].create(&plan, Role::Replica);
+        let seeded = self.rng.one_in(plan.seeded);
+        if seeded {
+            self.bring_backing(node);
+        }
+        let created = self.nodes[node].create(&plan, Role::Replica, seeded);
         created.expect("an empty disk takes a new log");
         self.plan_in(MS, What::Restart { node });
     }

@@ -178,6 +178,8 @@ pub(crate) struct Plan {
     pub(crate) proof_age_ms: u64,
     /// State trees are kept.
     pub(crate) trees: bool,
+    /// New copies whose backing holds something like the primary's.
+    pub(crate) seeded: u64,
     /// A primary marks an epoch so often, in milliseconds.
     pub(crate) mark_ms: u64,
     /// Which reads are compared with the state tree.
@@ -329,6 +331,7 @@ impl Plan {
             proof_us: 0,
             proof_age_ms: 0,
             trees: false,
+            seeded: 0,
             mark_ms: 5000,
             verify_reads: VerifyReads::Off,
             verify_ms: 0,

@@ -25,6 +25,8 @@ pub struct Stats {
     pub shadows: u64,
     /// State trees of two nodes that were compared.
     pub comparisons: u64,
+    /// Copies that began on a backing which somebody brought.
+    pub brought: u64,
     /// Bytes of full copies that were left out for that.
     pub kept_bytes: u64,
     /// What was found and done about damaged backings.
@@ -212,6 +214,7 @@ impl Stats {
             promotions,
             shadows,
             comparisons,
+            brought,
             kept_bytes,
             damage,
             usable,
@@ -240,6 +243,7 @@ impl Stats {
         self.promotions += promotions;
         self.shadows += shadows;
         self.comparisons += comparisons;
+        self.brought += brought;
         self.kept_bytes += kept_bytes;
         self.damage.add(damage);
         self.usable += usable;
@@ -279,6 +283,7 @@ impl fmt::Display for Stats {
             ("copies became usable", self.usable),
             ("shadows were switched in", self.shadows),
             ("state trees compared", self.comparisons),
+            ("backings brought", self.brought),
             ("bytes left out of full copies", self.kept_bytes),
             ("tails dropped", self.truncations),
             ("tails to be saved", self.forks),

@@ -10,6 +10,7 @@
 //! | `trees` | the queue, opening, building, discarding |
 //! | `gather` | sweeps become leaves |
 //! | `mend` | reads are compared, deep verifies, repairs |
+//! | `trucks` | trees of what somebody brought |
 //! | `meetings` | two trees are compared before a full copy |
 //!
 //! The list of blocks for which copies are sought is the daemon's own
@@ -49,6 +50,8 @@ pub(crate) struct Files {
     pub(crate) sweep: Option<Swept>,
     /// Blocks that were found to be damaged, and are not known to be good again.
     pub(crate) bad: BTreeSet<u64>,
+    /// They are of what somebody brought.
+    pub(crate) are_of_survey: bool,
 }
 
 /// What a sweep changes.
@@ -101,6 +104,8 @@ pub(crate) struct Tree {
     pub(crate) at: Option<Tip>,
     /// A sweep that a crash has torn may have begun to write epochs up to this one.
     pub(crate) settled: Epoch,
+    /// It is one of what somebody brought, and of no state of the volume.
+    pub(crate) surveys: bool,
     /// What the volume is at `at`, as the oracle knows it.
     pub(crate) truth: Vec<Tag>,
     /// A sweep of which not all is known yet.
@@ -123,7 +128,7 @@ pub(crate) struct Tree {
     /// A repair that is on its way to the backing: the thread does nothing else meanwhile.
     pub(crate) writing: Option<Writing>,
     /// When the first build goes on.
-    build_at: u64,
+    pub(crate) build_at: u64,
     queue: VecDeque<ToTree>,
     turn_at: Option<u64>,
     /// When the last word arrives at the core.
@@ -137,6 +142,7 @@ impl Tree {
         Self {
             at: None,
             settled: Epoch(0),
+            surveys: false,
             truth: Vec::new(),
             gathering: None,
             next_truth: None,
@@ -316,7 +322,7 @@ impl World {
         }
         let whole = tree.whole_since.is_some();
         let build = (tree.is_quiet() && !whole).then_some(tree.build_at);
-        let verify = (whole && (tree.is_quiet() || tree.verify.is_none()))
+        let verify = (whole && !tree.surveys && (tree.is_quiet() || tree.verify.is_none()))
             .then_some(tree.verify_at)
             .filter(|&at| at > self.now || tree.is_quiet());
         let due = tree.repairs.deadline();
@@ -351,6 +357,7 @@ impl World {
             ToTree::Work(TreeWork::Start { at, settled, anew }) => {
                 self.open_tree(node, at, settled, anew)
             }
+            ToTree::Work(TreeWork::Survey { at, anew }) => self.survey(node, at, anew),
             ToTree::Work(TreeWork::Begin { cut, zeros }) => self.begin_to_gather(node, cut, &zeros),
             ToTree::Work(TreeWork::Done { at, marked }) => self.sweep_is_done(node, at, marked),
             ToTree::Work(TreeWork::Discard) => {
@@ -378,7 +385,7 @@ impl World {
         let blocks = index(self.plan.blocks);
         let (now, build_at) = (self.now, self.now + self.rng.below(200 * MS));
         let verify_at = self.next_verify();
-        if anew {
+        if anew || self.nodes[node].tree.are_of_survey {
             self.remove_files(node);
         }
         let swept = self.nodes[node].tree.sweep.take();
@@ -409,6 +416,7 @@ impl World {
             let last = if is_set_back { live.tip.epoch } else { settled };
             let tree = &mut live.tree;
             (tree.at, tree.settled, tree.truth) = (Some(at), settled.max(last), truth);
+            tree.surveys = false;
             (tree.build_at, tree.verify_at, tree.verify) = (build_at, verify_at, None);
             tree.whole_since = whole.then_some(now);
         }
@@ -418,7 +426,7 @@ impl World {
     }
 
     /// Nothing is left of the files.
-    fn remove_files(&mut self, node: usize) {
+    pub(crate) fn remove_files(&mut self, node: usize) {
         let now = self.now;
         let node = &mut self.nodes[node];
         node.tree = Files::default();
@@ -432,6 +440,7 @@ impl World {
             let tree = &mut live.tree;
             (tree.at, tree.gathering, tree.next_truth) = (None, None, None);
             (tree.sweeping, tree.whole_since, tree.verify) = (false, None, None);
+            tree.surveys = false;
             let _ = tree.repairs.forget_all();
         }
         self.tree_answers(node, TreeEvent::Discarded);
@@ -448,12 +457,13 @@ impl World {
             return Ok(());
         }
         tree.build_at = now + again + 1;
+        let surveys = tree.surveys;
         let leaves = self.nodes[node].tree.leaves.iter().enumerate();
         let open = leaves.filter(|(_, leaf)| leaf.is_none());
         let open: Vec<u64> = open.map(|(block, _)| block as u64).collect();
         for &block in open.iter().take(SLICE_BLOCKS) {
             let contents = self.backing_block(node, block);
-            let wrong = !self.holds_truth(node, block, &contents[..]);
+            let wrong = !surveys && !self.holds_truth(node, block, &contents[..]);
             let was_hurt = self.nodes[node].was_hurt(block);
             if wrong && !was_hurt {
                 let detail = format!("node {node}: block {block} is wrong when a tree is built");
@@ -464,10 +474,13 @@ impl World {
             // The medium is taken as it is.
             node.taken.set(block, wrong, now);
         }
-        if open.len() <= SLICE_BLOCKS
-            && let Some(live) = &mut self.nodes[node].live
-        {
-            live.tree.whole_since = Some(now);
+        if open.len() <= SLICE_BLOCKS {
+            if let Some(live) = &mut self.nodes[node].live {
+                live.tree.whole_since = Some(now);
+            }
+            if surveys {
+                self.tree_answers(node, TreeEvent::Surveyed(true));
+            }
         }
         Ok(())
     }

@@ -68,7 +68,7 @@ impl World {
         let identity = identity(&self.plan);
         let proves = self.plan.proves;
         LocalState {
-            resyncs: self.plan.trees,
+            resyncs: self.plan.trees && status.may_keep(),
             ..translate::local_state(&identity, node_id(node), MAX_EPOCH_BYTES, proves, status)
         }
     }

@@ -232,6 +232,10 @@ impl World {
         if options.knobs.trees.unwrap_or(seed % 32 == 10 && seed > 10) {
             plan.lean_to_trees(&mut Rng::new(seed.rotate_left(16)), &options.knobs);
             plan.draw_damage(&mut Rng::new(seed.rotate_left(24)));
+            // And again.
+            if seed % 5 == 2 && seed > 1000 {
+                plan.lean_to_trucks(&mut Rng::new(seed.rotate_left(40)));
+            }
         }
         let sectors = plan.blocks * SECTORS_PER_BLOCK;
         let initial: Vec<u64> = (0..sectors).map(|_| rng.below(3)).collect();
@@ -288,7 +292,11 @@ impl World {
             } else {
                 Role::Replica
             };
-            let created = self.nodes[index].create(&self.plan.clone(), role);
+            let seeded = role == Role::Replica && self.rng.one_in(self.plan.seeded);
+            if seeded {
+                self.bring_backing(index);
+            }
+            let created = self.nodes[index].create(&self.plan.clone(), role, seeded);
             if let Err(error) = created {
                 return broken("liveness", format!("node {index}: {error}"));
             }
@@ -372,6 +380,7 @@ impl World {
                 Ok(())
             }
             What::TreeTurn { node, boot } => self.tree_turn(node, boot),
+            What::TreesMeet(meeting, taken) => self.trees_meet(meeting, &taken),
             What::PowerLoss { node, boot, fault } => {
                 self.power_loss(node, boot, fault);
                 Ok(())
@@ -458,7 +467,6 @@ impl World {
                 self.seed_read(link, session, side, offset, bytes);
             }
             What::TreeTaken(meeting) => self.tree_taken(meeting),
-            What::TreesMeet(meeting, taken) => self.trees_meet(meeting, &taken),
             What::TreeWrote { node, boot } => self.tree_wrote(node, boot),
             What::TreeHears {
                 link,
@@ -475,6 +483,7 @@ impl World {
             | What::ProofRead { .. }
             | What::Tree { .. }
             | What::TreeTurn { .. }
+            | What::TreesMeet(..)
             | What::Operator => {}
         }
     }

@@ -51,6 +51,9 @@ pub enum Role {
 pub enum CopyState {
     /// Nothing of the volume has arrived here yet; its birth nonce is not known.
     Fresh,
+    /// The same, but what somebody brought is looked at first, so nothing is asked for yet. A peer
+    /// is told that it is fresh.
+    Surveying,
     /// A first full copy is under way.
     Seeding {
         /// Bytes of the volume, from its start, that are durable here: where to go on.
@@ -113,7 +116,7 @@ pub struct LocalState {
     /// The state tree asks and answers, so that [`Input::Tree`] may be sent to it.
     pub repairs: bool,
     /// The state tree can be compared with another one, node by node, and
-    /// [`PieceKind::Same`] may be sent.
+    /// [`PieceKind::Same`] may be sent. It may change while a session is open.
     pub resyncs: bool,
 }
 

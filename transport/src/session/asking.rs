@@ -51,6 +51,7 @@ impl Asked {
         let ask = match (ours.copy, *self) {
             (CopyState::Fresh | CopyState::Seeding { .. }, Self::Seed)
             | (CopyState::Shadowing { .. }, Self::Seed) => None,
+            (CopyState::Surveying, _) => None,
             (CopyState::Fresh, _) => Some(Ask::Seed { cursor_bytes: 0 }),
             (
                 CopyState::Seeding { cursor_bytes } | CopyState::Shadowing { cursor_bytes, .. },
@@ -144,6 +145,18 @@ mod tests {
             None,
             "the log follows the copy by itself"
         );
+    }
+
+    #[test]
+    fn a_copy_is_asked_for_when_what_was_brought_is_known() {
+        let (mut ours, theirs) = pair();
+        ours.copy = CopyState::Surveying;
+        let mut asked = Asked::default();
+        assert_eq!(asked.next(&ours, &theirs), None);
+        ours.copy = CopyState::Fresh;
+        let seed = Some(Ask::Seed { cursor_bytes: 0 });
+        assert_eq!(asked.next(&ours, &theirs), seed);
+        assert_eq!(asked.next(&ours, &theirs), None);
     }
 
     #[test]

@@ -534,6 +534,7 @@ impl Session {
         let is_news = new.term != old.term
             || new.tip.0 < old.tip.0
             || new.incarnation != old.incarnation
+            || new.resyncs != old.resyncs
             || copy_kind(new.copy) != copy_kind(old.copy);
         if is_news {
             self.control.state(self.local.clone());
@@ -600,7 +601,7 @@ impl Session {
 
 fn copy_kind(copy: CopyState) -> u8 {
     match copy {
-        CopyState::Fresh => 0,
+        CopyState::Fresh | CopyState::Surveying => 0,
         CopyState::Seeding { .. } => 1,
         CopyState::Usable | CopyState::Shadowing { .. } => 2,
     }

@@ -71,7 +71,7 @@ pub fn compare_identity(ours: &LocalState, theirs: &LocalState) -> Result<(), Re
     // A copy that nothing has arrived in yet does not know the nonce.
     let either_fresh = [ours, theirs]
         .iter()
-        .any(|state| state.copy == CopyState::Fresh);
+        .any(|state| matches!(state.copy, CopyState::Fresh | CopyState::Surveying));
     if !either_fresh && ours.birth_nonce != theirs.birth_nonce {
         let hex = |nonce: &[u8; 16]| nonce.iter().map(|byte| format!("{byte:02x}")).collect();
         let (ours, theirs): (String, String) = (hex(&ours.birth_nonce), hex(&theirs.birth_nonce));

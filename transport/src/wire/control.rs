@@ -372,7 +372,7 @@ fn hello_from_wire(hello: proto::Hello) -> Result<Hello, WireError> {
 
 fn state_to_wire(state: &LocalState) -> proto::State {
     let (copy, seed_cursor_bytes) = match state.copy {
-        CopyState::Fresh => (proto::Copy::Fresh, 0),
+        CopyState::Fresh | CopyState::Surveying => (proto::Copy::Fresh, 0),
         CopyState::Seeding { cursor_bytes } => (proto::Copy::Seeding, cursor_bytes),
         CopyState::Usable | CopyState::Shadowing { .. } => (proto::Copy::Usable, 0),
     };
