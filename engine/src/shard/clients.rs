@@ -17,6 +17,8 @@ pub(super) struct Clients {
     generation: u32,
     /// Those that may be able to do something.
     ready: Vec<u32>,
+    /// Scratch: who is next.
+    order: Vec<u32>,
     /// Those for which there was no room in the ring, or that have more than a turn takes.
     later: Vec<u32>,
     /// One of them has requests left that it sent already: the next turn waits for nothing.
@@ -118,17 +120,19 @@ impl Clients {
         }
     }
 
-    /// Lets every client go on that may be able to.
+    /// Lets every client go on that may be able to; those that wait for room go first, so that a
+    /// large request is not for ever short of what small ones have just taken.
     pub(super) fn pump(&mut self, host: &mut impl Host) {
+        let mut order = std::mem::take(&mut self.order);
         let stalled = (0..).zip(&self.list).filter_map(|(index, client)| {
             let stalled = client.as_ref().is_some_and(Client::is_stalled);
             stalled.then_some(index)
         });
-        self.ready.extend(stalled);
+        order.extend(stalled);
         self.ready.sort_unstable();
         self.ready.dedup();
-        let mut ready = std::mem::take(&mut self.ready);
-        for index in ready.drain(..) {
+        order.append(&mut self.ready);
+        for index in order.drain(..) {
             let Some(Some(client)) = self.list.get_mut(index as usize) else {
                 continue;
             };
@@ -142,7 +146,7 @@ impl Clients {
                 }
             }
         }
-        self.ready = ready;
+        self.order = order;
     }
 
     /// Nothing moves any more.

@@ -1,11 +1,13 @@
-//! A shard: one thread, one ring, one volume, and the clients of that volume.
+//! A shard: one thread, one ring, one volume, and the clients of that volume, or as many more
+//! threads as the configuration says that have only clients (`front`).
 //!
 //! The thread sleeps in the kernel until an operation completes, a client sends something, the rest
 //! of the daemon has a message, or the core's deadline passes. In one turn it takes all
 //! completions, lets the core act on them, and hands everything that came of it to the kernel in
 //! one call.
 //!
-//! **Architecture invariant:** only this thread touches the volume, its memory and its devices.
+//! **Architecture invariant:** only this thread touches the volume and its devices, and of its
+//! memory each slot is in the hands of one thread at a time.
 
 mod client;
 mod clients;
