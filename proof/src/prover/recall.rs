@@ -1,21 +1,21 @@
-//! A primary that has lost the end of its ledger, and did not know of more.
+//! A primary that has lost the end of its ledger, and does not know it.
 //!
-//! A record that rots at the end of a file looks like a torn append, and one that a disk never wrote
-//! leaves no trace. Such a record may have been heard of: then replicas hold it, and to sign its
-//! epochs anew would make two histories of one term, of which nobody takes the second.
+//! A record that rots at the end of a file looks like a torn append, and one that a disk never
+//! wrote leaves no trace. Such a record may have been heard of: then replicas hold it, and to sign
+//! its epochs anew would make two histories of one term, of which nobody takes the second.
 //!
 //! - What follows the own ledger at a replica, and this node signed in this term, is taken back if
 //!   the own log agrees, as if it had never been lost. After a torn tail nothing is signed for
 //!   [`PATIENCE`], so that a replica can tell.
 //! - If it was signed anew already, the replica that holds what was signed first objects instead of
 //!   giving way. That it was signed twice is then beyond doubt, and this node begins a new ledger:
-//!   both histories are kept, wherever they were. The new one says again what the last anchor
-//!   said, so that nobody has to wait for the next write.
+//!   both histories are kept, wherever they were. The new one says again what the last anchor said,
+//!   so that nobody has to wait for the next write.
 //!
 //! Only what this node's own keys signed in its present term counts for either. What is taken back
-//! must be bound by the keys that it signs with now. That it was signed twice may be shown with a key
-//! that was retired since: a replica may have been away for long, and whoever stole such a key and is
-//! a replica gains a new ledger of the true node by that, and nothing else.
+//! must be bound by the keys that it signs with now. That it was signed twice may be shown with a
+//! key that was retired since: a replica may have been away for long, and whoever stole such a key
+//! and is a replica gains a new ledger of the true node by that, and nothing else.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -39,6 +39,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// Offers of keys that wait for that.
 const MAX_OFFERS: usize = 64;
 
+/// Records that follow each other, each with its bytes.
+type Run = VecDeque<(Record, Vec<u8>)>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Recall {
@@ -47,7 +50,7 @@ pub(super) struct Recall {
     /// Nothing is signed before.
     until: Option<Duration>,
     /// What a replica has sent and the own log does not reach to yet.
-    pending: VecDeque<(Record, Vec<u8>)>,
+    pending: Run,
     /// What came meanwhile.
     offers: VecDeque<(u8, KeyOffer)>,
 }
@@ -119,8 +122,8 @@ impl<M: LedgerMedium> Prover<M> {
     pub(super) fn unknown(
         &self,
         mut first: u64,
-        mut records: VecDeque<(Record, Vec<u8>)>,
-    ) -> Result<(u64, VecDeque<(Record, Vec<u8>)>), ProverError> {
+        mut records: Run,
+    ) -> Result<(u64, Run), ProverError> {
         while let Some((record, _)) = records.front()
             && self.ledger.hash_of(record.index)? == Some(record.hash)
         {
@@ -180,7 +183,7 @@ impl<M: LedgerMedium> Prover<M> {
         now: Now,
         peer: u8,
         header: &LedgerHeader,
-        (first, records): (u64, VecDeque<(Record, Vec<u8>)>),
+        (first, records): (u64, Run),
     ) -> Result<(), ProverError> {
         if !self.is_ours(&header.hash()) || !self.placed {
             return Ok(());
@@ -196,15 +199,11 @@ impl<M: LedgerMedium> Prover<M> {
         self.take_back(now, Some(peer))
     }
 
-    /// How many of these records, which would follow `tip`, this node signed in its present term. In
-    /// which term a change of keys was made, the records around it say. With keys that it does not
-    /// sign with any more only if `any_key`: what is taken back must be bound by its present ones.
-    fn own_run(
-        &self,
-        tip: &Verifier,
-        records: &VecDeque<(Record, Vec<u8>)>,
-        any_key: bool,
-    ) -> usize {
+    /// How many of these records, which would follow `tip`, this node signed in its present term.
+    /// In which term a change of keys was made, the records around it say. With keys that it does
+    /// not sign with any more only if `any_key`: what is taken back must be bound by its present
+    /// ones.
+    fn own_run(&self, tip: &Verifier, records: &Run, any_key: bool) -> usize {
         let wanted = self.keys.wanted();
         let is_wanted = |key: KeyId| wanted.iter().any(|it| it.public().id() == key);
         let mut next = tip.clone();
@@ -316,7 +315,7 @@ impl<M: LedgerMedium> Prover<M> {
         now: Now,
         peer: u8,
         index: u64,
-        records: &VecDeque<(Record, Vec<u8>)>,
+        records: &Run,
     ) -> Result<(), ProverError> {
         let (Some(term), Some(before)) = (self.primary, self.ledger.tip_at(index)?) else {
             return Ok(());

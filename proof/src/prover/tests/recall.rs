@@ -5,9 +5,9 @@ use super::*;
 use crate::prover::message::Message;
 use crate::prover::recall::PATIENCE;
 
-const PATIENCE_MS: u64 = PATIENCE.as_millis() as u64;
+const PATIENCE_MS: u64 = PATIENCE.as_secs() * 1000;
 
-/// Node 1 has signed six times, node 2 has all of it: keys, anchors, a change of keys, a checkpoint.
+/// Node 1 has signed keys, anchors, a change of keys and a checkpoint, and node 2 has all of it.
 fn signed() -> (Pair, Log) {
     let mut pair = Pair::new();
     let mut log = Log::default();
