@@ -199,10 +199,10 @@ impl<M: LedgerMedium> Prover<M> {
         self.take_back(now, Some(peer))
     }
 
-    /// How many of these records, which would follow `tip`, this node signed in its present term.
-    /// In which term a change of keys was made, the records around it say. With keys that it does
-    /// not sign with any more only if `any_key`: what is taken back must be bound by its present
-    /// ones.
+    /// How many of these records, which would follow `tip`, are bound by a signature that this node
+    /// made in its present term; whoever signed those before it. In which term a change of keys was
+    /// made, the ledger before it says. Keys that it does not sign with any more count only if
+    /// `any_key`: what is taken back must be bound by its present ones.
     fn own_run(&self, tip: &Verifier, records: &Run, any_key: bool) -> usize {
         let wanted = self.keys.wanted();
         let is_wanted = |key: KeyId| wanted.iter().any(|it| it.public().id() == key);
@@ -213,9 +213,8 @@ impl<M: LedgerMedium> Prover<M> {
                 Body::Anchor(signed) => (Some(signed.anchor.term), None),
                 Body::Checkpoint(signed) => (Some(signed.checkpoint.term), None),
                 Body::Key(change) => (next.last().map(|last| last.term), change.enroll.as_ref()),
-                Body::Note(_) | Body::Inspection(_) => break,
+                Body::Note(_) | Body::Inspection(_) => (None, None),
             };
-            let is_key = matches!(record.body, Body::Key(_));
             let signers = record.body.signers();
             let ours = next.keyring().active_of(self.node);
             let is_own = |key: &KeyId| ours.iter().any(|public| public.id() == *key);
@@ -223,11 +222,10 @@ impl<M: LedgerMedium> Prover<M> {
             let is_bound = any_key
                 || signers.iter().all(|key| is_wanted(*key))
                 || enrolled.is_some_and(|(_, public)| is_wanted(public.id()));
-            let in_term = term.is_some() && term == self.primary;
-            if !is_signed || !(is_key || in_term) || next.push(record).is_err() {
+            if next.push(record).is_err() {
                 break;
             }
-            if in_term && is_bound {
+            if is_signed && is_bound && term.is_some() && term == self.primary {
                 own = at + 1;
             }
         }

@@ -198,6 +198,36 @@ fn a_primary_that_does_not_yield_is_refused_and_what_it_signed_first_stays() {
     assert_eq!(pair.replica.ledger().medium(), &before);
 }
 
+#[test]
+fn what_was_signed_before_the_present_term_comes_back_with_what_binds_it() {
+    for in_time in [true, false] {
+        let (mut pair, mut log) = signed();
+        pair.primary
+            .standing(now(150_000), Some(term(5, 1)))
+            .unwrap();
+        pair.replica.disconnected(0);
+        pair.connect(term(5, 1));
+        log.write(4);
+        both(&mut pair, &log, 150_100);
+        assert_eq!(pair.replica.ledger().records(), 9);
+        let medium = without(&pair.primary, 7, in_time);
+        reopen(&mut pair, medium, &Log::default(), 200_000);
+        pair.primary
+            .standing(now(200_100), Some(term(5, 1)))
+            .unwrap();
+        log.feed(&mut pair.primary, 200_100);
+        pair.primary.tick(now(200_200)).unwrap();
+        pair.connect(term(5, 1));
+        pair.settle();
+        pair.primary.tick(now(210_000)).unwrap();
+        pair.settle();
+        assert_eq!(pair.heard[1].refused, None);
+        assert_eq!(pair.replica.anchored(), Some(log.tip().0));
+        let kept = usize::from(!in_time);
+        assert!(equal(&pair) && aside(&pair) == [kept, kept]);
+    }
+}
+
 /// What node 1 would have signed behind `at` records with these keys, in this term.
 fn forged(pair: &Pair, log: &Log, (at, keys): (u64, NodeKeys), by: Term) -> Message {
     let lost = pair.replica.ledger().records() - at;
