@@ -256,7 +256,7 @@ fn loses_its_last_records(lost: usize, rot: bool, kill: bool) {
         command.args(["ledger", "verify", "--file"]).arg(&file);
         succeed(command.arg("--key").arg(public_key(&alpha)));
     }
-    // They came back, if beta was there in time; else a new ledger began, and the old ones are kept.
+    // They came back, if beta was there in time; else a new ledger began, and the old are kept.
     let is_back = ledger(&alpha).starts_with(&before);
     let kept = usize::from(!is_back);
     assert_eq!((set_aside(&alpha), set_aside(&beta)), (kept, kept));

@@ -90,13 +90,13 @@ impl Beside {
         let mut medium = ledger.medium().clone();
         if rng.one_in(4) && ledger.records() > 0 {
             let torn = rng.index(40) + 1;
-            if torn % 4 == 0 {
+            if torn.is_multiple_of(4) {
                 let lost = (torn as u64 / 8).clamp(1, ledger.records());
                 let tail = ledger.read(ledger.records() - lost, usize::MAX);
                 let lost = tail.map_or(0, |tail| tail.len());
                 let at = medium.bytes.len() - lost;
                 medium.bytes[at..].fill(0x5A);
-                if torn % 8 == 0 {
+                if torn.is_multiple_of(8) {
                     medium.bytes.truncate(at);
                 }
                 return medium;
