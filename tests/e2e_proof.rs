@@ -16,7 +16,7 @@ use common::{LIMIT, folder, oracle, pair, running_pair, seed, succeed, times, to
 use hn4_proof::anchor::Anchor;
 use hn4_proof::envelope::aggregate::Aggregate;
 use hn4_proof::hash::Digest;
-use hn4_proof::ledger::{Body, Record};
+use hn4_proof::ledger::{Body, HEADER_BYTES, Record};
 use hn4_proof::sign::{Algorithm, SecretKey};
 use hn4_replicad::config::keys;
 use hn4_replicad::control::Request;
@@ -184,6 +184,98 @@ fn a_damaged_ledger_is_named_set_aside_and_made_good() {
     settle(&mut alpha, &mut beta);
     assert_eq!(ledger(&alpha), ledger(&beta), "fetched from the primary");
     assert_eq!(set_aside(&beta), 1, "nothing is destroyed");
+}
+
+/// The last records of a ledger's file, as lengths, the newest first.
+fn lengths(bytes: &[u8]) -> Vec<usize> {
+    let (mut at, mut lengths) = (HEADER_BYTES, Vec::new());
+    while let Ok((_, length)) = Record::decode(&bytes[at..]) {
+        lengths.push(length);
+        at += length;
+    }
+    assert_eq!(at, bytes.len(), "a whole ledger");
+    lengths.reverse();
+    lengths
+}
+
+/// A primary's ledger loses its last records while it is down: they rot, or were never written.
+/// Nobody else knows: it comes back in the same term, and replicas hold what it had signed.
+fn loses_its_last_records(lost: usize, rot: bool, kill: bool) {
+    let seed = seed("proof rot of a tail");
+    // Nothing is written back, so that the log still has all that the lost records were about.
+    let (place, plan) = (folder(), resting(""));
+    let (mut alpha, mut beta) = running_pair(place.path(), &plan);
+    let oracle = oracle(seed, &plan);
+    for part in 0..4 {
+        let load = Load::start(&alpha, &oracle, LoadPlan::mixed(seed + part)).expect("started");
+        load.wait_for_progress(30, LIMIT).expect("it is served");
+        load.stop().expect("no error");
+        // Each part has a batch of its own.
+        std::thread::sleep(Duration::from_millis(120));
+    }
+    let is_proven = |report: &VolumeReport| {
+        let state = report.state.as_ref();
+        state.is_some_and(|state| state.tip_epoch > 0 && state.proven_epoch == state.tip_epoch)
+    };
+    for node in [&mut alpha, &mut beta] {
+        node.wait_for("have it proven", LIMIT, is_proven)
+            .expect("proven");
+    }
+    if kill {
+        alpha.kill().expect("killed");
+    } else {
+        alpha.stop(LIMIT).expect("stopped");
+    }
+    let before = ledger(&alpha);
+    assert_eq!(before, ledger(&beta));
+    let bytes: usize = lengths(&before).iter().take(lost).sum();
+    let mut after = before.clone();
+    let at = after.len() - bytes;
+    if rot {
+        let mut from = at;
+        for length in lengths(&before).iter().take(lost).rev() {
+            after[from + length / 2] ^= 4;
+            from += length;
+        }
+    } else {
+        after.truncate(at);
+    }
+    std::fs::write(ledger_folder(&alpha).join("ledger"), after).expect("damaged");
+    alpha.start().expect("it serves");
+    alpha.wait_for_peer(LIMIT).expect("beta follows");
+    if kill {
+        let seen = check(&alpha, &oracle, 0).expect("a prefix");
+        lock(&oracle).settle(&seen);
+    }
+    write_some(&alpha, &oracle, seed + 9);
+    settle(&mut alpha, &mut beta);
+    assert_eq!(ledger(&alpha), ledger(&beta), "one ledger again");
+    for node in [&alpha, &beta] {
+        let file = ledger_folder(node).join("ledger");
+        let mut command = ctl();
+        command.args(["ledger", "verify", "--file"]).arg(&file);
+        succeed(command.arg("--key").arg(public_key(&alpha)));
+    }
+    // They came back, if beta was there in time; else a new ledger began, and the old are kept.
+    let is_back = ledger(&alpha).starts_with(&before);
+    let kept = usize::from(!is_back);
+    assert_eq!((set_aside(&alpha), set_aside(&beta)), (kept, kept));
+    eprintln!("{lost} lost, rot {rot}, kill {kill}: back {is_back}");
+}
+
+#[test]
+fn the_last_record_of_a_primarys_ledger_rots() {
+    loses_its_last_records(1, true, false);
+}
+
+#[test]
+fn the_last_records_of_a_primarys_ledger_rot() {
+    loses_its_last_records(3, true, true);
+}
+
+#[test]
+fn the_last_records_of_a_primarys_ledger_were_never_written() {
+    loses_its_last_records(2, false, true);
 }
 
 #[test]
@@ -414,11 +506,11 @@ fn refuses_changed_bytes(file: &Path, volume: &str, at: (u64, u64), data: &Path,
 }
 
 /// A volume of which nothing is written back before it is asked for.
-fn resting() -> Plan {
+fn resting(more: &str) -> Plan {
     let policy = plan().policy;
     let lines = policy.lines().filter(|it| !it.contains("destage_delay"));
     let lines: String = lines.map(|line| format!("{line}\n")).collect();
-    let more = "tree = \"on\"\ncheckpoint_s = 1\ndestage_delay_ms = 60000\n";
+    let more = format!("{more}destage_delay_ms = 60000\n");
     Plan {
         policy: format!("{lines}{more}"),
         ..plan()
@@ -439,7 +531,8 @@ fn tip(node: &Node) -> (u64, String) {
 #[test]
 fn what_a_block_was_is_proven_from_the_log_and_from_the_tree() {
     let place = folder();
-    let (mut alpha, beta) = running_pair(place.path(), &resting());
+    let (mut alpha, beta) =
+        running_pair(place.path(), &resting("tree = \"on\"\ncheckpoint_s = 1\n"));
     let mut client = alpha.client().expect("a client");
     let mut write = |block: u64, byte: u8| {
         let written = client.write(block * 4096, &[byte; 4096], false);

@@ -92,6 +92,7 @@ pub struct LedgerFile<M> {
     offsets: Vec<u64>,
     records: u64,
     end: u64,
+    torn_bytes: u64,
 }
 
 /// A ledger, what to append to if there is anything, and what a crash had left of an append.
@@ -110,9 +111,13 @@ impl<M: LedgerMedium> LedgerFile<M> {
             offsets: Vec::new(),
             records: 0,
             end: 0,
+            torn_bytes: 0,
         };
         match file.load() {
-            Ok((tip, torn)) => Ok((file, tip, torn)),
+            Ok((tip, torn)) => {
+                file.torn_bytes = torn.map_or(0, |torn| torn.bytes);
+                Ok((file, tip, torn))
+            }
             Err(error) => Err((file.medium, error)),
         }
     }
@@ -157,6 +162,12 @@ impl<M: LedgerMedium> LedgerFile<M> {
     #[must_use]
     pub fn records(&self) -> u64 {
         self.records
+    }
+
+    /// How long the tail was that was cut off when the ledger was opened.
+    #[must_use]
+    pub fn torn_bytes(&self) -> u64 {
+        self.torn_bytes
     }
 
     /// What the ledger lies on.

@@ -24,6 +24,8 @@ pub(super) struct Follow {
     pending: VecDeque<(Record, Vec<u8>)>,
     /// Keys that a cut brought back: what this source sends is not to be signed by them.
     pub(super) revived: Revived,
+    /// This source was shown that it had signed another record of a place in its term.
+    pub(super) objected: bool,
 }
 
 impl Follow {
@@ -53,7 +55,7 @@ impl Follow {
 }
 
 /// What the own log says to an anchor.
-enum Verdict {
+pub(super) enum Verdict {
     /// It does not reach so far yet.
     Wait,
     Good,
@@ -140,7 +142,7 @@ impl<M: LedgerMedium> Prover<M> {
     }
 
     /// Asks for what follows; `anew` if the source may have another ledger than we.
-    fn ask(&mut self, anew: bool) -> Result<(), ProverError> {
+    pub(super) fn ask(&mut self, anew: bool) -> Result<(), ProverError> {
         let Some(source) = self.follow.proving_source() else {
             return Ok(());
         };
@@ -183,47 +185,22 @@ impl<M: LedgerMedium> Prover<M> {
         peer: u8,
         header: &LedgerHeader,
         first: u64,
-        bytes: &[u8],
+        records: VecDeque<(Record, Vec<u8>)>,
     ) -> Result<(), ProverError> {
         let Some((_, source)) = self.follow.source.filter(|(source, _)| *source == peer) else {
             return Ok(());
         };
-        let mut rest = bytes;
-        let mut records = VecDeque::new();
-        while !rest.is_empty() {
-            match Record::decode(rest) {
-                Ok((record, length)) if record.index == first + records.len() as u64 => {
-                    let (whole, later) = rest.split_at(length);
-                    rest = later;
-                    records.push_back((record, whole.to_vec()));
-                }
-                Ok(_) => {
-                    self.suspect(peer, "ledger records out of order".to_owned());
-                    return Ok(());
-                }
-                Err(error) => {
-                    self.suspect(peer, format!("a ledger record: {error}"));
-                    return Ok(());
-                }
-            }
-        }
+        let is_answer = !records.is_empty();
         // Two questions may have been asked, and both answered.
-        let same = self
-            .ledger
-            .header()
-            .is_some_and(|ours| ours.hash() == header.hash());
-        let mut first = first;
-        while same
-            && let Some((record, _)) = records.front()
-            && self.ledger.hash_of(record.index)? == Some(record.hash)
-        {
-            first += 1;
-            records.pop_front();
-        }
+        let same = self.is_ours(&header.hash());
+        let (first, records) = match same {
+            true => self.unknown(first, records)?,
+            false => (first, records),
+        };
         if records.is_empty() && first <= self.ledger.records() {
             return match same {
                 // It was asked twice, and forgot the later question when it answered the earlier.
-                true if first == self.ledger.records() && !bytes.is_empty() => self.ask(false),
+                true if first == self.ledger.records() && is_answer => self.ask(false),
                 true => self.ask_behind(first),
                 false => Ok(()),
             };
@@ -232,6 +209,9 @@ impl<M: LedgerMedium> Prover<M> {
         if first > due {
             // It answers what was asked before this ledger, or the one in its place, was set aside.
             // What was asked since will be answered, too.
+            return Ok(());
+        }
+        if same && first < self.ledger.records() && self.object(source, first)? {
             return Ok(());
         }
         if let Err(why) = self.make_way(header, (first, &records), source)? {
@@ -418,7 +398,7 @@ fn revived(record: &Record, (key, at): (KeyId, u64)) -> String {
 }
 
 /// Compares an anchor with the roots of the own log.
-fn verdict(
+pub(super) fn verdict(
     hashed: &VecDeque<super::Hashed>,
     (floor, chain): (Epoch, ChainHash),
     anchor: &Anchor,

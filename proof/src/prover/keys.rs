@@ -137,7 +137,7 @@ impl<M: LedgerMedium> Prover<M> {
         if let Some((key, at)) = self.retired_key() {
             return Err(ProverError::Retired { key, at });
         }
-        if self.placed {
+        if self.placed && !self.recall.waits() {
             self.settle_keys(now)?;
         }
         Ok(())

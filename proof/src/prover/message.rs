@@ -6,9 +6,11 @@
 //!
 //! A stranger may have made these bytes: they are decoded with bounds, and are proposals.
 
+use std::collections::VecDeque;
+
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::hash::Digest;
-use crate::ledger::{HEADER_BYTES, LedgerHeader};
+use crate::ledger::{HEADER_BYTES, LedgerHeader, Record};
 use crate::sign::keyring::KeyOffer;
 
 /// Longest message in bytes.
@@ -100,4 +102,24 @@ impl Message {
         reader.finish()?;
         Ok(message)
     }
+}
+
+/// The records of an answer, of which the first has this index, each with its bytes.
+pub(super) fn run(first: u64, bytes: &[u8]) -> Result<VecDeque<(Record, Vec<u8>)>, String> {
+    let mut rest = bytes;
+    let mut records = VecDeque::new();
+    while !rest.is_empty() {
+        match Record::decode(rest) {
+            Ok((record, length))
+                if first.checked_add(records.len() as u64) == Some(record.index) =>
+            {
+                let (whole, later) = rest.split_at(length);
+                rest = later;
+                records.push_back((record, whole.to_vec()));
+            }
+            Ok(_) => return Err("ledger records out of order".to_owned()),
+            Err(error) => return Err(format!("a ledger record: {error}")),
+        }
+    }
+    Ok(records)
 }

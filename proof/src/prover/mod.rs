@@ -21,6 +21,7 @@ mod branch;
 mod follow;
 pub mod keys;
 pub mod message;
+mod recall;
 mod sign;
 
 #[cfg(test)]
@@ -41,6 +42,7 @@ use crate::ledger::verify::{LedgerError, Policy, Verifier};
 use crate::sign::{KeyId, SignError};
 use follow::{Follow, Insists};
 use keys::NodeKeys;
+use recall::Recall;
 use sign::{Vouching, Waiting};
 
 /// Bytes of frames that may be on their way to a prover.
@@ -224,6 +226,7 @@ pub struct Prover<M> {
     /// This node became primary while the prover ran, or in a term that its ledger does not know.
     waiting: Waiting,
     vouching: Vouching,
+    recall: Recall,
     follow: Follow,
     gate_open: bool,
     out: VecDeque<Out>,
@@ -238,6 +241,7 @@ impl<M: LedgerMedium> Prover<M> {
             (last.last, last.chain)
         });
         let credit = CREDIT_BYTES;
+        let recall = Recall::of(ledger.torn_bytes());
         Self {
             identity: setup.identity,
             node: setup.node,
@@ -257,6 +261,7 @@ impl<M: LedgerMedium> Prover<M> {
             batcher: None,
             waiting: Waiting::default(),
             vouching: Vouching::default(),
+            recall,
             follow: Follow::default(),
             gate_open: !setup.gate,
             // The prover before this one may have opened the core's gate.
@@ -317,8 +322,9 @@ impl<M: LedgerMedium> Prover<M> {
         self.vouching = Vouching::default();
         if primary.is_some() {
             self.follow = Follow::default();
-            self.begin_signing(now)?;
+            return self.begin_signing(now);
         }
+        self.recall = Recall::default();
         Ok(())
     }
 
@@ -418,7 +424,8 @@ impl<M: LedgerMedium> Prover<M> {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let batch = self.batcher.as_ref().and_then(Batcher::deadline);
-        [batch, self.checkpoint_due()].into_iter().flatten().min()
+        let due = [batch, self.checkpoint_due(), self.recall.deadline()];
+        due.into_iter().flatten().min()
     }
 
     /// Closes a batch that is due.
@@ -426,6 +433,9 @@ impl<M: LedgerMedium> Prover<M> {
     /// # Errors
     /// [`ProverError`].
     pub fn tick(&mut self, now: Now) -> Result<(), ProverError> {
+        if self.recall.deadline().is_some_and(|due| due <= now.time) {
+            self.stop_waiting(now)?;
+        }
         let batch = self.batcher.as_mut().and_then(|b| b.poll(now.time));
         batch.map_or(Ok(()), |batch| self.anchor(now, &batch))?;
         match self.checkpoint_due() {
@@ -457,15 +467,28 @@ impl<M: LedgerMedium> Prover<M> {
         use message::Message;
         match Message::decode(bytes) {
             Ok(Message::Have { ledger, places }) if self.primary.is_some() => {
+                let newest = places.first().filter(|_| self.is_ours(&ledger));
+                let newest = newest.map(|(index, _)| *index);
                 self.waiting.ask(peer, ledger, places);
+                self.ask_back(peer, newest)?;
                 self.serve(peer)
             }
+            Ok(Message::Have { ledger, places }) => self.show(peer, &ledger, &places),
             Ok(Message::Offer(offer)) if self.primary.is_some() => self.enrol(now, peer, offer),
             Ok(Message::Records {
                 header,
                 first,
                 bytes,
-            }) if self.primary.is_none() => self.records(peer, &header, first, &bytes),
+            }) => match message::run(first, &bytes) {
+                Ok(records) if self.primary.is_some() => {
+                    self.recalled(now, peer, &header, (first, records))
+                }
+                Ok(records) => self.records(peer, &header, first, records),
+                Err(why) => {
+                    self.suspect(peer, why);
+                    Ok(())
+                }
+            },
             // Of a role that has ended meanwhile.
             Ok(_) => Ok(()),
             Err(error) => {

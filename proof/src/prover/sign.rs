@@ -11,7 +11,8 @@ use crate::anchor::{Anchor, Phase, SignedAnchor, StateAt, Step};
 use crate::batch::{Batch, Batcher};
 use crate::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::hash::Digest;
-use crate::ledger::file::LedgerMedium;
+use crate::ledger::file::{LedgerFile, LedgerMedium};
+use crate::ledger::scan::ScanError;
 use crate::ledger::verify::Verifier;
 use crate::ledger::{Body, LedgerHeader, Scope};
 use crate::sign::PublicKey;
@@ -67,7 +68,7 @@ impl Vouching {
         (state.epoch <= last).then_some(state)
     }
 
-    fn anchored(&mut self, now: Duration, says_state: bool) {
+    pub(super) fn anchored(&mut self, now: Duration, says_state: bool) {
         if says_state {
             self.state = None;
         }
@@ -97,7 +98,8 @@ impl<M: LedgerMedium> Prover<M> {
         let (last, _) = self.anchored_place()?;
         let state = self.vouching.unsaid(last).is_some();
         let signature = self.vouching.is_due && self.keys.signs_checkpoints();
-        let is_due = self.primary.is_some() && (state || signature);
+        let signs = self.primary.is_some() && !self.recall.waits();
+        let is_due = signs && (state || signature);
         is_due.then(|| self.vouching.since.saturating_add(self.checkpoint_age))
     }
 
@@ -155,6 +157,10 @@ impl<M: LedgerMedium> Prover<M> {
         if let Some((key, at)) = self.retired_key() {
             return Err(ProverError::Retired { key, at });
         }
+        self.batcher = None;
+        if self.tip.is_some() && self.recall.begin(now.time) {
+            return Ok(());
+        }
         let usable = self.tip.as_ref().map(|tip| {
             let key = self.keys.authority(tip.keyring(), self.node).is_some();
             let place = tip
@@ -195,15 +201,18 @@ impl<M: LedgerMedium> Prover<M> {
     }
 
     /// Begins a new ledger with this node's key.
-    fn renew(&mut self, now: Now, why: Option<&str>) -> Result<(), ProverError> {
+    pub(super) fn renew(&mut self, now: Now, why: Option<&str>) -> Result<(), ProverError> {
         if let Some(why) = why {
             let text = format!("a new ledger begins, the old one is set aside: {why}");
             self.out.push_back(Out::Notice(text));
         }
+        // The header is the ledger's name: a clock that was set back must not give the old one.
+        let old = self.ledger.header().map(|header| header.created_ms);
+        let is_used = old == Some(now.wall_ms);
         let header = LedgerHeader {
             scope: Scope::Shared,
             volume: self.identity.volume,
-            created_ms: now.wall_ms,
+            created_ms: now.wall_ms.saturating_add(u64::from(is_used)),
         };
         let mut tip = self.ledger.renew(&header)?;
         let offer = KeyOffer::new(self.identity.volume, self.node, self.keys.main())?;
@@ -221,6 +230,9 @@ impl<M: LedgerMedium> Prover<M> {
         let (Some(hashed), true) = (self.hashed.back(), self.tip.is_some()) else {
             return Ok(());
         };
+        if self.recall.waits() {
+            return self.take_back(now, None);
+        }
         let (next, start, end) = (hashed.root.epoch, hashed.start, hashed.end);
         let (volume, policy) = (self.identity.volume, self.policy);
         let batcher = self.batcher.get_or_insert_with(|| {
@@ -272,6 +284,10 @@ impl<M: LedgerMedium> Prover<M> {
         let Some(state) = self.waiting.state(peer) else {
             return Ok(());
         };
+        if self.recall.waits() {
+            self.recall.keep(peer, offer);
+            return Ok(());
+        }
         let volume = self.identity.volume;
         let Some(tip) = self.tip.as_mut() else {
             return Ok(());
@@ -323,31 +339,45 @@ impl<M: LedgerMedium> Prover<M> {
         let Some(asker) = self.waiting.0.get_mut(&peer) else {
             return Ok(());
         };
-        let (Some((theirs, places)), Some(header)) = (&asker.question, self.ledger.header()) else {
+        let Some((theirs, places)) = &asker.question else {
             return Ok(());
         };
-        let mut first = 0;
-        if *theirs == header.hash() {
-            for (index, hash) in places {
-                if self.ledger.hash_of(*index)? == Some(*hash) {
-                    first = index + 1;
-                    break;
-                }
-            }
-        }
-        if first >= self.ledger.records() {
+        let Some(records) = answer(&self.ledger, theirs, places)? else {
             return Ok(());
-        }
-        let records = Message::Records {
-            header: *header,
-            first,
-            bytes: self.ledger.read(first, RECORD_BYTES)?,
         };
         asker.question = None;
         let session = asker.state.session;
         self.send((peer, session), records.encode());
         Ok(())
     }
+}
+
+/// What a ledger holds behind the newest of these places of another that it has, too.
+pub(super) fn answer<M: LedgerMedium>(
+    ledger: &LedgerFile<M>,
+    theirs: &Digest,
+    places: &[(u64, Digest)],
+) -> Result<Option<Message>, ScanError> {
+    let Some(header) = ledger.header() else {
+        return Ok(None);
+    };
+    let mut first = 0;
+    if *theirs == header.hash() {
+        for (index, hash) in places {
+            if ledger.hash_of(*index)? == Some(*hash) {
+                first = index + 1;
+                break;
+            }
+        }
+    }
+    if first >= ledger.records() {
+        return Ok(None);
+    }
+    Ok(Some(Message::Records {
+        header: *header,
+        first,
+        bytes: ledger.read(first, RECORD_BYTES)?,
+    }))
 }
 
 /// Places of a ledger by which another finds where the two part: the newest few, then ever sparser.

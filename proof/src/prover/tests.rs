@@ -19,6 +19,7 @@ mod keys;
 const GATE: u64 = 8 << 20;
 
 mod questions;
+mod recall;
 
 fn identity() -> LogIdentity {
     LogIdentity {
@@ -411,36 +412,6 @@ fn a_ledger_that_is_much_longer_gives_way_when_the_new_primary_signs_something()
             [&pair.primary, &pair.replica].map(|node| node.ledger().medium().bytes.clone());
         assert_eq!(ledgers[0], ledgers[1], "{more} anchors more");
     }
-}
-
-#[test]
-fn the_same_term_cannot_supersede_what_it_signed() {
-    let mut pair = Pair::new();
-    let log = log_of(&[1]);
-    log.feed(&mut pair.primary, 0);
-    log.feed(&mut pair.replica, 0);
-    pair.primary.tick(now(60)).unwrap();
-    pair.settle();
-    // The primary's ledger loses all but its first record, and it signs the epoch again.
-    let before = pair.replica.ledger().medium().clone();
-    let mut cut = LedgerFile::open(before.clone(), identity().volume)
-        .unwrap()
-        .0;
-    cut.cut(1).unwrap();
-    let mut medium = cut.medium().clone();
-    medium.aside.clear();
-    pair.primary = open(1, medium);
-    pair.primary.standing(now(100), Some(term(1, 1))).unwrap();
-    pair.primary
-        .cut(now(100), Epoch(0), ChainHash::default())
-        .unwrap();
-    log.feed(&mut pair.primary, 100);
-    pair.primary.tick(now(200)).unwrap();
-    pair.connect(term(1, 1));
-    pair.settle();
-    let why = pair.heard[1].refused.as_deref().unwrap_or_default();
-    assert!(why.contains("same term"), "{why}");
-    assert_eq!(pair.replica.ledger().medium(), &before);
 }
 
 #[test]

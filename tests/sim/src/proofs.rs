@@ -82,11 +82,25 @@ impl Beside {
         })
     }
 
-    /// The ledger as a crash leaves it: whole, and sometimes with the beginning of an append.
+    /// The ledger as a crash leaves it: whole, and sometimes with the beginning of an append. One
+    /// time in sixteen it loses its last records, of which others may have heard: they rot, or were
+    /// never written.
     pub(crate) fn crash(&self, rng: &mut Rng) -> MemoryMedium {
-        let mut medium = self.prover.ledger().medium().clone();
-        if rng.one_in(4) && self.prover.ledger().records() > 0 {
+        let ledger = self.prover.ledger();
+        let mut medium = ledger.medium().clone();
+        if rng.one_in(4) && ledger.records() > 0 {
             let torn = rng.index(40) + 1;
+            if torn.is_multiple_of(4) {
+                let lost = (torn as u64 / 8).clamp(1, ledger.records());
+                let tail = ledger.read(ledger.records() - lost, usize::MAX);
+                let lost = tail.map_or(0, |tail| tail.len());
+                let at = medium.bytes.len() - lost;
+                medium.bytes[at..].fill(0x5A);
+                if torn.is_multiple_of(8) {
+                    medium.bytes.truncate(at);
+                }
+                return medium;
+            }
             let begun = b"HN4R".iter().chain(&[0x5A; 40]).take(torn);
             medium.bytes.extend(begun);
         }
