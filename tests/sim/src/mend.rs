@@ -435,7 +435,10 @@ impl World {
             format!("   REPAIRED block {}", writing.block)
         });
         let now = self.now;
-        self.nodes[node].hurt.set(writing.block, false, now);
+        // What was taken for good may have come back from a copy that has it, too.
+        let wrong = !self.holds_truth(node, writing.block, &writing.contents[..]);
+        let hurt = wrong && self.nodes[node].taken.is(writing.block);
+        self.nodes[node].hurt.set(writing.block, hurt, now);
         self.is_good(node, writing.block);
         self.plan_turn(node);
     }
