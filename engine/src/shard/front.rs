@@ -16,13 +16,13 @@
 //! Not here: who is served where, and what the owner of the volume does (`fronts`); readers of a
 //! replica, whose pins are the owner's affair.
 
-use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::client::{Asked, StatusAsked};
 use super::clients::Clients;
 use super::host::Host;
+use super::mail::{Mail, QUEUE};
 use super::open::pin_to;
 use crate::arena::{Arena, Lent, SlotId, SlotMemory};
 use crate::core::event::{Failure, Request};
@@ -30,8 +30,6 @@ use crate::nbd::export::ExportList;
 use crate::nbd::reply::Extent;
 use crate::ring::{Completion, Ring, RingConfig, RingError, Seg, Waker};
 
-/// Messages in each queue.
-pub(super) const QUEUE: usize = 1024;
 /// Most slots that a front keeps for writes, and for reads: 1 MiB each.
 const KEPT: usize = 256;
 /// And of the overlay at most this part each, all fronts together.
@@ -85,8 +83,6 @@ pub(super) enum ToFront {
     Slots(Use, Lent),
     /// Whether the volume takes writes.
     Accepts(Result<(), Failure>),
-    /// Close everything.
-    Stop,
 }
 
 /// A request of a front at the thread that has the volume.
@@ -105,43 +101,6 @@ pub(super) fn slots_of(request: &mut Request) -> Option<&mut Vec<SlotId>> {
         Request::Read { slots, .. } | Request::Write { slots, .. } => Some(slots),
         Request::Zero { edges, .. } => Some(edges),
         Request::Flush => None,
-    }
-}
-
-/// Messages for the thread that has the volume.
-struct ToOwnerQueue {
-    queue: rtrb::Producer<ToOwner>,
-    backlog: VecDeque<ToOwner>,
-    wake: bool,
-    /// The last field: it is dropped when the queue is.
-    bell: Bell,
-}
-
-/// Wakes the other thread, also when this one ends, for whatever reason.
-struct Bell(Waker);
-
-impl Drop for Bell {
-    fn drop(&mut self) {
-        self.0.wake();
-    }
-}
-
-impl ToOwnerQueue {
-    fn push(&mut self, message: ToOwner) {
-        self.backlog.push_back(message);
-    }
-
-    fn flush(&mut self) {
-        while let Some(message) = self.backlog.pop_front() {
-            if let Err(rtrb::PushError::Full(message)) = self.queue.push(message) {
-                self.backlog.push_front(message);
-                break;
-            }
-            self.wake = true;
-        }
-        if std::mem::take(&mut self.wake) {
-            self.bell.0.wake();
-        }
     }
 }
 
@@ -187,7 +146,7 @@ impl Pool {
 struct Desk {
     ring: Ring,
     segs: Vec<Seg>,
-    to_owner: ToOwnerQueue,
+    to_owner: Mail<ToOwner>,
     accepts: Result<(), Failure>,
     writes: Pool,
     reads: Pool,
@@ -231,12 +190,7 @@ impl Front {
         let desk = Desk {
             ring: Ring::new(config, setup.arena)?,
             segs: Vec::with_capacity(1024),
-            to_owner: ToOwnerQueue {
-                queue: setup.queue,
-                backlog: VecDeque::new(),
-                wake: false,
-                bell: Bell(setup.waker),
-            },
+            to_owner: Mail::new(setup.queue, setup.waker),
             accepts: Err(Failure::ReadOnly),
             writes: Pool::default(),
             reads: Pool::default(),
@@ -255,7 +209,7 @@ impl Front {
         self.desk.ring.waker()
     }
 
-    /// Serves until it is told to stop, or the other thread is gone.
+    /// Serves until the other thread has nothing more to say.
     pub(super) fn run(&mut self) {
         let mut completions: Vec<Completion> = Vec::with_capacity(4096);
         loop {
@@ -270,15 +224,15 @@ impl Front {
             }
             let was_full = self.inbox.slots() == QUEUE;
             while let Ok(message) = self.inbox.pop() {
-                if !self.take(message) {
-                    return;
-                }
+                self.take(message);
             }
             if self.inbox.is_abandoned() {
                 return;
             }
-            // It may hold messages back for lack of room.
-            self.desk.to_owner.wake |= was_full;
+            if was_full {
+                // It may hold messages back for lack of room.
+                self.desk.to_owner.wake();
+            }
             self.clients.begin_turn();
             self.clients.pump(&mut self.desk);
             self.clients.end_turn();
@@ -287,8 +241,7 @@ impl Front {
         }
     }
 
-    /// False: it is time to stop.
-    fn take(&mut self, message: ToFront) -> bool {
+    fn take(&mut self, message: ToFront) {
         match message {
             ToFront::Client(socket, exports) => match self.desk.ring.add_file(socket) {
                 Ok(file) => _ = self.clients.add(file, &exports),
@@ -305,9 +258,7 @@ impl Front {
             ToFront::Extents(asked, extents) => self.clients.described(asked, extents),
             ToFront::Slots(what, lent) => self.desk.took(what, lent),
             ToFront::Accepts(accepts) => self.desk.accepts = accepts,
-            ToFront::Stop => return false,
         }
-        true
     }
 }
 
@@ -369,7 +320,7 @@ impl Host for Desk {
     }
 
     fn admits_now(&self, _blocks: usize) -> bool {
-        self.to_owner.backlog.len() < QUEUE
+        self.to_owner.waiting() < QUEUE
     }
 
     fn alloc_for_write(&mut self, count: usize) -> Option<Vec<SlotId>> {

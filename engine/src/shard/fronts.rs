@@ -14,8 +14,9 @@ use hn4::types::SECTOR_BYTES;
 
 use super::ShardError;
 use super::engine::{Asker, Engine};
-use super::front::{Front, FrontSetup, QUEUE, Relayed, ToFront, ToOwner, Use, slots_of};
+use super::front::{Front, FrontSetup, Relayed, ToFront, ToOwner, Use, slots_of};
 use super::host::Host;
+use super::mail::{Mail, QUEUE};
 use crate::arena::Lent;
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
@@ -27,9 +28,7 @@ const TAKEN: usize = 64;
 
 /// One of them.
 struct Handle {
-    queue: rtrb::Producer<ToFront>,
-    backlog: VecDeque<ToFront>,
-    wake: bool,
+    mail: Mail<ToFront>,
     from: rtrb::Consumer<ToOwner>,
     /// Changes that wait for room in the open epoch.
     stalled: VecDeque<(Relayed, Request)>,
@@ -38,8 +37,7 @@ struct Handle {
     clients: usize,
     /// What it was told last.
     accepts: Option<Result<(), Failure>>,
-    waker: Waker,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 /// See the module.
@@ -88,7 +86,9 @@ impl Fronts {
         let fewest = self.list.iter_mut().min_by_key(|front| front.clients);
         let front = fewest.expect("there is one");
         front.clients += 1;
-        front.push(ToFront::Client(socket, Arc::clone(exports)));
+        front
+            .mail
+            .push(ToFront::Client(socket, Arc::clone(exports)));
     }
 
     /// Whether one has sent more than a turn takes.
@@ -115,7 +115,9 @@ impl Fronts {
     ) {
         let Relayed { id, slots, .. } = relayed;
         let lent = engine.mem().lend(slots);
-        self.list[relayed.front].push(ToFront::Answer { id, result, lent });
+        self.list[relayed.front]
+            .mail
+            .push(ToFront::Answer { id, result, lent });
     }
 
     /// At the end of a turn: gives them what there is room for, and tells them what is new.
@@ -126,30 +128,21 @@ impl Fronts {
             let front = &mut self.list[(self.first + step) % count];
             if front.accepts != Some(accepts) {
                 front.accepts = Some(accepts);
-                front.push(ToFront::Accepts(accepts));
+                front.mail.push(ToFront::Accepts(accepts));
             }
             front.grant(engine);
-            front.flush();
+            front.mail.flush();
         }
     }
 }
 
 impl Drop for Fronts {
     fn drop(&mut self) {
-        for front in &mut self.list {
-            // Before what it may not take any more.
-            front.backlog.push_front(ToFront::Stop);
-            front.flush();
-        }
-        for front in &mut self.list {
-            // One whose queue is full sees that it is abandoned.
-            let (queue, _) = rtrb::RingBuffer::new(1);
-            drop(std::mem::replace(&mut front.queue, queue));
-            front.waker.wake();
-            if let Some(thread) = front.thread.take() {
-                // A panic has been printed by the panic hook already.
-                let _ = thread.join();
-            }
+        let end = |front: Handle| front.thread;
+        let threads: Vec<_> = self.list.drain(..).map(end).collect();
+        for thread in threads {
+            // A panic has been printed by the panic hook already.
+            let _ = thread.join();
         }
     }
 }
@@ -189,40 +182,22 @@ impl Handle {
         let panicked = |_| os(std::io::Error::other("it panicked"));
         let waker = told.recv().map_err(panicked)??;
         Ok(Self {
-            queue,
-            backlog: VecDeque::new(),
-            wake: false,
+            mail: Mail::new(queue, waker),
             from,
             stalled: VecDeque::new(),
             wants: [None; 2],
             clients: 0,
             accepts: None,
-            waker,
-            thread: Some(thread),
+            thread,
         })
-    }
-
-    fn push(&mut self, message: ToFront) {
-        self.backlog.push_back(message);
-    }
-
-    fn flush(&mut self) {
-        while let Some(message) = self.backlog.pop_front() {
-            if let Err(rtrb::PushError::Full(message)) = self.queue.push(message) {
-                self.backlog.push_front(message);
-                break;
-            }
-            self.wake = true;
-        }
-        if std::mem::take(&mut self.wake) {
-            self.waker.wake();
-        }
     }
 
     fn take(&mut self, index: usize, engine: &mut Engine) {
         self.retry(engine);
-        // It may hold messages back for lack of room.
-        self.wake |= self.from.slots() == QUEUE;
+        if self.from.slots() == QUEUE {
+            // It may hold messages back for lack of room.
+            self.mail.wake();
+        }
         for _ in 0..TAKEN {
             let Ok(message) = self.from.pop() else { break };
             match message {
@@ -234,7 +209,7 @@ impl Handle {
                 }
                 ToOwner::Extents(asked) => {
                     let extents = engine.extents(asked).unwrap_or_default();
-                    self.push(ToFront::Extents(asked, extents));
+                    self.mail.push(ToFront::Extents(asked, extents));
                 }
                 ToOwner::Return(lent) => {
                     let slots = engine.mem().borrow(lent);
@@ -301,7 +276,7 @@ impl Handle {
             if let Some(slots) = slots {
                 self.wants[what as usize] = None;
                 let lent = engine.mem().lend(slots);
-                self.push(ToFront::Slots(what, lent));
+                self.mail.push(ToFront::Slots(what, lent));
             }
         }
     }

@@ -21,6 +21,7 @@ mod fronts;
 mod host;
 mod link;
 mod listen;
+mod mail;
 mod medium;
 mod open;
 mod readahead;
