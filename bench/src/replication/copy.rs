@@ -128,8 +128,8 @@ fn show(half: Found, equal: Found) -> Table {
     let met = equal.wire_bytes < EQUAL_BYTES_MOST && equal.took < EQUAL_TIME_MOST;
     table.say(&verdict(met, &text));
     table.say(
-        "not measured: equal volumes with data in them: a first copy sends all data, and does not \
-         ask whose state tree has it already",
+        "not measured: equal volumes with data in them: a first copy sends all data, unless the \
+         replica is created with --seeded",
     );
     table
 }
