@@ -213,7 +213,10 @@ impl Volume {
         let followed = self.superblock.persisted().term.counter;
         let next = self.journal.info(self.anchored.epoch.next());
         let anchored = next.is_none_or(|info| info.rank.term == followed);
-        let confirmed = self.replica.hinted && self.source_leads() && anchored;
+        // What was written back counts as anchored after a restart, whoever wrote it: so the source
+        // must have said that our log is a part of its own.
+        let joined = self.replica.joined;
+        let confirmed = joined && self.replica.hinted && self.source_leads() && anchored;
         if !confirmed || copies || cuts {
             return;
         }
