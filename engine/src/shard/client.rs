@@ -438,6 +438,8 @@ impl Client {
                     req_one,
                 };
                 self.in_core += 1;
+                // It may cost hundreds of system calls.
+                self.burst = self.burst.saturating_sub(1);
                 if let Some(extents) = host.extents(asked) {
                     self.described(asked, extents);
                 }
