@@ -87,7 +87,10 @@ fn files_stay_short_enough_to_be_one_idea() {
         (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines", source.name))
     };
     let findings: Vec<String> = rust().iter().filter_map(long).collect();
-    report("files have at most 600 lines", &findings);
+    report(
+        &format!("files have at most {FILE_LINES_MAX} lines"),
+        &findings,
+    );
 }
 
 #[test]
@@ -143,7 +146,10 @@ fn functions_fit_on_a_screen() {
             }
         }
     }
-    report("functions have at most 70 lines", &findings);
+    report(
+        &format!("functions have at most {FUNCTION_LINES_MAX} lines"),
+        &findings,
+    );
 }
 
 #[test]
