@@ -4,6 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use hn4::types::Lba;
 use hn4_proof::{blocks, leaf};
 
 fn main() {
@@ -18,7 +19,7 @@ fn main() {
             work();
             best = best.min(start.elapsed().as_secs_f64());
         }
-        println!("{name:34} {:8.0} MiB/s", mib / best);
+        println!("{name:42} {:8.0} MiB/s", mib / best);
     };
     time("blake3, one thread, whole buffer", &|| {
         _ = black_box(blake3::hash(&data))
@@ -36,9 +37,20 @@ fn main() {
     time("leaves, many at a time", &|| {
         blocks::leaves_of(&data, |leaf| _ = black_box(leaf))
     });
+    time("payload hashes, 4 KiB records one by one", &|| {
+        for record in data.chunks(4096) {
+            black_box(leaf::payload_hash(Lba(0), record));
+        }
+    });
+    time("payload hashes, 32 records of 4 KiB", &|| {
+        for frame in data.chunks(32 * 4096) {
+            let records: Vec<_> = frame.chunks(4096).map(|block| (Lba(0), block)).collect();
+            black_box(leaf::payload_hashes(&records));
+        }
+    });
     time("payload hash, 1 MiB records", &|| {
         for record in data.chunks(1 << 20) {
-            black_box(leaf::payload_hash(hn4::types::Lba(0), record));
+            black_box(leaf::payload_hash(Lba(0), record));
         }
     });
 }

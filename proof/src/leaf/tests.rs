@@ -47,6 +47,21 @@ fn a_whole_block_in_a_payload_has_the_leaf_of_the_state_tree() {
     assert_eq!(piece_of(&at, Lba(32)), None);
 }
 
+proptest! {
+    #[test]
+    fn many_payloads_at_once_have_the_hashes_they_have_one_by_one(
+        shapes in prop::collection::vec((0_u64..40, 1_usize..80), 0..40),
+    ) {
+        let bytes: Vec<u8> = (0..80 * 512_u32).map(|at| (at % 241).to_le_bytes()[0]).collect();
+        let payloads: Vec<(Lba, &[u8])> = shapes
+            .iter()
+            .map(|&(lba, sectors)| (Lba(lba), &bytes[..sectors * 512]))
+            .collect();
+        let single = payloads.iter().map(|(lba, payload)| payload_hash(*lba, payload));
+        prop_assert_eq!(payload_hashes(&payloads), single.collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn a_payload_at_another_offset_within_its_block_has_another_hash() {
     let payload = [5; 4096];

@@ -30,12 +30,12 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hn4::log::{FrameError, FrameHead, LogIdentity, RecordKind};
+use hn4::log::{FrameError, FrameHead, LogIdentity, Record, RecordKind};
 use hn4::types::{ChainHash, Epoch, LaneId, LogOffset, NodeId, Term};
 
 use crate::batch::{BatchPolicy, Batcher};
 use crate::hash::Digest;
-use crate::leaf::{Coordinates, EpochBuilder, EpochRoot, LeafKind, RecordLeaf, payload_hash};
+use crate::leaf::{Coordinates, EpochBuilder, EpochRoot, LeafKind, RecordLeaf, payload_hashes};
 use crate::ledger::file::{LedgerFile, LedgerMedium};
 use crate::ledger::scan::ScanError;
 use crate::ledger::verify::{LedgerError, Policy, Verifier};
@@ -556,32 +556,34 @@ pub fn frame_leaves(
 ) -> Result<(FrameHead, Vec<RecordLeaf>), FrameError> {
     let head = FrameHead::decode_frame(identity, bytes)?;
     let epoch = head.header.epoch;
-    let mut leaves = Vec::with_capacity(head.records.len());
+    let data = head.records.iter();
+    let data = data.filter(|record| record.kind == RecordKind::Data);
+    let payloads: Vec<_> = data
+        .map(|record| {
+            let payload = bytes.get(head.payload_range(record)).unwrap_or_default();
+            (record.lba, payload)
+        })
+        .collect();
+    let mut payloads = payload_hashes(&payloads).into_iter();
     let mut lanes = head.lanes.iter().flat_map(|entry| {
         std::iter::repeat_n(entry.lane, usize::try_from(entry.records).unwrap_or(0))
     });
-    for record in &head.records {
-        let lane = lanes.next().unwrap_or(LaneId(0));
-        let kind = match record.kind {
-            RecordKind::Data => LeafKind::Data,
-            RecordKind::Zeroes => LeafKind::Zeroes,
-            RecordKind::Trim => LeafKind::Trim,
-        };
-        let payload = match kind {
-            LeafKind::Data => {
-                let payload = bytes.get(head.payload_range(record)).unwrap_or_default();
-                payload_hash(record.lba, payload)
-            }
-            LeafKind::Zeroes | LeafKind::Trim => Digest::ZERO,
+    let mut leaf = |record: &Record| {
+        let (kind, payload) = match record.kind {
+            RecordKind::Data => (LeafKind::Data, payloads.next()),
+            RecordKind::Zeroes => (LeafKind::Zeroes, None),
+            RecordKind::Trim => (LeafKind::Trim, None),
         };
         let at = Coordinates {
             epoch,
-            lane,
+            lane: lanes.next().unwrap_or(LaneId(0)),
             kind,
             lba: record.lba,
             sectors: u64::from(record.sectors),
         };
-        leaves.push(RecordLeaf { at, payload });
-    }
+        let payload = payload.unwrap_or(Digest::ZERO);
+        RecordLeaf { at, payload }
+    };
+    let leaves = head.records.iter().map(&mut leaf).collect();
     Ok((head, leaves))
 }
