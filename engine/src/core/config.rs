@@ -114,6 +114,8 @@ pub struct VolumeConfig {
     pub replica_window_bytes: u64,
     /// Bytes of one piece of a full copy.
     pub seed_piece_bytes: u64,
+    /// Pieces of a full copy that are read, or written, at the same time.
+    pub seed_depth: usize,
     /// A replica flushes and records its progress in a full copy after so many bytes, which is
     /// also what comes again after a crash.
     pub seed_flush_bytes: u64,
@@ -164,6 +166,7 @@ impl VolumeConfig {
             start_alone_after_ms: None,
             replica_window_bytes: (slots as u64 * BLOCK_BYTES / 4).clamp(1 << 20, 32 << 20),
             seed_piece_bytes: 256 * 1024,
+            seed_depth: 8,
             seed_flush_bytes: (identity.size_bytes / 512).clamp(1 << 20, 64 << 20),
             shadow_space_bytes: 0,
         }

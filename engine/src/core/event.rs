@@ -5,13 +5,12 @@
 //! out the actions differs.
 
 use hn4::log::{CopyState, Role};
-use hn4::types::{
-    ChainHash, Epoch, Incarnation, Lba, LogOffset, Rank, Term, ZERO_PIECE_COST_BYTES,
-};
+use hn4::types::{ChainHash, Epoch, Incarnation, Lba, LogOffset, Rank, Term};
 
 pub use super::checks::Verdict;
 pub use super::io::{Disk, Io, IoToken, Seg};
 use super::peers::PeerSet;
+pub use super::pieces::{Contents, SeedOrigin, SeedPiece, SeedSent};
 pub use super::resync::Differences;
 pub use super::tree::{Damaged, TreeEvent, TreeWork};
 use crate::arena::SlotId;
@@ -143,69 +142,6 @@ pub enum FeedRefusal {
     },
 }
 
-/// Where a full copy starts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SeedOrigin {
-    /// The epochs after this one are replayed over the copied bytes.
-    pub from: Tip,
-    /// Where the frame after it starts in the log.
-    pub log_offset: LogOffset,
-    /// Byte offset on the volume at which the pieces start.
-    pub cursor_bytes: u64,
-}
-
-/// What became of an [`Action::SeedRead`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SeedSent {
-    /// Bytes of the volume that are done: more than was asked for if a long run of zeroes was
-    /// found, fewer if the data ended earlier.
-    pub bytes: u64,
-    /// Bytes that count against the peer's credit.
-    pub cost: u64,
-}
-
-/// What a piece of a full copy says of its part of the volume.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Contents {
-    /// These bytes.
-    Data(Vec<u8>),
-    /// Zeroes.
-    Zeroes,
-    /// What the backing of the copy that takes it holds: the state trees were compared.
-    Same,
-}
-
-/// A piece of a full copy that arrived at a replica.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SeedPiece {
-    /// Byte offset on the volume, a multiple of 4096.
-    pub offset: u64,
-    /// Bytes of the volume it describes, a multiple of 4096.
-    pub bytes: u64,
-    /// What is there.
-    pub contents: Contents,
-}
-
-impl SeedPiece {
-    /// What it counts against the credit of the copy that takes it.
-    #[must_use]
-    pub fn cost(&self) -> u64 {
-        match &self.contents {
-            Contents::Data(data) => data.len() as u64,
-            Contents::Zeroes | Contents::Same => ZERO_PIECE_COST_BYTES,
-        }
-    }
-
-    /// Its bytes, if it has any.
-    #[must_use]
-    pub fn data(&self) -> Option<&[u8]> {
-        match &self.contents {
-            Contents::Data(data) => Some(data),
-            Contents::Zeroes | Contents::Same => None,
-        }
-    }
-}
-
 /// What a peer says of its copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PeerState {
@@ -287,7 +223,11 @@ pub enum PeerEvent {
         /// Whether they were read.
         ok: bool,
     },
-    /// What [`Action::SeedRead`] asked for is on its way (`None`: it could not be read).
+    /// The part of a full copy that [`Action::SeedRead`] asked for is so long: more bytes than it
+    /// named if they are a hole, fewer if the data ends earlier. What follows may be asked for.
+    SeedPart(u64),
+    /// The oldest part that was asked for and not answered is on its way (`None`: it could not be
+    /// read).
     SeedReadDone(Option<SeedSent>),
 }
 
@@ -431,9 +371,10 @@ pub enum Action {
         /// The frames: epoch and length in bytes, one after the other.
         frames: Vec<(Epoch, u64)>,
     },
-    /// Read a piece of the backing and send it to a peer, then tell
-    /// [`PeerEvent::SeedReadDone`]. A hole need not be read, and zeroes may be gathered into one
-    /// piece that goes out before the next one that is not zero, or at the end of the volume.
+    /// Read a piece of the backing: tell [`PeerEvent::SeedPart`] at once. Send it to a peer behind
+    /// all that was asked for before, then tell [`PeerEvent::SeedReadDone`]. A hole need not be
+    /// read, and zeroes may be gathered into one piece that goes out before the next one that is
+    /// not zero, or at the end of the volume.
     SeedRead {
         /// To whom.
         peer: PeerId,
@@ -444,8 +385,8 @@ pub enum Action {
         /// Bytes that are wanted from there on: a longer hole is none of this copy's business.
         wanted: u64,
     },
-    /// Send a piece that says [`Contents::Same`] to a peer, behind all that was read for it, then
-    /// tell [`PeerEvent::SeedReadDone`].
+    /// Send a piece that says [`Contents::Same`] to a peer behind all that was asked for before,
+    /// then tell [`PeerEvent::SeedReadDone`].
     SeedSame {
         /// To whom.
         peer: PeerId,

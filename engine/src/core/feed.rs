@@ -1,19 +1,17 @@
 //! A primary's side of its peers: what each has, and what it is to be sent.
 //!
 //! A feed sends sealed epochs in order: from memory while the head of the frame is there, else from
-//! the log. A seeding feed first sends the backing piece by piece. The pieces need not be of one
-//! epoch: every sector that changed after the copy began is in an epoch after `from`, and those are
-//! replayed over the pieces. Where state trees were compared first (`resync`), what is the same on
-//! both sides is left out.
+//! the log. Before them it may send a full copy (`copying`).
 //!
 //! All limits are the peer's credit; what it has not granted is not sent.
 
 use hn4::log::{FrameHead, Role};
-use hn4::types::{BLOCK_BYTES, Epoch};
+use hn4::types::Epoch;
 
+use super::copying::Copying;
 use super::event::{
     Action, Actions, Differences, FeedRefusal, PeerEvent, PeerId, PeerMessage, PeerState, Progress,
-    SeedOrigin, SeedSent, Tip,
+    Tip,
 };
 use super::lag::{LagState, PeerLag};
 use super::mutants::{Mutant, planted};
@@ -28,12 +26,8 @@ pub(super) enum Feed {
     None,
     /// A full copy is to be sent when the state trees were compared: that question has this name.
     Comparing { asked: Option<u64> },
-    /// Pieces from `cursor` on are to be sent.
-    Seeding {
-        from: Epoch,
-        cursor: u64,
-        reading: bool,
-    },
+    /// A full copy is being sent.
+    Seeding(Copying),
     /// Epochs from `next` on are to be sent.
     Live { next: Epoch, reading: bool },
 }
@@ -48,7 +42,7 @@ pub struct Peer {
     /// All epochs up to this one were handed to the session.
     pub sent: Epoch,
     pub(super) feed: Feed,
-    credit: i64,
+    pub(super) credit: i64,
     /// The peer needs the log after this epoch.
     hold: Option<Epoch>,
     /// How its copy stands, while a session is open.
@@ -103,7 +97,7 @@ impl Peer {
     #[must_use]
     pub fn seeding(&self) -> Option<u64> {
         match self.feed {
-            Feed::Seeding { cursor, .. } => Some(cursor),
+            Feed::Seeding(copying) => Some(copying.cursor),
             Feed::Comparing { .. } => Some(0),
             Feed::None | Feed::Live { .. } => None,
         }
@@ -121,7 +115,7 @@ impl Peer {
     pub(super) fn keeps_log(&self) -> bool {
         match self.feed {
             Feed::None => false,
-            Feed::Comparing { .. } | Feed::Seeding { .. } => self.counts(),
+            Feed::Comparing { .. } | Feed::Seeding(_) => self.counts(),
             // What is being read must not be written over.
             Feed::Live { reading, .. } => reading || self.counts(),
         }
@@ -130,11 +124,7 @@ impl Peer {
     /// Where a full copy began, and the place from which it is to be read next.
     pub(super) fn waits_to_read(&self) -> Option<(Epoch, u64)> {
         match self.feed {
-            Feed::Seeding {
-                from,
-                cursor,
-                reading: false,
-            } => Some((from, cursor)),
+            Feed::Seeding(copying) if copying.is_quiet() => Some((copying.from, copying.cursor)),
             _ => None,
         }
     }
@@ -157,7 +147,7 @@ impl Peer {
         matches!(self.feed, Feed::Live { .. })
     }
 
-    fn spend(&mut self, bytes: u64) {
+    pub(super) fn spend(&mut self, bytes: u64) {
         self.credit = self
             .credit
             .saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -227,7 +217,8 @@ impl Volume {
                     self.feed_read_failed(id, out);
                 }
             }
-            PeerEvent::SeedReadDone(sent) => self.seed_read_done(id, sent, out),
+            PeerEvent::SeedPart(bytes) => self.part_begun(id, bytes),
+            PeerEvent::SeedReadDone(sent) => self.part_sent(id, sent, out),
             _ => {}
         }
     }
@@ -344,99 +335,6 @@ impl Volume {
         out.peer(id, PeerMessage::Anchored(self.anchored));
     }
 
-    /// A copy that was begun goes on, also if this node has been restarted since: if the place
-    /// where it began is in our history and in our backing, the log still reaches back to it, and
-    /// (which the replica sees to) it was begun in this term. Another primary's backing may hold
-    /// what our history lacks. Where nothing of it is durable yet, there is nothing to go on with
-    /// but what is known to differ.
-    fn resumes(&self, cursor_bytes: u64, from: Tip, is_known: bool) -> bool {
-        let size = self.config.identity.size_bytes;
-        let begun = u64::from(!is_known);
-        (begun..=size).contains(&cursor_bytes)
-            && cursor_bytes.is_multiple_of(BLOCK_BYTES)
-            && (planted(Mutant::ResumeCopyAnywhere)
-                || ((self.feed_floor()..=self.superblock.desired.checkpoint).contains(&from.epoch)
-                    && self.journal.chain(from.epoch) == Some(from.chain)))
-    }
-
-    fn seed_request(&mut self, id: PeerId, cursor_bytes: u64, asked: Tip, out: &mut Actions) {
-        if self.role() != Role::Primary {
-            return;
-        }
-        let peer = &mut self.peers[usize::from(id.0)];
-        let known = peer.resync.take().filter(|known| known.at == asked);
-        // A copy that is filled in place cannot be compared again once it was begun.
-        let is_filled = peer.state.is_some_and(|state| state.is_filled);
-        if self.resumes(cursor_bytes, asked, is_filled && known.is_some()) {
-            self.peers[usize::from(id.0)].resync = known;
-            self.begin_copy(id, cursor_bytes, asked.epoch, out);
-        } else if self.may_compare(id) {
-            self.begin_to_compare(id);
-        } else {
-            self.copy_everything(id, out);
-        }
-    }
-
-    /// A copy from here on, of which nothing is left out.
-    pub(super) fn copy_everything(&mut self, id: PeerId, out: &mut Actions) {
-        let peer = &mut self.peers[usize::from(id.0)];
-        (peer.resync, peer.kept_bytes) = (None, None);
-        // Flushed, even if the superblock that says so is still on its way.
-        self.begin_copy(id, 0, self.superblock.desired.checkpoint, out);
-    }
-
-    /// A copy that begins at this place of the history, with the byte at `cursor`.
-    pub(super) fn begin_copy(&mut self, id: PeerId, cursor: u64, from: Epoch, out: &mut Actions) {
-        if from < self.feed_floor() {
-            // The epochs after it cannot be sent; they will be in the backing before long.
-            return out.peer(id, PeerMessage::Close);
-        }
-        let Some(chain) = self.journal.chain(from) else {
-            return;
-        };
-        let log_offset = self.journal.info(from.next()).map(|info| info.offset);
-        let log_offset = log_offset.unwrap_or(self.journal.tail());
-        let peer = &mut self.peers[usize::from(id.0)];
-        peer.hold = Some(from);
-        peer.progress = Progress::default();
-        peer.lag.has = from;
-        peer.feed = Feed::Seeding {
-            from,
-            cursor,
-            reading: false,
-        };
-        let from = Tip { epoch: from, chain };
-        let origin = SeedOrigin {
-            from,
-            log_offset,
-            cursor_bytes: cursor,
-        };
-        out.peer(id, PeerMessage::SeedStart(origin));
-    }
-
-    fn seed_read_done(&mut self, id: PeerId, sent: Option<SeedSent>, out: &mut Actions) {
-        let size = self.config.identity.size_bytes;
-        let peer = &mut self.peers[usize::from(id.0)];
-        let Feed::Seeding { from, cursor, .. } = peer.feed else {
-            return;
-        };
-        match sent {
-            Some(SeedSent { bytes, cost }) => {
-                peer.spend(cost);
-                let cursor = cursor.saturating_add(bytes).min(size);
-                peer.feed = Feed::Seeding {
-                    from,
-                    cursor,
-                    reading: false,
-                };
-            }
-            None => {
-                peer.feed = Feed::None;
-                out.peer(id, PeerMessage::Close);
-            }
-        }
-    }
-
     /// An epoch was just sealed: whoever is up to date gets it from memory.
     pub(super) fn ship_sealed(&mut self, epoch: Epoch, out: &mut Actions) {
         let Some(bytes) = self
@@ -484,13 +382,7 @@ impl Volume {
                 continue;
             }
             match peer.feed {
-                Feed::Seeding {
-                    from,
-                    cursor,
-                    reading: false,
-                } => {
-                    self.seed_progress(index, from, cursor, out);
-                }
+                Feed::Seeding(copying) => self.copy_progress(index, copying, out),
                 Feed::Live {
                     next,
                     reading: false,
@@ -498,61 +390,12 @@ impl Volume {
                     self.send_epochs(index, next, out);
                 }
                 Feed::Comparing { asked: None } => self.ask_to_compare(index, out),
-                Feed::None | Feed::Comparing { .. } | Feed::Seeding { .. } | Feed::Live { .. } => {}
+                Feed::None | Feed::Comparing { .. } | Feed::Live { .. } => {}
             }
         }
     }
 
-    fn seed_progress(&mut self, index: usize, from: Epoch, cursor: u64, out: &mut Actions) {
-        let id = peer_id(index);
-        let (tip, durable) = (self.tip().epoch, self.journal.durable());
-        let size = self.config.identity.size_bytes;
-        let (is_same, wanted) = self.peers[index].part_of_copy(cursor, size);
-        let bytes = self.config.seed_piece_bytes.min(wanted);
-        if !is_same && self.holds_up_copy(from, cursor, bytes) {
-            return;
-        }
-        let peer = &mut self.peers[index];
-        if cursor < size {
-            peer.feed = Feed::Seeding {
-                from,
-                cursor,
-                reading: true,
-            };
-            let (peer, offset) = (id, cursor);
-            out.push(if is_same {
-                Action::SeedSame {
-                    peer,
-                    offset,
-                    bytes: wanted,
-                }
-            } else {
-                Action::SeedRead {
-                    peer,
-                    offset,
-                    bytes,
-                    wanted,
-                }
-            });
-            return;
-        }
-        // Whatever the pieces hold of sweeps that ran meanwhile, also before a restart, is durable
-        // here. The end of the log may be lost yet, and the copy would wait for it for ever.
-        let usable_after = durable;
-        peer.sent = from;
-        peer.lag.has = from;
-        peer.feed = Feed::Live {
-            next: from.next(),
-            reading: false,
-        };
-        out.peer(id, PeerMessage::SeedEnd { usable_after });
-        out.peer(id, PeerMessage::Anchored(self.anchored));
-        if from < tip {
-            self.send_epochs(index, from.next(), out);
-        }
-    }
-
-    fn send_epochs(&mut self, index: usize, next: Epoch, out: &mut Actions) {
+    pub(super) fn send_epochs(&mut self, index: usize, next: Epoch, out: &mut Actions) {
         let id = peer_id(index);
         let mut next = next;
         while self.peers[index].credit > 0

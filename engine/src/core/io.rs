@@ -47,8 +47,8 @@ pub enum IoToken {
     MergeFsync,
     /// Part of a client's read.
     Read(u32),
-    /// A piece of a full copy.
-    SeedWrite,
+    /// A piece of a full copy: which one of those that are being written.
+    SeedWrite(u64),
     /// The flush of the backing behind pieces of a full copy.
     SeedFsync,
     /// Comparing a piece of a full copy, writing what differs into the shadow, or flushing that.
@@ -66,7 +66,7 @@ impl IoToken {
             Self::SweepZero | Self::SweepWrite => (Disk::Backing, "destaging"),
             Self::MergeWrite => (Disk::Log, "writing the merge area"),
             Self::SweepFsync | Self::MergeFsync => (Disk::Backing, "flushing"),
-            Self::SeedWrite | Self::SeedFsync => (Disk::Backing, "writing a full copy"),
+            Self::SeedWrite(_) | Self::SeedFsync => (Disk::Backing, "writing a full copy"),
             Self::Apply if reads_shadow => (Disk::Shadow, "reading a full copy"),
             Self::Apply => (Disk::Backing, "writing a full copy"),
             Self::Shadow => (Disk::Shadow, "writing a full copy"),

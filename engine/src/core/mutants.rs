@@ -95,11 +95,13 @@ pub enum Mutant {
     ServeDamaged,
     /// A read whose blocks were not what their leaves say is answered with them.
     ServeUnchecked,
+    /// A full copy is flushed, and its progress recorded, while pieces are being written.
+    CopyFlushesEarly,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::NoFlushBeforeCheckpoint,
         Self::AckBeforeLog,
         Self::FreeSlotsEarly,
@@ -144,6 +146,7 @@ impl Mutant {
         Self::CopyDamaged,
         Self::ServeDamaged,
         Self::ServeUnchecked,
+        Self::CopyFlushesEarly,
     ];
 }
 

@@ -17,7 +17,7 @@ use super::event::{
 use super::journal::Sealed;
 use super::mutants::{Mutant, planted};
 use super::seal::{bytes_to_slots, frame_changes};
-use super::seed::{Seed, SeedIo};
+use super::seed::{Seed, SeedIos};
 use super::shadow::{Pause, Shadow, ShadowIo};
 use super::volume::{Volume, free_all};
 use crate::arena::SlotMemory;
@@ -64,7 +64,7 @@ pub(super) struct ReplicaState {
     pub(super) fork: Option<(PeerId, Tip)>,
     pub(super) rebase: Option<SeedOrigin>,
     pub(super) seed: Option<Seed>,
-    pub(super) seed_io: Option<SeedIo>,
+    pub(super) seed_ios: SeedIos,
     /// A copy into the shadow is to begin.
     pub(super) wants_shadow: bool,
     /// The primary's log does not reach back to what is being written over the backing.
@@ -88,7 +88,7 @@ impl ReplicaState {
             && self.fork.is_none()
             && self.rebase.is_none()
             && self.seed.is_none()
-            && self.seed_io.is_none()
+            && self.seed_ios.is_idle()
             && self.shadow.is_none()
             && self.shadow_io.is_none()
             && self.apply.is_none()
@@ -107,9 +107,7 @@ impl ReplicaState {
     pub(super) fn give_up_seed(&mut self) {
         self.seed = None;
         self.rebase = None;
-        if let Some(io) = &mut self.seed_io {
-            io.stale = true;
-        }
+        self.seed_ios.give_up();
         self.shadow = None;
         if let Some(io) = &mut self.shadow_io {
             io.stale = true;

@@ -2,8 +2,9 @@
 //!
 //! The copy is not usable until the epochs that ran meanwhile have been replayed over it. Progress
 //! is recorded after a flush, so a copy goes on where it was, whichever side was restarted. If the
-//! session ends, what has arrived is still written and recorded. One operation is on its way at a
-//! time; if the copy is given up meanwhile, its completion is recognised as stale.
+//! session ends, what has arrived is still written and recorded. Several pieces are written at the
+//! same time; a flush waits for all of them. If the copy is given up meanwhile, their completions
+//! are recognised as stale.
 //!
 //! What is filled may hold data that somebody brought, most of it the primary's. Then the copy is
 //! asked for when a state tree of it is complete (`tree`), and parts that are the same (`resync`)
@@ -29,24 +30,67 @@ use super::shadow::Shadow;
 use super::volume::{Volume, free_all};
 use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
 
-/// An operation of a full copy that is on its way. It may outlive the copy it belongs to: then
+/// What is on its way to the backing for a full copy. It may outlive the copy it belongs to: then
 /// nothing else is written until it is done, since the device could reorder them.
-#[derive(Debug)]
-pub(super) struct SeedIo {
-    pub(super) kind: SeedIoKind,
-    /// It belongs to a copy that was given up.
-    pub(super) stale: bool,
+#[derive(Debug, Default)]
+pub(super) struct SeedIos {
+    /// Pieces in the order of the volume, from the first on that is not written yet.
+    pieces: VecDeque<Underway>,
+    /// Number of the first of them.
+    first: u64,
+    flushing: bool,
+    /// All of it belongs to a copy that was given up.
+    stale: bool,
 }
 
+/// A piece that is being written, or was written before one that is ahead of it.
 #[derive(Debug)]
-pub(super) enum SeedIoKind {
-    /// A piece: its end on the volume, its slots, what it cost of the credit.
-    Write {
-        end: u64,
-        slots: Vec<SlotId>,
-        cost: u64,
-    },
-    Flush,
+struct Underway {
+    /// Its end on the volume.
+    end: u64,
+    slots: Vec<SlotId>,
+    /// What it cost of the credit.
+    cost: u64,
+    written: bool,
+}
+
+impl SeedIos {
+    pub(super) fn is_idle(&self) -> bool {
+        self.pieces.is_empty() && !self.flushing
+    }
+
+    /// The copy it belongs to is given up.
+    pub(super) fn give_up(&mut self) {
+        self.stale = !self.is_idle();
+    }
+
+    /// Adds a piece, and gives it a number.
+    fn add(&mut self, piece: Underway) -> u64 {
+        self.pieces.push_back(piece);
+        self.first + self.pieces.len() as u64 - 1
+    }
+
+    /// A piece is written: takes what it held.
+    fn written(&mut self, number: u64) -> (Vec<SlotId>, u64) {
+        let at = number.checked_sub(self.first);
+        let piece = at.and_then(|at| self.pieces.get_mut(usize::try_from(at).ok()?));
+        let piece = piece.expect("completions come from operations on their way");
+        piece.written = true;
+        (std::mem::take(&mut piece.slots), piece.cost)
+    }
+
+    /// Lets go of the pieces before the first that is not written; gives the end of the last one.
+    fn advance(&mut self) -> Option<u64> {
+        let mut end = None;
+        while let Some(piece) = self.pieces.front()
+            && piece.written
+        {
+            end = Some(piece.end);
+            self.first += 1;
+            self.pieces.pop_front();
+        }
+        end
+    }
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +98,8 @@ pub(super) struct Seed {
     pub(super) pieces: VecDeque<SeedPiece>,
     /// Everything below was written.
     pub(super) written: u64,
+    /// Everything below was written, or is being written.
+    begun: u64,
     /// Everything below was written and flushed, and the superblock is to say so.
     pub(super) flushed: u64,
     /// Pieces from here on are expected.
@@ -75,32 +121,6 @@ impl Seed {
         self.queued_cost += piece.cost();
         self.pieces.push_back(piece);
     }
-
-    /// Passes over what the backing has already.
-    fn pass_same(&mut self) -> Passed {
-        let mut passed = Passed::default();
-        while let Some(piece) = self.pieces.front()
-            && piece.contents == Contents::Same
-        {
-            self.written = piece.offset + piece.bytes;
-            passed.bytes += piece.bytes;
-            passed.cost += piece.cost();
-            self.goes_back = false;
-            self.pieces.pop_front();
-        }
-        self.queued_cost -= passed.cost;
-        passed.grants = passed.cost > 0 && !self.detached;
-        passed
-    }
-}
-
-/// What was not written, since it is there.
-#[derive(Default)]
-struct Passed {
-    bytes: u64,
-    /// What that cost of the credit, and whether it is granted again.
-    cost: u64,
-    grants: bool,
 }
 
 impl Volume {
@@ -140,6 +160,7 @@ impl Volume {
         } else if resumed && self.tip() == origin.from || planted(Mutant::ResumeCopyAnywhere) {
             let seed = Seed {
                 written: at,
+                begun: at,
                 flushed: at,
                 expected: at,
                 goes_back: true,
@@ -290,18 +311,23 @@ impl Volume {
         {
             return;
         }
-        let size = self.config.identity.size_bytes;
-        let Some(seed) = self.replica.seed.as_mut() else {
+        if self.replica.seed.is_none() || self.replica.seed_ios.stale {
+            return;
+        }
+        while self.begin_piece(mem, out) {}
+        let Some(seed) = self.replica.seed.as_ref() else {
             return;
         };
-        if self.replica.seed_io.is_some() || seed.goes_back && self.superblock.is_busy() {
+        let ios = &self.replica.seed_ios;
+        let waits = if planted(Mutant::CopyFlushesEarly) {
+            ios.flushing
+        } else {
+            !ios.is_idle()
+        };
+        if waits {
             return;
         }
-        let passed = seed.pass_same();
-        self.replica.kept_bytes += passed.bytes;
-        if let Some(source) = self.replica.source.filter(|_| passed.grants) {
-            out.peer(source, PeerMessage::Credit(passed.cost));
-        }
+        let size = self.config.identity.size_bytes;
         let complete = seed.written == size && seed.ended.is_some();
         let unflushed = seed.written - seed.flushed;
         // Nothing more comes for now: what is here need not come again.
@@ -309,15 +335,12 @@ impl Volume {
         if complete && seed.flushed == size {
             self.finish_seed();
         } else if complete || left || unflushed >= self.config.seed_flush_bytes {
-            let kind = SeedIoKind::Flush;
-            self.replica.seed_io = Some(SeedIo { kind, stale: false });
+            self.replica.seed_ios.flushing = true;
             let io = Io::Fsync {
                 disk: Disk::Backing,
             };
             let token = IoToken::SeedFsync;
             out.push(Action::Io { token, io });
-        } else {
-            self.write_piece(mem, out);
         }
     }
 
@@ -344,28 +367,38 @@ impl Volume {
         }
     }
 
-    /// Starts to write the next piece, if there is one and room for it.
-    fn write_piece(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
+    /// Starts to write the next piece, or passes over it. Whether there was one, and room for it.
+    fn begin_piece(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) -> bool {
+        let ios = &mut self.replica.seed_ios;
         let Some(seed) = &mut self.replica.seed else {
-            return;
+            return false;
         };
-        let Some(piece) = seed.pieces.pop_front() else {
-            return;
+        let is_due = seed.begun - seed.flushed >= self.config.seed_flush_bytes;
+        let is_full = ios.pieces.len() >= self.config.seed_depth;
+        if ios.flushing || is_due || is_full || seed.goes_back && self.superblock.is_busy() {
+            return false;
+        }
+        let Some(piece) = seed.pieces.front() else {
+            return false;
         };
-        seed.goes_back = false;
         let (end, cost) = (piece.offset + piece.bytes, piece.cost());
-        let (io, slots) = match piece.data() {
-            None => {
-                let io = Io::Zero {
-                    offset: piece.offset,
-                    bytes: piece.bytes,
-                    trim: true,
-                };
-                (io, Vec::new())
-            }
-            Some(data) => {
+        let mut underway = Underway {
+            end,
+            slots: Vec::new(),
+            cost,
+            written: false,
+        };
+        let io = match &piece.contents {
+            // The backing has it already.
+            Contents::Same => None,
+            Contents::Zeroes => Some(Io::Zero {
+                offset: piece.offset,
+                bytes: piece.bytes,
+                trim: true,
+            }),
+            Contents::Data(data) => {
                 let Some(slots) = bytes_to_slots(mem, data) else {
-                    return seed.pieces.push_front(piece);
+                    return false;
                 };
                 let first = out.segs.len();
                 let bytes = u16::try_from(SLOT_BYTES).expect("4096");
@@ -374,45 +407,67 @@ impl Volume {
                     offset: 0,
                     bytes,
                 }));
-                let io = Io::Write {
+                underway.slots = slots;
+                Some(Io::Write {
                     disk: Disk::Backing,
                     offset: piece.offset,
                     segs: first..out.segs.len(),
                     then_fsync: false,
-                };
-                (io, slots)
+                })
             }
         };
+        if io.is_none() {
+            self.replica.kept_bytes += piece.bytes;
+        }
+        seed.pieces.pop_front();
+        seed.goes_back = false;
         seed.queued_cost -= cost;
-        let kind = SeedIoKind::Write { end, slots, cost };
-        self.replica.seed_io = Some(SeedIo { kind, stale: false });
-        let token = IoToken::SeedWrite;
-        out.push(Action::Io { token, io });
+        seed.begun = end;
+        let number = ios.add(underway);
+        match io {
+            Some(io) => {
+                let token = IoToken::SeedWrite(number);
+                out.push(Action::Io { token, io });
+            }
+            None => self.piece_written(number, mem, out),
+        }
+        true
     }
 
-    pub(super) fn seed_io_done(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
-        let io = self.replica.seed_io.take();
-        let SeedIo { kind, stale } = io.expect("completions come from operations on their way");
-        if let SeedIoKind::Write { slots, .. } = &kind {
-            free_all(mem, slots);
-        }
+    /// A piece is in the backing.
+    pub(super) fn piece_written(
+        &mut self,
+        number: u64,
+        mem: &mut dyn SlotMemory,
+        out: &mut Actions,
+    ) {
+        let ios = &mut self.replica.seed_ios;
+        let (slots, cost) = ios.written(number);
+        let end = ios.advance();
+        let stale = ios.stale;
+        ios.stale &= !ios.is_idle();
+        free_all(mem, &slots);
         let Some(seed) = self.replica.seed.as_mut().filter(|_| !stale) else {
             return;
         };
-        match kind {
-            SeedIoKind::Flush => {
-                seed.flushed = seed.written;
-                if let CopyState::Seeding { cursor_bytes, .. } = &mut self.superblock.desired.copy {
-                    *cursor_bytes = seed.flushed;
-                    self.superblock.dirty = true;
-                }
-            }
-            SeedIoKind::Write { end, cost, .. } => {
-                seed.written = end;
-                if let Some(source) = self.replica.source.filter(|_| !seed.detached) {
-                    out.peer(source, PeerMessage::Credit(cost));
-                }
-            }
+        seed.written = end.unwrap_or(seed.written);
+        if let Some(source) = self.replica.source.filter(|_| !seed.detached) {
+            out.peer(source, PeerMessage::Credit(cost));
+        }
+    }
+
+    /// What was written of a copy is durable.
+    pub(super) fn pieces_flushed(&mut self) {
+        let ios = &mut self.replica.seed_ios;
+        ios.flushing = false;
+        let stale = std::mem::take(&mut ios.stale);
+        let Some(seed) = self.replica.seed.as_mut().filter(|_| !stale) else {
+            return;
+        };
+        seed.flushed = seed.written;
+        if let CopyState::Seeding { cursor_bytes, .. } = &mut self.superblock.desired.copy {
+            *cursor_bytes = seed.flushed;
+            self.superblock.dirty = true;
         }
     }
 

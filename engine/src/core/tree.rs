@@ -371,7 +371,7 @@ impl Volume {
         let quiet = self.superblock.desired.copy == CopyState::Fresh
             && self.sweep.is_none()
             && self.replica.rebase.is_none()
-            && self.replica.seed_io.is_none();
+            && self.replica.seed_ios.is_idle();
         let anew = match self.tree.standing {
             _ if !quiet => return,
             // What an earlier life has surveyed still lies there if no piece was written since.

@@ -562,7 +562,8 @@ impl Volume {
                 }
             }
             IoToken::MergeWrite | IoToken::MergeFsync => self.merge_io_done(),
-            IoToken::SeedWrite | IoToken::SeedFsync => self.seed_io_done(mem, out),
+            IoToken::SeedWrite(number) => self.piece_written(number, mem, out),
+            IoToken::SeedFsync => self.pieces_flushed(),
             IoToken::Apply => self.apply_io_done(),
             IoToken::Shadow | IoToken::Read(_) | IoToken::MergeRead(_) => {}
         }

@@ -221,13 +221,10 @@ impl Engine {
             let result = saved.map(|path| self.fork_file = Some(path));
             self.step_once(Event::ForkSaved(result));
         }
-        // Bounded by the peers' credit: what is sent for a hole is charged too.
-        while let Some(event) = self.next_unread() {
-            self.step_once(event);
-        }
+        self.answer_copies();
     }
 
-    fn step_once(&mut self, event: Event) {
+    pub(super) fn step_once(&mut self, event: Event) {
         self.actions.clear();
         self.volume
             .step(self.now, event, self.ring.arena_mut(), &mut self.actions);
@@ -399,7 +396,7 @@ impl Engine {
                 data,
             } => {
                 if self.session(peer) == session {
-                    self.ship_piece(peer, offset, data);
+                    self.piece_read(peer, offset, data);
                 }
             }
         }

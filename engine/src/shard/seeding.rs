@@ -1,5 +1,7 @@
 //! Reading pieces of the backing for a full copy, and leaving out what need not travel.
 //!
+//! Several pieces are read at the same time, and sent in order.
+//!
 //! Holes are not read. What was read is cut where longer runs of zeroes begin and end. Zeroes are
 //! gathered until something else or the end of the volume follows, and sent as one piece, so that
 //! neither a large hole nor a device full of zeroes costs more than a few messages.
@@ -17,90 +19,178 @@ const ZERO_UNIT: usize = 16 << 10;
 /// A run of zeroes ends here, so that the other side's progress is recorded now and then.
 const ZERO_RUN_MAX: u64 = 1 << 30;
 
-/// Zeroes that were found for a peer and not sent yet.
+/// A part of a full copy that is not on its way yet.
+#[derive(Debug)]
+enum Part {
+    /// It is being read, from here on.
+    Reading { offset: u64 },
+    /// It was read, unless that failed.
+    Read { offset: u64, data: Option<OwnedBuf> },
+    /// Nothing is there.
+    Hole { offset: u64, bytes: u64 },
+    /// The peer has it.
+    Same { offset: u64, bytes: u64 },
+}
+
+/// Zeroes that were found and not sent yet.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    session: u64,
     offset: u64,
     bytes: u64,
+}
+
+/// A copy for a peer.
+#[derive(Debug, Default)]
+struct Outgoing {
+    session: u64,
+    /// In the order of the volume.
+    parts: VecDeque<Part>,
+    run: Option<Run>,
 }
 
 /// What is under way for full copies.
 #[derive(Debug, Default)]
 pub(super) struct Seeding {
     /// For each peer.
-    runs: Vec<Option<Run>>,
-    /// What needed no read, since it is a hole or the same; told to the core after its step.
-    answers: VecDeque<(PeerId, SeedSent)>,
+    copies: Vec<Outgoing>,
+    /// Told to the core after its step.
+    answers: VecDeque<(PeerId, PeerEvent)>,
+}
+
+impl Seeding {
+    /// What an earlier session left is forgotten.
+    fn copy(&mut self, peer: PeerId, session: u64) -> &mut Outgoing {
+        let index = usize::from(peer.0);
+        if self.copies.len() <= index {
+            self.copies.resize_with(index + 1, Outgoing::default);
+        }
+        let copy = &mut self.copies[index];
+        if copy.session != session {
+            *copy = Outgoing {
+                session,
+                ..Outgoing::default()
+            };
+        }
+        copy
+    }
+
+    fn answer(&mut self, peer: PeerId, event: PeerEvent) {
+        self.answers.push_back((peer, event));
+    }
 }
 
 impl Engine {
+    fn copy_to(&mut self, peer: PeerId) -> &mut Outgoing {
+        let session = self.session(peer);
+        self.seeding.copy(peer, session)
+    }
+
     /// Carries out [`crate::core::Action::SeedRead`].
     pub(super) fn seed_read(&mut self, peer: PeerId, offset: u64, (bytes, wanted): (u64, u64)) {
         let size = self.config().identity.size_bytes;
-        match self.disks.extent(offset, size) {
+        let (part, bytes) = match self.disks.extent(offset, size) {
             Extent::Hole(hole) => {
                 let bytes = hole.min(ZERO_RUN_MAX).min(wanted);
-                let cost = self.gather(peer, offset, bytes);
-                self.seeding
-                    .answers
-                    .push_back((peer, SeedSent { bytes, cost }));
+                (Part::Hole { offset, bytes }, bytes)
             }
             Extent::Data(data) => {
                 let session = self.session(peer);
                 let bytes = bytes.min(data);
                 self.disks
                     .read_piece(&mut self.ring, (peer, session), offset, bytes);
+                (Part::Reading { offset }, bytes)
             }
-        }
+        };
+        self.copy_to(peer).parts.push_back(part);
+        self.seeding.answer(peer, PeerEvent::SeedPart(bytes));
+        self.ship_parts(peer);
     }
 
     /// Carries out [`crate::core::Action::SeedSame`].
     pub(super) fn seed_same(&mut self, peer: PeerId, offset: u64, bytes: u64) {
-        let zeroes = self.send_zeroes(peer);
-        let cost = zeroes + self.send_piece(peer, offset, bytes, Contents::Same);
-        let sent = SeedSent { bytes, cost };
-        self.seeding.answers.push_back((peer, sent));
+        let part = Part::Same { offset, bytes };
+        self.copy_to(peer).parts.push_back(part);
+        self.ship_parts(peer);
     }
 
-    /// The next answer that did not need the disk.
-    pub(super) fn next_unread(&mut self) -> Option<Event> {
-        let (peer, sent) = self.seeding.answers.pop_front()?;
-        let event = PeerEvent::SeedReadDone(Some(sent));
-        Some(Event::Peer { peer, event })
+    /// Tells the core what became of its questions about full copies.
+    pub(super) fn answer_copies(&mut self) {
+        // Bounded by the peers' credit: what is sent for a hole is charged too.
+        while let Some((peer, event)) = self.seeding.answers.pop_front() {
+            self.step_once(Event::Peer { peer, event });
+        }
     }
 
     /// A piece was read, or could not be.
-    pub(super) fn ship_piece(&mut self, peer: PeerId, offset: u64, data: Option<OwnedBuf>) {
-        let sent = data.map(|data| {
-            let mut cost = 0;
-            for (at, run, zero) in runs(data.bytes()) {
-                let offset = offset + at as u64;
-                cost += if zero {
-                    self.gather(peer, offset, run.len() as u64)
-                } else {
-                    let zeroes = self.send_zeroes(peer);
-                    let contents = Contents::Data(run.to_vec());
-                    zeroes + self.send_piece(peer, offset, run.len() as u64, contents)
-                };
+    pub(super) fn piece_read(&mut self, peer: PeerId, offset: u64, data: Option<OwnedBuf>) {
+        let parts = &mut self.copy_to(peer).parts;
+        let reads =
+            |part: &&mut Part| matches!(part, Part::Reading { offset: at } if *at == offset);
+        if let Some(part) = parts.iter_mut().find(reads) {
+            *part = Part::Read { offset, data };
+        }
+        self.ship_parts(peer);
+        self.answer_copies();
+    }
+
+    /// Sends what is ready, in order.
+    fn ship_parts(&mut self, peer: PeerId) {
+        loop {
+            let parts = &mut self.copy_to(peer).parts;
+            if let None | Some(Part::Reading { .. }) = parts.front() {
+                return;
             }
-            let bytes = data.len() as u64;
-            SeedSent { bytes, cost }
-        });
-        let event = PeerEvent::SeedReadDone(sent);
-        self.step(Event::Peer { peer, event });
+            let part = parts.pop_front();
+            let sent = part.and_then(|part| self.ship(peer, part));
+            if sent.is_none() {
+                // The copy ends here; what follows would leave a gap.
+                self.copy_to(peer).parts.clear();
+            }
+            self.seeding.answer(peer, PeerEvent::SeedReadDone(sent));
+        }
+    }
+
+    fn ship(&mut self, peer: PeerId, part: Part) -> Option<SeedSent> {
+        let (bytes, cost) = match part {
+            Part::Reading { .. } | Part::Read { data: None, .. } => return None,
+            Part::Hole { offset, bytes } => (bytes, self.gather(peer, offset, bytes)),
+            Part::Same { offset, bytes } => {
+                let zeroes = self.send_zeroes(peer);
+                let same = self.send_piece(peer, offset, bytes, Contents::Same);
+                (bytes, zeroes + same)
+            }
+            Part::Read {
+                offset,
+                data: Some(data),
+            } => (
+                data.len() as u64,
+                self.ship_data(peer, offset, data.bytes()),
+            ),
+        };
+        Some(SeedSent { bytes, cost })
+    }
+
+    /// Sends what was read, but for zeroes at its end. Gives the cost.
+    fn ship_data(&mut self, peer: PeerId, offset: u64, data: &[u8]) -> u64 {
+        let mut cost = 0;
+        for (at, run, zero) in runs(data) {
+            let offset = offset + at as u64;
+            cost += if zero {
+                self.gather(peer, offset, run.len() as u64)
+            } else {
+                let zeroes = self.send_zeroes(peer);
+                let contents = Contents::Data(run.to_vec());
+                zeroes + self.send_piece(peer, offset, run.len() as u64, contents)
+            };
+        }
+        cost
     }
 
     /// Adds zeroes to what is to be sent. Gives the cost of what was sent.
     fn gather(&mut self, peer: PeerId, offset: u64, bytes: u64) -> u64 {
-        let index = usize::from(peer.0);
-        if self.seeding.runs.len() <= index {
-            self.seeding.runs.resize(index + 1, None);
-        }
-        let session = self.session(peer);
         let mut cost = 0;
-        let grown = self.seeding.runs[index].and_then(|run| {
-            let continues = run.session == session && run.offset + run.bytes == offset;
+        let grown = self.copy_to(peer).run.and_then(|run| {
+            let continues = run.offset + run.bytes == offset;
             let bytes = run.bytes + bytes;
             (continues && bytes <= ZERO_RUN_MAX).then_some(Run { bytes, ..run })
         });
@@ -108,28 +198,21 @@ impl Engine {
             Some(run) => run,
             None => {
                 cost += self.send_zeroes(peer);
-                Run {
-                    session,
-                    offset,
-                    bytes,
-                }
+                Run { offset, bytes }
             }
         };
-        self.seeding.runs[index] = Some(run);
+        self.copy_to(peer).run = Some(run);
         if run.offset + run.bytes == self.config().identity.size_bytes {
             cost += self.send_zeroes(peer);
         }
         cost
     }
 
-    /// Sends the zeroes that were gathered. Those of an earlier session are forgotten.
+    /// Sends the zeroes that were gathered.
     fn send_zeroes(&mut self, peer: PeerId) -> u64 {
-        let run = self.seeding.runs.get_mut(usize::from(peer.0));
-        match run.and_then(Option::take) {
-            Some(run) if run.session == self.session(peer) => {
-                self.send_piece(peer, run.offset, run.bytes, Contents::Zeroes)
-            }
-            _ => 0,
+        match self.copy_to(peer).run.take() {
+            Some(run) => self.send_piece(peer, run.offset, run.bytes, Contents::Zeroes),
+            None => 0,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The core alone, step by step, on devices in memory.
 
 mod checks;
+mod copying;
 mod drain;
 mod elections;
 mod forks;

@@ -30,6 +30,11 @@ fn state(resyncs: bool) -> PeerState {
 
 /// A primary whose backing is at epoch 1, and a peer that asks for a copy.
 fn asked(resyncs: bool) -> Bench {
+    asked_with(resyncs, 1 << 30)
+}
+
+/// As [`asked`]; the peer has granted so many bytes.
+pub(crate) fn asked_with(resyncs: bool, credit: u64) -> Bench {
     let mut bench = Bench::new(Role::Primary);
     bench.write(0, 8);
     bench.drain();
@@ -40,7 +45,7 @@ fn asked(resyncs: bool) -> Bench {
     for event in [
         PeerEvent::Connected,
         PeerEvent::State(state),
-        PeerEvent::Credit(1 << 30),
+        PeerEvent::Credit(credit),
         PeerEvent::SeedRequest { cursor_bytes, from },
     ] {
         peer(&mut bench, event);
@@ -48,7 +53,7 @@ fn asked(resyncs: bool) -> Bench {
     bench
 }
 
-fn peer(bench: &mut Bench, event: PeerEvent) {
+pub(crate) fn peer(bench: &mut Bench, event: PeerEvent) {
     bench.step(Event::Peer { peer: PEER, event });
 }
 
@@ -67,12 +72,18 @@ fn compared(bench: &mut Bench, id: u64, at: Tip, ranges: Vec<std::ops::Range<u64
 
 /// What is done next for the copy; answers as if it was sent.
 fn next_part(bench: &mut Bench) -> Option<(bool, u64, u64)> {
-    let part = match bench.copy.pop()? {
+    if bench.copy.is_empty() {
+        return None;
+    }
+    let part = match bench.copy.remove(0) {
         Action::SeedSame { offset, bytes, .. } => (true, offset, bytes),
         Action::SeedRead { offset, bytes, .. } => (false, offset, bytes),
         other => panic!("{other:?}"),
     };
     let (bytes, cost) = (part.2, 4096);
+    if !part.0 {
+        peer(bench, PeerEvent::SeedPart(bytes));
+    }
     peer(
         bench,
         PeerEvent::SeedReadDone(Some(SeedSent { bytes, cost })),

@@ -35,6 +35,8 @@ pub(crate) struct Bench {
     pub(crate) read_into: Vec<SlotId>,
     /// Reads of the backing fail.
     pub(crate) unreadable: bool,
+    /// Writes and flushes of a full copy that are on their way, if they do not complete at once.
+    pub(crate) held: Option<Vec<IoToken>>,
     /// How often a session was to be closed.
     pub(crate) closed: usize,
     /// What was to be done for a full copy that is sent.
@@ -95,6 +97,7 @@ impl Bench {
             read_from: Vec::new(),
             read_into: Vec::new(),
             unreadable: false,
+            held: None,
             closed: 0,
             copy: Vec::new(),
             said: Vec::new(),
@@ -117,6 +120,12 @@ impl Bench {
                 match action {
                     Action::Io { token, io } => {
                         self.note(token, &io, &actions);
+                        if let IoToken::SeedWrite(_) | IoToken::SeedFsync = token
+                            && let Some(held) = &mut self.held
+                        {
+                            held.push(token);
+                            continue;
+                        }
                         let fails = self.unreadable && matches!(token, IoToken::Read(_));
                         let result = if fails { Err(5) } else { Ok(()) };
                         events.push_back(Event::IoDone { token, result });
@@ -153,7 +162,7 @@ impl Bench {
                 self.seen.push(Seen::Backing(*offset, bytes.sum()));
             }
             Io::Zero { offset, bytes, .. } => {
-                assert!(matches!(token, IoToken::SweepZero | IoToken::SeedWrite));
+                assert!(matches!(token, IoToken::SweepZero | IoToken::SeedWrite(_)));
                 self.seen.push(Seen::Backing(*offset, *bytes));
             }
             Io::Read {
@@ -172,6 +181,15 @@ impl Bench {
             }
             Io::Read { .. } | Io::Fsync { .. } | Io::Write { .. } => {}
         }
+    }
+
+    /// What was held is done.
+    pub(crate) fn complete(&mut self, token: IoToken) {
+        let held = self.held.as_mut().expect("operations are held");
+        let at = held.iter().position(|of| *of == token);
+        held.remove(at.expect("it is on its way"));
+        let result = Ok(());
+        self.step(Event::IoDone { token, result });
     }
 
     pub(crate) fn ask(&mut self, request: Request) {

@@ -78,40 +78,47 @@ impl World {
         Ok(())
     }
 
-    /// The next part of a full copy is read and sent, or said to be the same.
+    /// The next part of a full copy is to be read and sent, or said to be the same: behind those
+    /// that were asked for before.
     fn carry_out_copy(&mut self, node: usize, action: &Action) {
-        match *action {
+        let (peer, offset, bytes, same) = match *action {
             Action::SeedRead {
                 peer,
                 offset,
                 bytes,
                 ..
-            } => {
-                if let Some((link, side)) = self.link_of(node, peer)
-                    && let Some(session) = self.links[link].sides[side].open
-                {
-                    let after = self.disk_time(node, Disk::Backing);
-                    let what = What::SeedRead {
-                        link,
-                        session,
-                        side,
-                        offset,
-                        bytes,
-                    };
-                    self.plan_in(after, what);
-                }
-            }
+            } => (peer, offset, bytes, false),
             Action::SeedSame {
                 peer,
                 offset,
                 bytes,
-            } => {
-                if let Some((link, side)) = self.link_of(node, peer) {
-                    self.stats.kept_bytes += bytes;
-                    self.send_piece(link, side, offset, bytes, Contents::Same);
-                }
+            } => (peer, offset, bytes, true),
+            _ => return,
+        };
+        if let Some((link, side)) = self.link_of(node, peer)
+            && let Some(session) = self.links[link].sides[side].open
+        {
+            let after = match same {
+                true => 0,
+                false => self.disk_time(node, Disk::Backing),
+            };
+            let until = &mut self.links[link].sides[side].copied_until;
+            *until = (*until).max(self.now + after);
+            let (at, what) = (
+                *until,
+                What::SeedPart {
+                    link,
+                    session,
+                    side,
+                    offset,
+                    bytes,
+                    same,
+                },
+            );
+            self.plan_at(at, what);
+            if !same {
+                self.post_peer(link, side, PeerEvent::SeedPart(bytes));
             }
-            _ => {}
         }
     }
 
@@ -344,17 +351,20 @@ impl World {
     }
 
     /// A piece of a full copy is read from the backing and sent.
-    pub(crate) fn seed_read(
+    pub(crate) fn seed_part(
         &mut self,
         link: usize,
         session: u64,
         side: usize,
-        offset: u64,
-        bytes: u64,
+        (offset, bytes, same): (u64, u64, bool),
     ) {
         let node = self.links[link].nodes[side];
         if self.links[link].sides[side].open != Some(session) || self.nodes[node].live.is_none() {
             return;
+        }
+        if same {
+            self.stats.kept_bytes += bytes;
+            return self.send_piece(link, side, offset, bytes, Contents::Same);
         }
         let disk = self.nodes[node].disk(Disk::Backing);
         let mut data = vec![0; index(bytes)];

@@ -94,6 +94,8 @@ pub(crate) struct Side {
     asked: Asked,
     ours: Option<CopyStatus>,
     theirs: Option<CopyStatus>,
+    /// When the last part of a full copy that was asked for here is on its way.
+    pub(crate) copied_until: u64,
     /// When the last message of a lane arrives here.
     pub(crate) busy_until: [u64; 2],
 }

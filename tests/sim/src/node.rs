@@ -535,6 +535,7 @@ fn config(plan: &Plan, index: usize, peers: usize, ring_bytes: u64) -> VolumeCon
     config.replica_window_bytes = plan.window_bytes;
     config.seed_piece_bytes = plan.seed_piece_bytes;
     config.seed_flush_bytes = plan.seed_flush_bytes;
+    config.seed_depth = plan.sweep_depth;
     config.shadow_space_bytes = plan.shadow_bytes;
     config.prove = plan.proves;
     config.apply_proven = plan.proves;

@@ -84,7 +84,7 @@ pub(crate) struct Plan {
     pub(crate) destage_delay_ms: u64,
     /// Blocks of a sweep.
     pub(crate) sweep_blocks: usize,
-    /// Operations of a sweep.
+    /// Operations of a sweep, or of a full copy, at the same time.
     pub(crate) sweep_depth: usize,
     /// Writes complete when durable.
     pub(crate) write_ack_durable: bool,

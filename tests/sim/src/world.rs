@@ -105,12 +105,14 @@ pub(crate) enum What {
         offset: u64,
         frames: Vec<(Epoch, u64)>,
     },
-    SeedRead {
+    /// A part of a full copy is read, unless it is the same, and sent.
+    SeedPart {
         link: usize,
         session: u64,
         side: usize,
         offset: u64,
         bytes: u64,
+        same: bool,
     },
     Restart {
         node: usize,
@@ -457,14 +459,15 @@ impl World {
             } => {
                 self.feed_read(link, session, side, offset, &frames);
             }
-            What::SeedRead {
+            What::SeedPart {
                 link,
                 session,
                 side,
                 offset,
                 bytes,
+                same,
             } => {
-                self.seed_read(link, session, side, offset, bytes);
+                self.seed_part(link, session, side, (offset, bytes, same));
             }
             What::TreeTaken(meeting) => self.tree_taken(meeting),
             What::TreeWrote { node, boot } => self.tree_wrote(node, boot),
