@@ -92,7 +92,10 @@ impl Volume {
             return;
         }
         let peer = &mut self.peers[usize::from(id.0)];
-        let known = peer.resync.take().filter(|known| known.at == asked);
+        // It may have lost its tree since.
+        let takes_same = peer.state().is_some_and(|state| state.resyncs);
+        let known = peer.resync.take();
+        let known = known.filter(|known| known.at == asked && takes_same);
         // A copy that is filled in place cannot be compared again once it was begun.
         let is_filled = peer.state().is_some_and(|state| state.is_filled);
         if self.resumes(cursor_bytes, asked, is_filled && known.is_some()) {

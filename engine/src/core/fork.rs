@@ -9,7 +9,8 @@
 //! If it had destaged part of it, or the new primary's log does not reach back to where they part,
 //! a full copy goes into the shadow (`shadow`). Before that is switched in, the file takes the tail
 //! and what the backing holds where the copy differs. So does a replica's that has missed both the
-//! log and a promotion: what it has may have been left behind too. A replica that was never primary
+//! log and a promotion, or a restart of the primary: what it has may have been left behind too. A
+//! replica that was never primary
 //! and whose anchored history is another stays diverged and nothing is touched: someone has to say
 //! which one counts.
 
@@ -21,6 +22,7 @@ use super::event::{Action, Actions, Fork, PeerId, PeerMessage, RequestId, Tip};
 use super::mutants::{Mutant, planted};
 use super::recovery::swept_tip;
 use super::replica::Obstacle;
+use super::shadow::Shadow;
 use super::volume::Volume;
 use crate::arena::SlotMemory;
 
@@ -145,17 +147,24 @@ impl Volume {
         }
     }
 
-    /// Whether this copy may have what the primary's history lacks. What the primary of this term
-    /// has made durable is part of it; of an earlier term's epochs nobody can tell any more.
-    fn may_be_a_fork(&self) -> bool {
-        self.has_own_tail()
-            || self.journal.tip_rank().term != self.superblock.persisted().term.counter
+    /// Whether this copy may have what the primary's history lacks. What a primary has sealed since
+    /// it opened is part of its history; of what was sealed before that nobody can tell any more,
+    /// not even in one term: it may have opened without the end of its log.
+    fn may_be_a_fork(&self, shadow: &Shadow) -> bool {
+        let rank = self.journal.tip_rank();
+        // Or since another opening of which the copy holds a later epoch.
+        let leads_up = shadow.rank == Some(rank) && shadow.taken.epoch >= self.tip().epoch;
+        let contained = rank == shadow.opening || leads_up;
+        self.has_own_tail() || !contained
     }
 
     /// Whether the shadow may be switched in. If this copy may have what nobody else has, that is
     /// saved first.
     pub(super) fn fork_is_safe(&mut self, out: &mut Actions) -> bool {
-        let may_be_a_fork = self.may_be_a_fork() && !planted(Mutant::SwitchForgetsFork);
+        let Some(shadow) = &self.replica.shadow else {
+            return false;
+        };
+        let may_be_a_fork = self.may_be_a_fork(shadow) && !planted(Mutant::SwitchForgetsFork);
         let Some(shadow) = &mut self.replica.shadow else {
             return false;
         };
@@ -224,6 +233,8 @@ impl Volume {
             self.replica.obstacle = None;
         }
         let kept = self.anchored.epoch.min(self.journal.durable());
+        // What is of the term that is followed goes by its anchors and proofs.
+        let kept = kept.min(self.journal.before_term(followed));
         let next = &mut self.superblock.desired;
         next.own_tail = false;
         // From this record on the tail may be destaged. A restart forgets what was anchored, but

@@ -232,6 +232,12 @@ impl Journal {
         self.index.get(index)
     }
 
+    /// The last epoch that was sealed before this term, as far as the log is kept.
+    pub fn before_term(&self, counter: u64) -> Epoch {
+        let older = self.index.partition_point(|info| info.rank.term < counter);
+        Epoch(self.base.epoch.0 + older as u64)
+    }
+
     /// The chain hash of an epoch, if the log still knows it.
     #[must_use]
     pub fn chain(&self, epoch: Epoch) -> Option<ChainHash> {

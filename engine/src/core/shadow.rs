@@ -99,6 +99,8 @@ pub(super) struct Shadow {
     pub(super) taken: Tip,
     pub(super) offset: LogOffset,
     pub(super) rank: Option<Rank>,
+    /// The opening of the primary that sends it.
+    pub(super) opening: Rank,
     /// The copy is complete when this place is reached.
     pub(super) until: Option<Tip>,
     /// The session that brought it has ended.
@@ -122,6 +124,7 @@ impl Shadow {
             taken: origin.from,
             offset: origin.log_offset,
             rank: None,
+            opening: Rank::default(),
             until: None,
             detached: false,
             saved: Saved::No,
@@ -244,7 +247,8 @@ impl Volume {
         };
         let mut shadow = Shadow::new(origin, at);
         // Its session may have ended when it is switched in.
-        shadow.rank = Some(self.rank_of_source());
+        shadow.opening = self.rank_of_source();
+        shadow.rank = Some(shadow.opening);
         if at == Place::default() {
             self.replica.kept_bytes = 0;
         }

@@ -148,14 +148,7 @@ fn a_copy_that_was_cut_off_goes_on_with_what_is_known_to_differ() {
     let state = bench.volume.peers()[0].seeding();
     assert_eq!(state, Some(GROUP));
     bench.copy.clear();
-    let again = |bench: &mut Bench, from: Tip| {
-        peer(bench, PeerEvent::Disconnected);
-        peer(bench, PeerEvent::Connected);
-        peer(bench, PeerEvent::Credit(1 << 30));
-        let cursor_bytes = GROUP;
-        peer(bench, PeerEvent::SeedRequest { cursor_bytes, from });
-    };
-    again(&mut bench, from);
+    again(&mut bench, from, true);
     let parts: Vec<_> = std::iter::from_fn(|| next_part(&mut bench)).collect();
     let rest = [
         (false, GROUP, GROUP),
@@ -165,8 +158,41 @@ fn a_copy_that_was_cut_off_goes_on_with_what_is_known_to_differ() {
     ];
     assert_eq!(parts, rest);
     // A copy from elsewhere has nothing to do with it.
-    again(&mut bench, Tip::default());
-    assert!(next_part(&mut bench).is_some_and(|(is_same, ..)| !is_same));
+    bench.take();
+    again(&mut bench, Tip::default(), true);
+    assert_eq!(next_part(&mut bench), None);
+    question(&mut bench);
+}
+
+/// The peer asks in a new session for what is behind the first group.
+fn again(bench: &mut Bench, from: Tip, resyncs: bool) {
+    let cursor_bytes = GROUP;
+    for event in [
+        PeerEvent::Disconnected,
+        PeerEvent::Connected,
+        PeerEvent::State(state(resyncs)),
+        PeerEvent::Credit(1 << 30),
+        PeerEvent::SeedRequest { cursor_bytes, from },
+    ] {
+        peer(bench, event);
+    }
+}
+
+/// Its operator may have switched the tree off meanwhile.
+#[test]
+fn a_peer_that_has_no_tree_any_more_gets_everything_from_where_it_is() {
+    let mut bench = asked(true);
+    let from = bench.volume.tip();
+    let id = question(&mut bench);
+    compared(&mut bench, id, from, vec![4 * GROUP..5 * GROUP]);
+    assert_eq!(next_part(&mut bench), Some((true, 0, 4 * GROUP)));
+    bench.copy.clear();
+    again(&mut bench, from, false);
+    let parts: Vec<_> = std::iter::from_fn(|| next_part(&mut bench)).collect();
+    assert!(parts.iter().all(|(is_same, ..)| !is_same), "{parts:?}");
+    assert_eq!(parts.first().map(|(_, offset, _)| *offset), Some(GROUP));
+    let sent: u64 = parts.iter().map(|(.., bytes)| bytes).sum();
+    assert_eq!(sent, SIZE - GROUP);
 }
 
 #[test]
