@@ -40,6 +40,7 @@ pub mod raw;
 pub mod replicated;
 pub mod replication;
 pub mod report;
+mod slow;
 pub mod stats;
 pub mod stream;
 pub mod target;

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -26,6 +26,7 @@ use crate::files::make_file;
 use crate::job::JobFile;
 use crate::replication::daemon;
 use crate::report::align;
+use crate::slow::{SlowFile, is_there, missing_tool};
 use crate::stats::Stats;
 use crate::target::{Target, TargetSpec};
 
@@ -90,56 +91,13 @@ pub fn run(options: &Options) -> Result<()> {
         "proofs on against off, {cores} cores, {} rounds",
         options.rounds()
     );
-    match ["nbdkit", "nbdfuse"].iter().find(|tool| !is_there(tool)) {
+    match missing_tool() {
         None => println!("{}", delayed(&folder.join("delayed"), &daemon, options)?),
         Some(tool) => println!("4 KiB write + flush on a delayed log: skipped, no {tool} here"),
     }
     println!("{}", throughput(&folder.join("disk"), &daemon, options)?);
     println!("{}", hashing(&folder, options)?);
     Ok(())
-}
-
-fn is_there(tool: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
-}
-
-/// A log in memory behind a fixed delay of every write, as a file.
-struct SlowLog {
-    fuse: Child,
-    mount: PathBuf,
-}
-
-impl SlowLog {
-    fn new(mount: PathBuf, mib: u64, delay_ms: u64) -> Result<Self> {
-        std::fs::write(&mount, "")?;
-        let fuse = Command::new("nbdfuse")
-            .arg(&mount)
-            .args(["--command", "nbdkit", "-s", "--exit-with-parent"])
-            .args(["--filter=delay", "memory", &format!("{mib}M")])
-            .arg(format!("wdelay={delay_ms}ms"))
-            .stdin(Stdio::null())
-            .spawn()
-            .context("nbdfuse")?;
-        let log = Self { fuse, mount };
-        let deadline = Instant::now() + LIMIT;
-        let is_mounted = || std::fs::metadata(&log.mount).is_ok_and(|it| it.len() == mib << 20);
-        while !is_mounted() {
-            ensure!(Instant::now() < deadline, "nbdfuse does not mount");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(log)
-    }
-}
-
-impl Drop for SlowLog {
-    fn drop(&mut self) {
-        // Each may have ended already.
-        let umount = ["--lazy".as_ref(), self.mount.as_os_str()];
-        let _ = Command::new("umount").args(umount).status();
-        let _ = self.fuse.kill();
-        let _ = self.fuse.wait();
-    }
 }
 
 /// A node by itself, with proofs or without.
@@ -204,10 +162,12 @@ fn delayed(folder: &Path, daemon: &Path, options: &Options) -> Result<String> {
         std::fs::create_dir_all(&files)?;
         let backing = File::create(files.join("backing"))?;
         backing.set_len(plan.size_mib << 20)?;
-        logs.push(SlowLog::new(
+        let memory = ["memory".to_owned(), format!("{}M", plan.log_mib)];
+        let delay = format!("wdelay={}ms", options.delay_ms);
+        logs.push(SlowFile::new(
             files.join("log"),
-            plan.log_mib,
-            options.delay_ms,
+            plan.log_mib << 20,
+            &[&memory[0], &memory[1], &delay],
         )?);
         node(&place, daemon, &plan, proof)
     };

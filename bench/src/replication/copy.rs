@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,6 +13,7 @@ use super::link::Link;
 use super::pair::{LIMIT, Pair, first_byte, is_usable};
 use super::{MIB, Setup, Table, verdict};
 use crate::pattern::Random;
+use crate::slow::{SlowFile, missing_tool};
 
 /// Data and holes take turns in pieces of this size.
 const STRETCH: u64 = 4 * MIB;
@@ -20,6 +21,8 @@ const STRETCH: u64 = 4 * MIB;
 const EQUAL_BYTES_MOST: u64 = MIB;
 const EQUAL_TIME_MOST: Duration = Duration::from_secs(1);
 const EQUAL_MIB: u64 = 1 << 20;
+/// Of each request to a slow backing.
+const DELAY_MS: u64 = 2;
 
 /// A first copy.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -58,6 +61,53 @@ fn fill_half(backing: &Path, bytes: u64) -> Result<u64> {
     }
     file.sync_all()?;
     Ok(filled)
+}
+
+/// Has a replica copy where both backings take [`DELAY_MS`] longer for each request, as disks do
+/// that are far away. There it counts how many requests are under way.
+///
+/// # Errors
+/// If a node fails.
+pub(super) fn on_slow_disks(setup: &Setup) -> Result<Table> {
+    let title = format!("first copy, each request to the backings takes {DELAY_MS} ms");
+    let head = ["  data MiB", "s", "MiB/s"];
+    let mut table = Table::new(&title, &head);
+    if let Some(tool) = missing_tool() {
+        table.say(&format!("skipped, no {tool} here"));
+        return Ok(table);
+    }
+    let size_mib = setup.milliseconds(128, 512);
+    let plan = Plan {
+        size_mib,
+        sector_bytes: 4096,
+        transport: "wss",
+        policy: "ack = \"async\"\nassume_strict_flush = true\n".to_owned(),
+        ..Plan::default()
+    };
+    let mut pair = Pair::make(&setup.folder.join("slow"), &setup.daemon, &plan)?;
+    let data = fill_half(&pair.alpha.backing(), size_mib * MIB)?;
+    let link = Link::from(&pair.alpha)?;
+    let backings = [pair.alpha.backing(), pair.beta.backing()];
+    let [alpha, beta] = backings.map(|backing| slowed(backing, size_mib * MIB));
+    let slow = (alpha?, beta?);
+    let found = copied(&mut pair, &link, size_mib, data)?;
+    let rate = found.data_bytes as f64 / MIB as f64 / found.took.as_secs_f64().max(1e-9);
+    table.row(vec![
+        format!("  {}", found.data_bytes / MIB),
+        format!("{:.2}", found.took.as_secs_f64()),
+        format!("{rate:.0}"),
+    ]);
+    // The daemons end first.
+    drop((pair, slow));
+    Ok(table)
+}
+
+fn slowed(backing: PathBuf, bytes: u64) -> Result<SlowFile> {
+    let data = backing.with_extension("data");
+    std::fs::rename(&backing, &data)?;
+    let file = data.display().to_string();
+    let [reads, writes] = ["rdelay", "wdelay"].map(|delay| format!("{delay}={DELAY_MS}ms"));
+    SlowFile::new(backing, bytes, &["file", &file, &reads, &writes])
 }
 
 fn copied(pair: &mut Pair, link: &Link, size_mib: u64, data_bytes: u64) -> Result<Found> {

@@ -106,6 +106,7 @@ pub(crate) fn measure(folder: &Path, daemon: &Path, quick: bool) -> Result<()> {
         println!("{}", latency::measure(&setup, transport)?);
     }
     over_a_line(&setup).context("two nodes with a line between them")?;
+    println!("{}", copy::on_slow_disks(&setup)?);
     directly(&setup).context("two nodes, connected directly")?;
     println!("replication took {:.0} s", begun.elapsed().as_secs_f64());
     Ok(())
