@@ -22,6 +22,8 @@ mod resync;
 mod sum;
 pub(super) mod survey;
 mod sweep;
+#[cfg(test)]
+mod tests;
 pub(super) mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +45,7 @@ use tokio::sync::mpsc;
 
 use self::files::{Backing, Files};
 use self::leaves::Leaves;
+use self::open::Stale;
 use self::reads::{ReadCounts, Reads};
 use self::repair::Repairs;
 use self::resync::Resyncs;
@@ -201,6 +204,7 @@ struct Worker {
     /// A sweep may be writing.
     sweeping: bool,
     retry: Option<Instant>,
+    stale: Stale,
     /// The checkpoint whose root is being computed, and whether the core waits for it.
     rooting: Option<(Tip, bool)>,
     /// There is no root of the last checkpoint.
@@ -246,6 +250,7 @@ impl Worker {
             gathering: None,
             sweeping: false,
             retry: None,
+            stale: Stale::Nothing,
             rooting: None,
             unrooted: false,
             moved: now,

@@ -1,4 +1,9 @@
 //! How a tree comes, and how it goes.
+//!
+//! **Invariant: what was to be removed is not believed before it was removed**, however often that
+//! fails, and whatever the backing looks like meanwhile. That holds as long as the process lives.
+//! A later one is told by the superblock: whether a full copy has written to a backing since it was
+//! surveyed, and by the number of its checkpoint, which is compared with that of the tree.
 
 use std::time::Instant;
 
@@ -11,6 +16,16 @@ use super::leaves::Leaves;
 use super::verify::Record;
 use super::{FromTree, Open, RETRY, TreeState, Worker};
 
+/// What there is of files that are to be removed before a tree is opened.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Stale {
+    Nothing,
+    /// Those of the tree; what is known of the medium stays so.
+    Tree,
+    /// They are of another state of the backing, and so is what is known of the medium.
+    All,
+}
+
 impl Worker {
     pub(super) fn discard(&mut self) {
         (self.at, self.tree, self.retry) = (None, None, None);
@@ -19,13 +34,9 @@ impl Worker {
         self.no_longer_rooting();
         self.turn_away();
         (self.sweeping, self.gathering) = (false, None);
-        let gone = self.files().map_err(TreeError::from).and_then(|mut files| {
-            Keeper::discard(&mut files)?;
-            // Nothing stays that was known to be damaged.
-            Ok(files.forget_record()?)
-        });
-        if let Err(error) = gone {
-            // A tree that is found later has another checkpoint than the log, and is not believed.
+        self.stale = Stale::All;
+        if let Err(error) = self.remove_stale() {
+            // The volume does not wait for that: see the module.
             tracing::error!(volume = %self.setup.name, %error, "the state tree cannot be removed");
         }
         self.state = TreeState::default();
@@ -40,9 +51,27 @@ impl Worker {
         Files::open(&self.setup.state_dir, self.setup.identity.volume)
     }
 
+    /// Removes what is stale. It stays so if that fails.
+    fn remove_stale(&mut self) -> Result<(), TreeError> {
+        if self.stale == Stale::Nothing {
+            return Ok(());
+        }
+        let mut files = self.files()?;
+        Keeper::discard(&mut files)?;
+        if self.stale == Stale::All {
+            files.forget_record()?;
+        }
+        self.stale = Stale::Nothing;
+        Ok(())
+    }
+
+    /// Opens the tree, or begins one. With `anew` whatever there is of one is of another state.
     pub(super) fn open(&mut self, anew: bool) {
         self.retry = None;
-        match self.try_open(anew) {
+        if anew {
+            self.stale = Stale::All;
+        }
+        match self.try_open() {
             Ok(found) => {
                 self.state.failed = None;
                 if let Opened::Anew(why) = found {
@@ -57,19 +86,16 @@ impl Worker {
         }
     }
 
-    fn try_open(&mut self, anew: bool) -> Result<Opened, TreeError> {
+    fn try_open(&mut self) -> Result<Opened, TreeError> {
         let Some(at) = self.at else {
             return Ok(Opened::New);
         };
         let identity = &self.setup.identity;
         let backing = Backing::open(&self.setup.backing, identity.size_bytes)?;
         let geometry = Geometry::new(identity.size_bytes)?;
-        let mut files = self.files()?;
-        if anew {
-            Keeper::discard(&mut files)?;
-        }
-        let (keeper, found) = Keeper::open(files, (self.tree_of(), geometry), at.epoch)?;
-        let known = self.files()?.record()?.filter(|_| !anew);
+        self.remove_stale()?;
+        let (keeper, found) = Keeper::open(self.files()?, (self.tree_of(), geometry), at.epoch)?;
+        let known = self.files()?.record()?;
         let record = known.and_then(|bytes| Record::decode(&bytes));
         self.verify = None;
         let mut record = record.unwrap_or_else(Record::new);
@@ -100,9 +126,9 @@ impl Worker {
         self.lose(true);
         self.damaged_before.extend(self.repairs.forget_all());
         (self.verify, self.record) = (None, None);
-        if let Ok(mut files) = self.files() {
-            // If that fails, too: see `discard`.
-            let _ = Keeper::discard(&mut files);
+        self.stale = self.stale.max(Stale::Tree);
+        if let Err(error) = self.remove_stale() {
+            tracing::warn!(volume = %self.setup.name, %error, "the files of the state tree cannot be removed");
         }
         self.tell_survey(false);
         self.retry = Some(Instant::now() + RETRY);
