@@ -5,7 +5,8 @@
 //! device that has no tree yet, at a bounded rate.
 //!
 //! **Invariant: the volume never waits for a tree that cannot work.** If its files cannot be
-//! written or are damaged, it is given up, sweeps go on without it, and it is built anew later.
+//! written or are damaged, it is given up, sweeps go on without it, and it is built anew later. A
+//! full copy waits for the survey of what was brought, but not when a few in a row have failed.
 //!
 //! The backing is read here only while no sweep is under way; see [`hn4_proof::tree::keeper`].
 
@@ -200,6 +201,8 @@ struct Worker {
     settled: Epoch,
     /// See [`TreeWork::Survey`].
     surveys: bool,
+    /// So many have failed in a row.
+    failed_surveys: u32,
     gathering: Option<Gathering>,
     /// A sweep may be writing.
     sweeping: bool,
@@ -247,6 +250,7 @@ impl Worker {
             at: None,
             settled: Epoch(0),
             surveys: false,
+            failed_surveys: 0,
             gathering: None,
             sweeping: false,
             retry: None,
@@ -521,7 +525,7 @@ impl Worker {
             self.state.built_bytes = keeper.to_build().map(|block| block * BLOCK_BYTES);
             self.untold = true;
         }
-        self.tell_survey(self.is_whole());
+        self.tell_survey();
     }
 
     fn tell(&mut self) {

@@ -130,7 +130,7 @@ impl Worker {
         if let Err(error) = self.remove_stale() {
             tracing::warn!(volume = %self.setup.name, %error, "the files of the state tree cannot be removed");
         }
-        self.tell_survey(false);
+        self.survey_failed(error);
         self.retry = Some(Instant::now() + RETRY);
         self.state = TreeState {
             failed: Some(error.to_string()),

@@ -158,6 +158,29 @@ fn a_survey_that_could_not_be_removed_is_not_believed_when_its_files_are_there_a
 }
 
 #[test]
+fn after_three_surveys_that_failed_nobody_is_to_wait_for_one() {
+    let mut bench = Bench::new();
+    fs::create_dir(bench.root.path().join("tree")).expect("a folder");
+    fs::write(bench.folder(), "").expect("no room for another");
+    let anew = false;
+    bench.work(TreeWork::Survey { at: at(7), anew });
+    assert_eq!(bench.told(), [TreeEvent::Surveyed(false)]);
+    bench.retry();
+    assert_eq!(bench.told(), [TreeEvent::Surveyed(false)]);
+    bench.retry();
+    assert_eq!(bench.told(), [TreeEvent::NoSurvey]);
+    let shown = bench.worker.state.notice.as_ref().expect("a notice");
+    assert!(
+        shown.contains("number 3 in a row, and all of the full copy"),
+        "{shown}"
+    );
+    // Whoever has made room need not restart anything.
+    fs::remove_file(bench.folder()).expect("removed");
+    bench.retry();
+    assert_eq!(bench.told().last(), Some(&TreeEvent::Surveyed(true)));
+}
+
+#[test]
 fn damage_is_not_forgotten_with_a_tree_that_was_given_up_and_could_not_be_removed() {
     let mut bench = Bench::new();
     let (at, settled, anew) = (at(7), Epoch(7), false);
