@@ -84,7 +84,10 @@ fn findings(tree: &TreeReport) -> Vec<Finding> {
             state: "tree-notice".to_owned(),
             health: Health::Ok,
             cause: format!("since this node started: {notice}"),
-            next: "nothing has to be done: it is hashed from the backing".to_owned(),
+            next:
+                "nothing has to be done: it is hashed from the backing. If it comes again, see to \
+                   the state directory (space, permissions)"
+                    .to_owned(),
         });
     }
     all

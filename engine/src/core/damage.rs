@@ -60,6 +60,7 @@ impl Damage {
             | TreeEvent::Ready(_)
             | TreeEvent::Rooted
             | TreeEvent::Surveyed(_)
+            | TreeEvent::NoSurvey
             | TreeEvent::Unlisted(_)
             | TreeEvent::Checked(..)
             | TreeEvent::Compared { .. }

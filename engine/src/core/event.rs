@@ -549,7 +549,7 @@ pub struct CopyStatus {
     pub progress: Progress,
     /// How complete the copy is, persisted.
     pub copy: CopyState,
-    /// What lay on the backing before is expected to be the primary's, mostly.
+    /// What lay on the backing before is expected to be the primary's, mostly, and to be compared.
     pub seeded: bool,
     /// No full copy is asked for yet: a state tree of what lies there is made first.
     pub surveys: bool,

@@ -261,8 +261,8 @@ impl Volume {
         self.superblock.dirty = true;
     }
 
-    /// Whether a full copy may leave parts of the backing as they are.
-    fn may_keep(&self) -> bool {
+    /// Whether a piece may say that the backing has what belongs there.
+    fn takes_same(&self) -> bool {
         let has_ground = self.superblock.desired.ground != Ground::Nothing;
         self.replica.shadow.is_some() || (has_ground && self.config.tree)
     }
@@ -286,7 +286,7 @@ impl Volume {
                 .data()
                 .is_none_or(|data| data.len() as u64 == piece.bytes)
             // What is filled in place has nothing to keep, unless somebody brought it.
-            && (piece.contents != Contents::Same || self.may_keep());
+            && (piece.contents != Contents::Same || self.takes_same());
         if !fits {
             return self.reject(
                 id,

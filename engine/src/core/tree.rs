@@ -8,7 +8,8 @@
 //!
 //! What somebody brought for a copy that was not filled yet is *surveyed*: the tree that is made of
 //! it serves to compare it with the primary's, and is discarded as any other one before the first
-//! piece is written. Nothing else writes such a backing.
+//! piece is written. Nothing else writes such a backing. The copy is asked for when the survey is
+//! complete; if it fails again and again, everything is asked for as if nothing had been brought.
 //!
 //! **Invariant:** every write to the backing is either in a tree that is durable, or there is no
 //! tree.
@@ -117,6 +118,8 @@ pub enum TreeEvent {
     Discarded,
     /// The survey is complete, or has to begin again.
     Surveyed(bool),
+    /// Surveys have failed, and nobody is to wait for one. Another one may be complete later.
+    NoSurvey,
     /// A block of the backing is damaged, or (`None`) good again.
     Damage(BlockIndex, Option<Damaged>),
     /// There are so many damaged blocks that most are only counted: whether every read is to be
@@ -146,6 +149,8 @@ enum Standing {
     Surveying,
     /// That one is complete.
     Surveyed,
+    /// It failed, several times. The tree tries again, and nobody waits for it.
+    Unsurveyed,
     /// It was told to leave nothing.
     Discarding,
     /// There is none.
@@ -207,6 +212,11 @@ impl Tree {
         self.standing == Standing::On
     }
 
+    /// Whether what was brought is not going to be compared with anything.
+    pub(super) fn has_no_survey(&self) -> bool {
+        self.standing == Standing::Unsurveyed
+    }
+
     /// How many parts of the sweep under way were handed over; `None`: all, or there is no tree.
     pub(super) fn handed(&self) -> Option<usize> {
         match self.hand {
@@ -256,10 +266,17 @@ impl Tree {
             }
             TreeEvent::Rooted => self.rooting = false,
             TreeEvent::Surveyed(complete) => match self.standing {
-                Standing::Surveying if complete => self.standing = Standing::Surveyed,
+                Standing::Surveying | Standing::Unsurveyed if complete => {
+                    self.standing = Standing::Surveyed;
+                }
                 Standing::Surveyed if !complete => self.standing = Standing::Surveying,
                 _ => {}
             },
+            TreeEvent::NoSurvey => {
+                if let Standing::Surveying | Standing::Surveyed = self.standing {
+                    self.standing = Standing::Unsurveyed;
+                }
+            }
             // Of a sweep or a tree that is no more.
             TreeEvent::Ready(_)
             | TreeEvent::Discarded
@@ -334,9 +351,11 @@ impl Volume {
         let anew = match self.tree.standing {
             Standing::Unknown => false,
             Standing::Gone => true,
-            Standing::On | Standing::Surveying | Standing::Surveyed | Standing::Discarding => {
-                return;
-            }
+            Standing::On
+            | Standing::Surveying
+            | Standing::Surveyed
+            | Standing::Unsurveyed
+            | Standing::Discarding => return,
         };
         self.tree.standing = Standing::On;
         let at = Tip {
@@ -362,7 +381,11 @@ impl Volume {
     pub(super) fn surveys(&self) -> bool {
         let begun =
             self.replica.rebase.is_some() || self.superblock.desired.copy != CopyState::Fresh;
-        self.has_ground() && !begun && self.tree.standing != Standing::Surveyed
+        let stands = matches!(
+            self.tree.standing,
+            Standing::Surveyed | Standing::Unsurveyed
+        );
+        self.has_ground() && !begun && !stands
     }
 
     /// Starts the survey when nothing is on its way to the backing any more.
@@ -377,9 +400,11 @@ impl Volume {
             // What an earlier life has surveyed still lies there if no piece was written since.
             Standing::Unknown => persisted.ground != Ground::Brought,
             Standing::Gone => true,
-            Standing::On | Standing::Surveying | Standing::Surveyed | Standing::Discarding => {
-                return;
-            }
+            Standing::On
+            | Standing::Surveying
+            | Standing::Surveyed
+            | Standing::Unsurveyed
+            | Standing::Discarding => return,
         };
         self.tree.standing = Standing::Surveying;
         let at = Tip {
@@ -397,7 +422,11 @@ impl Volume {
         match self.tree.standing {
             Standing::Gone => return true,
             Standing::Discarding => {}
-            Standing::Unknown | Standing::On | Standing::Surveying | Standing::Surveyed => {
+            Standing::Unknown
+            | Standing::On
+            | Standing::Surveying
+            | Standing::Surveyed
+            | Standing::Unsurveyed => {
                 self.tree.standing = Standing::Discarding;
                 out.push(Action::Tree(TreeWork::Discard));
             }

@@ -100,7 +100,7 @@ impl Volume {
                 },
             },
             copy: persisted.copy,
-            seeded: persisted.ground != Ground::Nothing,
+            seeded: persisted.ground != Ground::Nothing && !self.tree.has_no_survey(),
             surveys: self.surveys(),
         }
     }

@@ -160,6 +160,37 @@ fn a_tree_is_believed_after_a_restart_only_if_no_piece_was_written_since() {
 }
 
 #[test]
+fn what_cannot_be_surveyed_is_not_waited_for_and_everything_is_asked_for() {
+    let mut bench = Bench::brought();
+    bench.take();
+    bench.tree(TreeEvent::Surveyed(false));
+    assert!(bench.volume.copy_status().surveys, "it is tried again");
+    bench.tree(TreeEvent::NoSurvey);
+    let status = bench.volume.copy_status();
+    assert_eq!(status.copy, CopyState::Fresh);
+    assert!(!status.surveys && !status.may_keep());
+    // The next one begins, and is not complete.
+    bench.tree(TreeEvent::Surveyed(false));
+    assert!(!bench.volume.copy_status().surveys);
+    let piece = begin_copy(&mut bench);
+    assert_eq!(bench.take(), [Seen::Tree(TreeWork::Discard)]);
+    bench.tree(TreeEvent::Discarded);
+    piece(&mut bench, 0);
+    assert_eq!(bench.take(), [Seen::Backing(0, 4096)]);
+}
+
+#[test]
+fn a_survey_that_is_complete_after_all_is_compared() {
+    let mut bench = Bench::brought();
+    bench.tree(TreeEvent::NoSurvey);
+    bench.tree(TreeEvent::Surveyed(true));
+    let status = bench.volume.copy_status();
+    assert!(!status.surveys && status.may_keep());
+    bench.tree(TreeEvent::Surveyed(false));
+    assert!(bench.volume.copy_status().surveys);
+}
+
+#[test]
 fn without_a_tree_everything_is_asked_for_at_once() {
     let log = Memory::new_copy(identity(SIZE), Role::Replica, 8 << 20, true);
     let mut bench = Bench::opened(log, |config| config.tree = false);

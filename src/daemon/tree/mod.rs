@@ -5,7 +5,8 @@
 //! device that has no tree yet, at a bounded rate.
 //!
 //! **Invariant: the volume never waits for a tree that cannot work.** If its files cannot be
-//! written or are damaged, it is given up, sweeps go on without it, and it is built anew later.
+//! written or are damaged, it is given up, sweeps go on without it, and it is built anew later. A
+//! full copy waits for the survey of what was brought, but not when a few in a row have failed.
 //!
 //! The backing is read here only while no sweep is under way; see [`hn4_proof::tree::keeper`].
 
@@ -14,6 +15,7 @@ mod files;
 mod inspect;
 mod leaves;
 mod mend;
+mod open;
 mod reads;
 mod repair;
 mod report;
@@ -21,6 +23,8 @@ mod resync;
 mod sum;
 pub(super) mod survey;
 mod sweep;
+#[cfg(test)]
+mod tests;
 pub(super) mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,12 +40,13 @@ use hn4::types::{BLOCK_BYTES, Epoch, NodeId};
 use hn4_engine::core::event::{Differences, Tip, TreeEvent, TreeWork};
 use hn4_engine::shard::TreeFeed;
 use hn4_proof::hash::Digest;
-use hn4_proof::tree::keeper::{Keeper, Opened, Worked};
-use hn4_proof::tree::{Geometry, TreeError};
+use hn4_proof::tree::TreeError;
+use hn4_proof::tree::keeper::{Keeper, Worked};
 use tokio::sync::mpsc;
 
 use self::files::{Backing, Files};
 use self::leaves::Leaves;
+use self::open::Stale;
 use self::reads::{ReadCounts, Reads};
 use self::repair::Repairs;
 use self::resync::Resyncs;
@@ -168,36 +173,7 @@ pub(super) fn start(setup: TreeSetup) -> std::io::Result<TreeHandle> {
     let (outbox, from) = mpsc::unbounded_channel();
     let from_peers = Arc::new(AtomicUsize::new(0));
     let name = format!("tree {}", setup.name);
-    let now = Instant::now();
-    let mut worker = Worker {
-        setup,
-        tree: None,
-        at: None,
-        settled: Epoch(0),
-        surveys: false,
-        gathering: None,
-        sweeping: false,
-        retry: None,
-        rooting: None,
-        unrooted: false,
-        moved: now,
-        asked: false,
-        verify: None,
-        record: None,
-        unlisted: false,
-        damaged_before: BTreeSet::new(),
-        repairs: Repairs::new(now),
-        reads: Reads::default(),
-        halted: false,
-        resyncs: Resyncs::new(),
-        next_slice: now,
-        next_work: now,
-        told: now,
-        state: TreeState::default(),
-        untold: false,
-        from_peers: Arc::clone(&from_peers),
-        outbox,
-    };
+    let mut worker = Worker::new(setup, Arc::clone(&from_peers), outbox);
     std::thread::Builder::new()
         .name(name.chars().take(15).collect())
         .spawn(move || worker.run(&inbox))?;
@@ -225,10 +201,13 @@ struct Worker {
     settled: Epoch,
     /// See [`TreeWork::Survey`].
     surveys: bool,
+    /// So many have failed in a row.
+    failed_surveys: u32,
     gathering: Option<Gathering>,
     /// A sweep may be writing.
     sweeping: bool,
     retry: Option<Instant>,
+    stale: Stale,
     /// The checkpoint whose root is being computed, and whether the core waits for it.
     rooting: Option<(Tip, bool)>,
     /// There is no root of the last checkpoint.
@@ -259,6 +238,45 @@ struct Worker {
 }
 
 impl Worker {
+    fn new(
+        setup: TreeSetup,
+        from_peers: Arc<AtomicUsize>,
+        outbox: mpsc::UnboundedSender<FromTree>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            setup,
+            tree: None,
+            at: None,
+            settled: Epoch(0),
+            surveys: false,
+            failed_surveys: 0,
+            gathering: None,
+            sweeping: false,
+            retry: None,
+            stale: Stale::Nothing,
+            rooting: None,
+            unrooted: false,
+            moved: now,
+            asked: false,
+            verify: None,
+            record: None,
+            unlisted: false,
+            damaged_before: BTreeSet::new(),
+            repairs: Repairs::new(now),
+            reads: Reads::default(),
+            halted: false,
+            resyncs: Resyncs::new(),
+            next_slice: now,
+            next_work: now,
+            told: now,
+            state: TreeState::default(),
+            untold: false,
+            from_peers,
+            outbox,
+        }
+    }
+
     fn run(&mut self, inbox: &Receiver<ToTree>) {
         loop {
             self.work_on();
@@ -501,115 +519,13 @@ impl Worker {
         }
     }
 
-    fn discard(&mut self) {
-        (self.at, self.tree, self.retry) = (None, None, None);
-        self.surveys = false;
-        self.end_resyncs();
-        self.no_longer_rooting();
-        self.turn_away();
-        (self.sweeping, self.gathering) = (false, None);
-        let gone = self.files().map_err(TreeError::from).and_then(|mut files| {
-            Keeper::discard(&mut files)?;
-            // Nothing stays that was known to be damaged.
-            Ok(files.forget_record()?)
-        });
-        if let Err(error) = gone {
-            // A tree that is found later has another checkpoint than the log, and is not believed.
-            tracing::error!(volume = %self.setup.name, %error, "the state tree cannot be removed");
-        }
-        self.state = TreeState::default();
-        self.repairs.forget_all();
-        self.damaged_before.clear();
-        (self.verify, self.record, self.unlisted) = (None, None, false);
-        self.untold = true;
-        self.say(FromTree::Core(TreeEvent::Discarded));
-    }
-
-    fn files(&self) -> std::io::Result<Files> {
-        Files::open(&self.setup.state_dir, self.setup.identity.volume)
-    }
-
-    fn open(&mut self, anew: bool) {
-        self.retry = None;
-        match self.try_open(anew) {
-            Ok(found) => {
-                self.state.failed = None;
-                if let Opened::Anew(why) = found {
-                    let notice = format!("the state tree is built anew: {why}");
-                    tracing::warn!(volume = %self.setup.name, "{notice}");
-                    self.state.notice = Some(notice);
-                }
-                (self.unrooted, self.moved) = (true, Instant::now());
-                self.refresh();
-            }
-            Err(error) => self.give_up(&error),
-        }
-    }
-
-    fn try_open(&mut self, anew: bool) -> Result<Opened, TreeError> {
-        let Some(at) = self.at else {
-            return Ok(Opened::New);
-        };
-        let identity = &self.setup.identity;
-        let backing = Backing::open(&self.setup.backing, identity.size_bytes)?;
-        let geometry = Geometry::new(identity.size_bytes)?;
-        let mut files = self.files()?;
-        if anew {
-            Keeper::discard(&mut files)?;
-        }
-        let (keeper, found) = Keeper::open(files, (self.tree_of(), geometry), at.epoch)?;
-        let known = self.files()?.record()?.filter(|_| !anew);
-        let record = known.and_then(|bytes| Record::decode(&bytes));
-        self.verify = None;
-        let mut record = record.unwrap_or_else(Record::new);
-        if keeper.to_build().is_some() {
-            // What lies there now will be hashed, and must not become good by that.
-            self.damaged_before.extend(&record.bad);
-        }
-        let _ = record.found(self.damaged_before.iter().copied());
-        record.bad.iter().for_each(|block| self.seek(*block));
-        self.record = Some(record);
-        self.keep_record();
-        self.tree = Some(Open {
-            leaves: Leaves::new(keeper.geometry().blocks()),
-            keeper,
-            backing,
-        });
-        Ok(found)
-    }
-
-    /// Goes on without a tree, for a while.
-    fn give_up(&mut self, error: &TreeError) {
-        tracing::error!(volume = %self.setup.name, %error, "the state tree is given up");
-        self.tree = None;
-        self.end_resyncs();
-        self.no_longer_rooting();
-        self.turn_away();
-        // Nothing can tell good copies of these blocks any more.
-        self.lose(true);
-        self.damaged_before.extend(self.repairs.forget_all());
-        (self.verify, self.record) = (None, None);
-        if let Ok(mut files) = self.files() {
-            // If that fails, too: see `discard`.
-            let _ = Keeper::discard(&mut files);
-        }
-        self.tell_survey(false);
-        self.retry = Some(Instant::now() + RETRY);
-        self.state = TreeState {
-            failed: Some(error.to_string()),
-            notice: self.state.notice.take(),
-            ..TreeState::default()
-        };
-        self.untold = true;
-    }
-
     fn refresh(&mut self) {
         if let Some(Open { keeper, .. }) = &self.tree {
             self.state.leaves = keeper.entries();
             self.state.built_bytes = keeper.to_build().map(|block| block * BLOCK_BYTES);
             self.untold = true;
         }
-        self.tell_survey(self.is_whole());
+        self.tell_survey();
     }
 
     fn tell(&mut self) {

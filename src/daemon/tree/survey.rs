@@ -11,10 +11,14 @@ use std::path::Path;
 use hn4::types::VolumeId;
 use hn4_engine::core::event::{Tip, TreeEvent};
 use hn4_proof::hash::Digest;
+use hn4_proof::tree::TreeError;
 use hn4_proof::tree::keeper::Keeper;
 
 use super::files::Files;
 use super::{FromTree, Worker};
+
+/// So many surveys fail before nobody waits for one any more.
+const SURVEYS: u32 = 3;
 
 /// Nothing stays of a tree that the node may have of the volume: what is surveyed next is another
 /// backing.
@@ -46,10 +50,34 @@ impl Worker {
     }
 
     /// Tells the core whether a survey is complete.
-    pub(super) fn tell_survey(&self, complete: bool) {
+    pub(super) fn tell_survey(&mut self) {
         if self.surveys {
+            let complete = self.is_whole();
+            if complete {
+                self.failed_surveys = 0;
+            }
             self.say(FromTree::Core(TreeEvent::Surveyed(complete)));
         }
+    }
+
+    /// The tree was given up. What it may have been too small for does not grow by waiting.
+    pub(super) fn survey_failed(&mut self, error: &TreeError) {
+        if !self.surveys {
+            return;
+        }
+        self.failed_surveys = self.failed_surveys.saturating_add(1);
+        let failed = self.failed_surveys;
+        let (event, then) = match failed < SURVEYS {
+            true => (TreeEvent::Surveyed(false), "another one begins"),
+            false => (TreeEvent::NoSurvey, "all of the full copy is asked for"),
+        };
+        self.say(FromTree::Core(event));
+        let notice = format!(
+            "the survey of what was brought to the backing has failed, number {failed} in a row, \
+             and {then}: {error}"
+        );
+        tracing::warn!(volume = %self.setup.name, "{notice}");
+        self.state.notice = Some(notice);
     }
 
     /// The root of a state of the volume is for everybody.

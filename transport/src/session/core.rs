@@ -20,7 +20,7 @@ use super::asking::{Ask, Asked};
 use super::compression::{Compression, CompressionStatus};
 use super::control_lane::ControlLane;
 use super::data_lane::DataLane;
-use super::hello::Agreed;
+use super::hello::{Agreed, is_news};
 use super::inbound::Inbound;
 use super::unfinished::Unfinished;
 use crate::wire::control::{ControlMessage, ErrorMessage, Hello, MAX_CONTROL_BYTES};
@@ -101,6 +101,8 @@ pub(super) struct Liveness {
 pub struct Session {
     pub(super) config: Config,
     pub(super) local: LocalState,
+    /// The state that our hello says.
+    pub(super) said: LocalState,
     pub(super) channel: Option<Channel>,
     pub(super) established: Option<Established>,
     pub(super) closed: bool,
@@ -138,6 +140,7 @@ impl Session {
         let compression = Compression::new(config.dictionaries);
         Self {
             config,
+            said: local.clone(),
             local,
             liveness,
             compression,
@@ -357,6 +360,7 @@ impl Session {
             data_in: opener(Stream::Data, &keys.data.receive, max_data_bytes),
         });
         (self.liveness.started, self.liveness.last_heard) = (now, now);
+        self.said = self.local.clone();
         let hello = self.our_hello();
         self.control.hello(ControlMessage::Hello(Box::new(hello)));
     }
@@ -521,7 +525,7 @@ impl Session {
             return self.misuse("a local state of another volume or node".to_owned());
         }
         let Some(established) = &self.established else {
-            // Hello may be under way with the old state.
+            // Hello is under way with the old state; the peer hears the new one after its own.
             if new.role != old.role || new.term != old.term {
                 self.close(CloseReason::RoleChanged, Some(ErrorMessage::RoleChanged));
             }
@@ -531,12 +535,7 @@ impl Session {
         if new.role != old.role || (new.term != old.term && !adopts) {
             return self.close(CloseReason::RoleChanged, Some(ErrorMessage::RoleChanged));
         }
-        let is_news = new.term != old.term
-            || new.tip.0 < old.tip.0
-            || new.incarnation != old.incarnation
-            || new.resyncs != old.resyncs
-            || copy_kind(new.copy) != copy_kind(old.copy);
-        if is_news {
+        if is_news(new, &old) {
             self.control.state(self.local.clone());
         }
         self.ask_if_due();
@@ -596,13 +595,5 @@ impl Session {
             None => {}
         }
         self.outputs.push_back((stream, output));
-    }
-}
-
-fn copy_kind(copy: CopyState) -> u8 {
-    match copy {
-        CopyState::Fresh | CopyState::Surveying => 0,
-        CopyState::Seeding { .. } => 1,
-        CopyState::Usable | CopyState::Shadowing { .. } => 2,
     }
 }

@@ -1,4 +1,5 @@
-//! Comparing two hellos: may these two nodes talk about this volume at all?
+//! Comparing two hellos: may these two nodes talk about this volume at all? And comparing two
+//! states of one node: must the peer hear of the later one?
 //!
 //! Pure. The order of the checks is fixed, so that both sides name the same field: first who, then
 //! what, then in which term.
@@ -102,6 +103,23 @@ fn compare_terms(ours: &LocalState, theirs: &LocalState) -> Result<(), Refusal> 
         return refuse(Field::Fork, ours.term, theirs.term);
     }
     Ok(())
+}
+
+/// Whether a peer that has heard the state `old` must hear `new`.
+pub(super) fn is_news(new: &LocalState, old: &LocalState) -> bool {
+    new.term != old.term
+        || new.tip.0 < old.tip.0
+        || new.incarnation != old.incarnation
+        || new.resyncs != old.resyncs
+        || copy_kind(new.copy) != copy_kind(old.copy)
+}
+
+fn copy_kind(copy: CopyState) -> u8 {
+    match copy {
+        CopyState::Fresh | CopyState::Surveying => 0,
+        CopyState::Seeding { .. } => 1,
+        CopyState::Usable | CopyState::Shadowing { .. } => 2,
+    }
 }
 
 fn refuse<T>(field: Field, ours: impl ToString, theirs: impl ToString) -> Result<T, Refusal> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::api::{CloseReason, FeedRefusal, LocalState, Output, Refusal, Role};
 use super::core::{Established, Session};
-use super::hello::{compare, compare_identity};
+use super::hello::{compare, compare_identity, is_news};
 use super::inbound::Bounds;
 use super::roles::compare_roles;
 use crate::wire::control::{ControlMessage, ErrorMessage, Heartbeat, Hello};
@@ -250,6 +250,9 @@ impl Session {
                     self.compression.agree();
                 }
                 self.established = Some(Established { peer, agreed });
+                if is_news(&self.local, &self.said) {
+                    self.control.state(self.local.clone());
+                }
                 self.ask_if_due();
             }
         }

@@ -518,3 +518,47 @@ fn a_daemon_that_sends_out_of_order_is_told_and_the_peer_sees_nothing() {
     let arrived = |output: &Output| matches!(output, Output::EpochReceived { .. });
     assert!(!line.ends[1].outputs.iter().any(arrived));
 }
+
+#[test]
+fn what_has_changed_since_our_hello_is_said_before_anything_is_asked_for() {
+    let surveying = LocalState {
+        copy: CopyState::Surveying,
+        resyncs: false,
+        ..replica()
+    };
+    let surveyed = LocalState {
+        copy: CopyState::Fresh,
+        resyncs: true,
+        ..replica()
+    };
+    let mut line = Line::new(primary(), surveying.clone());
+    line.ends[1].collect(true);
+    line.ends[1].input(Input::LocalState(surveyed.clone()));
+    line.settle();
+    let (cursor_bytes, from) = (0, replica().tip);
+    // For the peer, a copy that is surveyed is one that holds nothing yet.
+    let in_hello = LocalState {
+        copy: CopyState::Fresh,
+        ..surveying
+    };
+    let heard = [
+        Output::PeerState(in_hello),
+        Output::PeerState(surveyed),
+        Output::SeedRequest { cursor_bytes, from },
+    ];
+    assert_eq!(line.ends[0].outputs, heard);
+}
+
+#[test]
+fn a_state_that_says_what_our_hello_said_is_not_said_again() {
+    let mut line = Line::new(primary(), replica());
+    line.ends[1].collect(true);
+    let ahead = LocalState {
+        tip: (Epoch(3), ChainHash([3; 32])),
+        ..replica()
+    };
+    line.ends[1].input(Input::LocalState(ahead));
+    line.settle();
+    let states = |output: &&Output| matches!(output, Output::PeerState(_));
+    assert_eq!(line.ends[0].outputs.iter().filter(states).count(), 1);
+}
