@@ -1,8 +1,8 @@
 //! A full copy for a peer, at the primary: the backing is sent piece by piece.
 //!
 //! The pieces need not be of one epoch: every sector that changed after the copy began is in an
-//! epoch after `from`, and those are replayed over the pieces. Where state trees were compared first
-//! (`resync`), what is the same on both sides is left out.
+//! epoch after `from`, and those are replayed over the pieces. Where state trees were compared
+//! first (`resync`), what is the same on both sides is left out.
 //!
 //! Several parts are read at the same time, so that a disk that takes long for each does not bound
 //! the copy; they are sent in order. How far a part goes is known when it was begun: a hole is
