@@ -24,6 +24,7 @@ use super::clients::Clients;
 use super::host::Host;
 use super::mail::{Mail, QUEUE};
 use super::open::pin_to;
+use super::pool::Pool;
 use crate::arena::{Arena, Lent, SlotId, SlotMemory};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
@@ -104,44 +105,6 @@ pub(super) fn slots_of(request: &mut Request) -> Option<&mut Vec<SlotId>> {
     }
 }
 
-/// Slots that are kept for one use.
-#[derive(Default)]
-struct Pool {
-    free: usize,
-    /// A client waits for so many.
-    needed: usize,
-    /// What was asked for and has not come: the least and the most.
-    asked: Option<(usize, usize)>,
-}
-
-impl Pool {
-    fn take(&mut self, count: usize, arena: &mut Arena) -> Option<Vec<SlotId>> {
-        if self.free < count {
-            self.needed = self.needed.max(count);
-            return None;
-        }
-        self.free -= count;
-        let slots = (0..count).map(|_| arena.alloc()).collect::<Option<_>>();
-        Some(slots.expect("the pools are what is free"))
-    }
-
-    /// What to ask for now.
-    fn question(&mut self, kept: usize) -> Option<(usize, usize)> {
-        let needed = std::mem::take(&mut self.needed);
-        if needed <= self.free && self.free * 2 >= kept {
-            return None;
-        }
-        let least = needed.saturating_sub(self.free).max(1);
-        let most = kept.saturating_sub(self.free).max(least);
-        // One that asks for less is not to take the place of another one.
-        if self.asked.is_some_and(|(asked, _)| asked >= least) {
-            return None;
-        }
-        self.asked = Some((least, most));
-        self.asked
-    }
-}
-
 /// What clients of this thread need of it.
 struct Desk {
     ring: Ring,
@@ -214,31 +177,38 @@ impl Front {
         let mut completions: Vec<Completion> = Vec::with_capacity(4096);
         loop {
             let least = usize::from(!self.clients.at_once);
-            if self.desk.ring.wait(least, None, &mut completions).is_err() {
-                return; // The other thread sees that this one has ended.
-            }
-            for completion in completions.drain(..) {
-                if self.clients.completed(completion, &mut self.desk) {
-                    self.desk.to_owner.push(ToOwner::Left);
-                }
-            }
-            let was_full = self.inbox.slots() == QUEUE;
-            while let Ok(message) = self.inbox.pop() {
-                self.take(message);
-            }
-            if self.inbox.is_abandoned() {
+            // The other thread sees that this one has ended.
+            if !matches!(self.turn(least, &mut completions), Ok(true)) {
                 return;
             }
-            if was_full {
-                // It may hold messages back for lack of room.
-                self.desk.to_owner.wake();
-            }
-            self.clients.begin_turn();
-            self.clients.pump(&mut self.desk);
-            self.clients.end_turn();
-            self.desk.balance(self.clients.len() == 0);
-            self.desk.to_owner.flush();
         }
+    }
+
+    /// One turn, which waits for so many completions. False: the other thread has ended.
+    fn turn(&mut self, least: usize, completions: &mut Vec<Completion>) -> Result<bool, RingError> {
+        self.desk.ring.wait(least, None, completions)?;
+        for completion in completions.drain(..) {
+            if self.clients.completed(completion, &mut self.desk) {
+                self.desk.to_owner.push(ToOwner::Left);
+            }
+        }
+        let was_full = self.inbox.slots() == QUEUE;
+        while let Ok(message) = self.inbox.pop() {
+            self.take(message);
+        }
+        if self.inbox.is_abandoned() {
+            return Ok(false);
+        }
+        if was_full {
+            // It may hold messages back for lack of room.
+            self.desk.to_owner.wake();
+        }
+        self.clients.begin_turn();
+        self.clients.pump(&mut self.desk);
+        self.clients.end_turn();
+        self.desk.balance(self.clients.len() == 0);
+        self.desk.to_owner.flush();
+        Ok(true)
     }
 
     fn take(&mut self, message: ToFront) {
@@ -276,37 +246,33 @@ impl Desk {
         for slot in arena.borrow(lent) {
             arena.free(slot);
         }
-        let pool = self.pool(what);
-        pool.asked = None;
-        pool.free += count;
+        self.pool(what).granted(count);
     }
 
     /// Asks for slots where there are few, and gives back what is too much.
+    ///
+    /// **Invariant:** what is free in this thread's share of the arena is in one of the two pools.
     fn balance(&mut self, is_idle: bool) {
+        debug_assert_eq!(
+            self.writes.free() + self.reads.free(),
+            self.ring.arena().free_slots(),
+            "a free slot is in one of the pools"
+        );
         let kept = if is_idle { 0 } else { self.kept };
         for what in [Use::Write, Use::Read] {
             let pool = self.pool(what);
             if !is_idle && let Some((least, most)) = pool.question(kept) {
                 self.to_owner.push(ToOwner::Want { what, least, most });
             }
-            let pool = self.pool(what);
-            if pool.free <= 2 * kept {
+            let surplus = self.pool(what).take_surplus(kept);
+            if surplus == 0 {
                 continue;
             }
-            let surplus = pool.take_surplus(kept);
             let arena = self.ring.arena_mut();
             let slots = (0..surplus).filter_map(|_| arena.alloc()).collect();
             let lent = arena.lend(slots);
             self.to_owner.push(ToOwner::Return(lent));
         }
-    }
-}
-
-impl Pool {
-    fn take_surplus(&mut self, kept: usize) -> usize {
-        let surplus = self.free - kept;
-        self.free = kept;
-        surplus
     }
 }
 
@@ -356,46 +322,6 @@ impl Host for Desk {
         for &slot in slots {
             self.ring.arena_mut().free(slot);
         }
-        self.reads.free += slots.len();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEPT: usize = 64;
-
-    #[test]
-    fn a_pool_asks_once_and_again_only_for_more() {
-        let mut arena = Arena::new(1).expect("a page can be mapped");
-        let mut pool = Pool::default();
-        assert_eq!(pool.question(KEPT), Some((1, KEPT)), "it is empty");
-        assert_eq!(pool.question(KEPT), None, "asked already");
-        assert_eq!(pool.take(100, &mut arena), None);
-        assert_eq!(pool.question(KEPT), Some((100, 100)), "a client waits");
-        assert_eq!(pool.take(30, &mut arena), None);
-        assert_eq!(pool.question(KEPT), None, "what comes is enough for it");
-        (pool.asked, pool.free) = (None, 100);
-        assert_eq!(pool.question(KEPT), None, "plenty");
-        pool.free = KEPT / 2 - 1;
-        assert_eq!(pool.question(KEPT), Some((1, KEPT / 2 + 1)), "filled up");
-    }
-
-    #[test]
-    fn what_is_kept_is_free_in_the_arena() {
-        let mut owner = Arena::new(8).expect("eight pages can be mapped");
-        let slots: Vec<_> = (0..8).filter_map(|_| owner.alloc()).collect();
-        let mut arena = owner.share();
-        for slot in arena.borrow(owner.lend(slots)) {
-            arena.free(slot);
-        }
-        let mut pool = Pool {
-            free: 8,
-            ..Pool::default()
-        };
-        let taken = pool.take(3, &mut arena).map(|slots| slots.len());
-        assert_eq!((taken, pool.free, arena.free_slots()), (Some(3), 5, 5));
-        assert_eq!((pool.take_surplus(2), pool.free), (3, 2));
+        self.reads.put(slots.len());
     }
 }

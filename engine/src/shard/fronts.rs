@@ -242,7 +242,8 @@ impl Handle {
             slots,
             read_bytes,
         };
-        if self.stalled.is_empty() && takes_now(&request, engine) || !changes(&request) {
+        let has_room = self.stalled.is_empty() && takes_now(&request, engine);
+        if has_room || !changes(&request) {
             engine.ask(Asker::There(relayed), request);
         } else {
             self.stalled.push_back((relayed, request));

@@ -24,6 +24,7 @@ mod listen;
 mod mail;
 mod medium;
 mod open;
+mod pool;
 mod readahead;
 mod readers;
 mod refusal;
