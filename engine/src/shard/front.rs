@@ -52,8 +52,8 @@ pub(super) enum ToOwner {
         request: Request,
         lent: Lent,
     },
-    /// Answered by [`ToFront::Slots`] when there is room for `least`, with `most` if there is for
-    /// that. A later question takes the place of one that waits.
+    /// Answered by [`ToFront::Slots`] when there is room for `least`, with up to `most` if there is
+    /// more. A later question takes the place of one that waits.
     Want {
         what: Use,
         least: usize,
@@ -260,18 +260,16 @@ impl Desk {
         );
         let kept = if is_idle { 0 } else { self.kept };
         for what in [Use::Write, Use::Read] {
-            let pool = self.pool(what);
-            if !is_idle && let Some((least, most)) = pool.question(kept) {
+            let surplus = self.pool(what).take_surplus(kept);
+            if surplus > 0 {
+                let arena = self.ring.arena_mut();
+                let slots = (0..surplus).filter_map(|_| arena.alloc()).collect();
+                let lent = arena.lend(slots);
+                self.to_owner.push(ToOwner::Return(lent));
+            }
+            if let Some((least, most)) = self.pool(what).question(kept) {
                 self.to_owner.push(ToOwner::Want { what, least, most });
             }
-            let surplus = self.pool(what).take_surplus(kept);
-            if surplus == 0 {
-                continue;
-            }
-            let arena = self.ring.arena_mut();
-            let slots = (0..surplus).filter_map(|_| arena.alloc()).collect();
-            let lent = arena.lend(slots);
-            self.to_owner.push(ToOwner::Return(lent));
         }
     }
 }
@@ -325,3 +323,6 @@ impl Host for Desk {
         self.reads.put(slots.len());
     }
 }
+
+#[cfg(test)]
+mod tests;

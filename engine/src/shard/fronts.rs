@@ -17,7 +17,7 @@ use super::engine::{Asker, Engine};
 use super::front::{Front, FrontSetup, Relayed, ToFront, ToOwner, Use, slots_of};
 use super::host::Host;
 use super::mail::{Mail, QUEUE};
-use crate::arena::Lent;
+use crate::arena::{Lent, SlotId};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
 use crate::ring::{RingError, Waker};
@@ -25,6 +25,8 @@ use crate::ring::{RingError, Waker};
 /// Messages of one that are taken in a turn. Their answers go out at its end, so that it works on
 /// them while the next ones are worked on here.
 const TAKEN: usize = 64;
+/// Slots of a grant that are judged at once, beyond the least.
+const PART: usize = 64;
 
 /// One of them.
 struct Handle {
@@ -264,16 +266,10 @@ impl Handle {
             let Some((least, most)) = self.wants[what as usize] else {
                 continue;
             };
-            let slots = match what {
-                Use::Write => {
-                    let slots = engine.alloc_for_write(most);
-                    slots.or_else(|| engine.alloc_for_write(least))
-                }
-                Use::Read => {
-                    let slots = engine.alloc_for_read(most);
-                    slots.or_else(|| engine.alloc_for_read(least))
-                }
-            };
+            let slots = given(least, most, |count| match what {
+                Use::Write => engine.alloc_for_write(count),
+                Use::Read => engine.alloc_for_read(count),
+            });
             if let Some(slots) = slots {
                 self.wants[what as usize] = None;
                 let lent = engine.mem().lend(slots);
@@ -281,6 +277,22 @@ impl Handle {
             }
         }
     }
+}
+
+/// At least so many slots, or none, and more as long as there is room, each part of which is judged
+/// like a request of its own: writers are not let go all at once because one thread asks for all.
+fn given(
+    least: usize,
+    most: usize,
+    mut alloc: impl FnMut(usize) -> Option<Vec<SlotId>>,
+) -> Option<Vec<SlotId>> {
+    let mut slots = alloc(least)?;
+    while slots.len() < most
+        && let Some(more) = alloc(PART.min(most - slots.len()))
+    {
+        slots.extend(more);
+    }
+    Some(slots)
 }
 
 fn changes(request: &Request) -> bool {
@@ -298,5 +310,30 @@ fn takes_now(request: &Request, engine: &Engine) -> bool {
             engine.admits_now(edges.len()) && engine.volume.has_room(engine.ring.arena(), 0)
         }
         Request::Read { .. } | Request::Flush => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is given of so many, and in which parts.
+    fn grant(least: usize, most: usize, mut room: usize) -> (Option<usize>, Vec<usize>) {
+        let mut parts = Vec::new();
+        let slots = given(least, most, |count| {
+            room = room.checked_sub(count)?;
+            parts.push(count);
+            Some(vec![SlotId(0); count])
+        });
+        (slots.map(|slots| slots.len()), parts)
+    }
+
+    #[test]
+    fn a_grant_is_the_least_and_then_whatever_there_is_room_for() {
+        assert_eq!(grant(100, 512, 99), (None, vec![]));
+        assert_eq!(grant(100, 512, 100), (Some(100), vec![100]));
+        assert_eq!(grant(100, 512, 250), (Some(228), vec![100, 64, 64]));
+        assert_eq!(grant(100, 200, 9999), (Some(200), vec![100, 64, 36]));
+        assert_eq!(grant(1, 1, 9999), (Some(1), vec![1]));
     }
 }

@@ -9,9 +9,11 @@ use crate::arena::{Arena, SlotId, SlotMemory};
 #[derive(Default)]
 pub(super) struct Pool {
     free: usize,
-    /// A client waits for so many.
-    needed: usize,
-    /// What was asked for and has not come: the least and the most.
+    /// Of the requests for which there were too few in this turn, what the largest needs.
+    largest: usize,
+    /// And what all of them need.
+    sum: usize,
+    /// What was asked for and has not come: the least, and what all needed then.
     asked: Option<(usize, usize)>,
 }
 
@@ -31,9 +33,11 @@ impl Pool {
         self.put(count);
     }
 
+    /// Slots for a request of this turn, each of which asks once.
     pub(super) fn take(&mut self, count: usize, arena: &mut Arena) -> Option<Vec<SlotId>> {
         if self.free < count {
-            self.needed = self.needed.max(count);
+            self.largest = self.largest.max(count);
+            self.sum += count;
             return None;
         }
         self.free -= count;
@@ -41,25 +45,29 @@ impl Pool {
         Some(slots.expect("the pools are what is free"))
     }
 
-    /// What to ask for now.
+    /// What to ask for at the end of a turn: the least, with which one client can go on whichever
+    /// it is, and the most, with which all can.
     pub(super) fn question(&mut self, kept: usize) -> Option<(usize, usize)> {
-        let needed = std::mem::take(&mut self.needed);
-        if needed <= self.free && self.free * 2 >= kept {
+        let largest = std::mem::take(&mut self.largest);
+        let sum = std::mem::take(&mut self.sum);
+        if largest <= self.free && self.free * 2 >= kept {
             return None;
         }
-        let least = needed.saturating_sub(self.free).max(1);
-        let most = kept.saturating_sub(self.free).max(least);
-        // One that asks for less is not to take the place of another one.
-        if self.asked.is_some_and(|(asked, _)| asked >= least) {
+        let least = largest.saturating_sub(self.free).max(1);
+        let most = kept.max(sum).saturating_sub(self.free).max(least);
+        // One that asks for no more is not to take the place of another one.
+        let covers = |(asked, all)| asked >= least && all >= sum;
+        if self.asked.is_some_and(covers) {
             return None;
         }
-        self.asked = Some((least, most));
-        self.asked
+        self.asked = Some((least, sum));
+        Some((least, most))
     }
 
-    /// How many to give back; they are out of the pool.
+    /// How many to give back, none while a client is short of them; they are out of the pool. To
+    /// be called before the turn's [`Self::question`].
     pub(super) fn take_surplus(&mut self, kept: usize) -> usize {
-        if self.free <= 2 * kept {
+        if self.free <= 2 * kept || self.largest > self.free {
             return 0;
         }
         let surplus = self.free - kept;
@@ -91,10 +99,25 @@ mod tests {
         assert_eq!(pool.question(KEPT), Some((100, 100)), "a client waits");
         assert_eq!(pool.take(30, &mut arena), None);
         assert_eq!(pool.question(KEPT), None, "what comes is enough for it");
+        assert_eq!(pool.take(100, &mut arena), None);
+        assert_eq!(pool.take(30, &mut arena), None);
+        assert_eq!(pool.question(KEPT), Some((100, 130)), "for both");
+        assert_eq!(pool.take(100, &mut arena), None);
+        assert_eq!(pool.question(KEPT), None, "one of them has left");
         pool.granted(100);
         assert_eq!(pool.question(KEPT), None, "plenty");
         pool.free = KEPT / 2 - 1;
         assert_eq!(pool.question(KEPT), Some((1, KEPT / 2 + 1)), "filled up");
+    }
+
+    #[test]
+    fn nothing_goes_back_while_a_client_is_short_of_it() {
+        let mut arena = Arena::new(1).expect("a page can be mapped");
+        let mut pool = pool(3 * KEPT);
+        assert_eq!(pool.take(4 * KEPT, &mut arena), None);
+        assert_eq!(pool.take_surplus(KEPT), 0);
+        assert_eq!(pool.question(KEPT), Some((KEPT, KEPT)));
+        assert_eq!(pool.take_surplus(KEPT), 2 * KEPT, "it has left");
     }
 
     #[test]
