@@ -54,16 +54,16 @@ use self::clients::Clients;
 use self::engine::{Asker, Engine};
 use self::fronts::Fronts;
 use self::link::ShardEnd;
-use self::listen::{Listener, no_delay, open_listener, start_accept};
+use self::listen::{Listener, no_delay, open_listener};
 use self::open::{Facts, Opened, open_volume, pin_to};
-use self::tokens::{ACCEPT, DISK, KIND, TOKENS};
+use self::tokens::{ACCEPT, DISK, KIND};
 use crate::arena::SlotMemory;
 use crate::core::VolumeConfig;
 use crate::core::event::Event;
 use crate::core::recovery::RecoveryError;
 use crate::device::{DeviceError, DeviceInfo, DeviceOptions, FlushTrust};
 use crate::nbd::export::{Export, ExportList};
-use crate::ring::{Completion, FileId, Op, RingError, Waker};
+use crate::ring::{Completion, FileId, RingError, Waker};
 
 /// Connections at the same time.
 const CLIENTS: usize = 200;
@@ -282,14 +282,15 @@ impl Shard {
         self.engine.tell();
     }
 
-    /// Clients wait in the sockets' queues until it is known whether this node serves.
+    /// Clients wait in the sockets' queues until it is known whether this node serves, and while
+    /// the ring is full: a completion brings the next turn, and that comes here.
     fn let_in(&mut self) {
-        if self.accepts || self.engine.volume.is_opening() {
+        self.accepts |= !self.engine.volume.is_opening();
+        if !self.accepts || self.stop_by.is_some() {
             return;
         }
-        self.accepts = true;
-        for (index, listener) in self.listeners.iter().enumerate() {
-            start_accept(&mut self.engine.ring, index, listener.file);
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            listener.accept(&mut self.engine.ring, index);
         }
     }
 
@@ -360,16 +361,17 @@ impl Shard {
             self.admit(file);
         }
         if !completion.more
-            && self.stop_by.is_none()
-            && let Some(listener) = self.listeners.get(index as usize)
+            && let Some(listener) = self.listeners.get_mut(index as usize)
         {
-            start_accept(&mut self.engine.ring, index as usize, listener.file);
+            listener.is_accepting = false;
         }
     }
 
     fn admit(&mut self, file: FileId) {
         if self.clients.len() + self.fronts.clients() >= CLIENTS {
-            return self.close(file);
+            // Nobody has spoken to it.
+            drop(self.engine.ring.take_file(file));
+            return;
         }
         no_delay(&self.engine.ring, file);
         let volume = &self.engine.volume;
@@ -383,11 +385,11 @@ impl Shard {
         };
         let is_primary = !reads_only && !Arc::ptr_eq(exports, &self.no_exports);
         if is_primary && !self.fronts.is_empty() {
-            let socket = self.engine.ring.fd(file).expect("it was accepted");
-            if let Ok(socket) = socket.try_clone_to_owned() {
+            // What fails here has closed it.
+            if let Ok(socket) = self.engine.ring.take_file(file) {
                 self.fronts.serve(socket, exports);
             }
-            return self.close(file);
+            return;
         }
         let (index, client) = self.clients.add(file, exports);
         if reads_only {
@@ -395,12 +397,6 @@ impl Shard {
             let generation = client.generation;
             self.ask_to_pin(index, generation);
         }
-    }
-
-    /// Closes a connection that is no client here; the completion finds none.
-    fn close(&mut self, file: FileId) {
-        let token = TOKENS.close | u64::from(u32::MAX);
-        let _ = self.engine.ring.submit(Op::Close { file }, token);
     }
 
     /// Lets every client go on that may be able to, until nothing moves any more.
