@@ -298,7 +298,7 @@ impl Arena {
     /// Takes slots over; they are allocated here, then.
     ///
     /// # Panics
-    /// If they are of other memory.
+    /// If they are of other memory, or one is allocated here.
     pub fn borrow(&mut self, lent: Lent) -> Vec<SlotId> {
         assert!(
             lent.serial == self.mapping.serial,
@@ -565,6 +565,17 @@ mod tests {
         let slot = one.alloc().expect("free");
         let lent = one.lend(vec![slot]);
         other.borrow(lent);
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 0 of 4 is allocated already")]
+    fn a_slot_that_is_allocated_here_cannot_come_from_elsewhere() {
+        let mut arena = Arena::new(4).expect("four pages can be mapped");
+        let slot = arena.alloc().expect("free");
+        arena.borrow(Lent {
+            slots: vec![slot],
+            serial: arena.mapping.serial,
+        });
     }
 
     #[test]

@@ -5,7 +5,8 @@ use super::SlotId;
 /// Which slots are free. Always checks, in release builds too: one bit a slot is cheap, a slot with
 /// two owners is not.
 pub(super) struct FreeList {
-    /// Stack of free slots; its storage never grows past the capacity it starts with.
+    /// Stack of free slots. A list that starts with all of them never grows; that of a share grows
+    /// as slots are lent to it, to `capacity` at most.
     pub(super) free: Vec<SlotId>,
     /// Bit set: allocated.
     allocated: Box<[u64]>,
@@ -31,7 +32,14 @@ impl FreeList {
     }
 
     #[inline]
+    #[track_caller]
     pub(super) fn mark(&mut self, slot: SlotId) {
+        assert!(
+            !self.is_allocated(slot),
+            "slot {} of {} is allocated already",
+            slot.0,
+            self.capacity
+        );
         self.allocated[slot.index() / 64] |= 1 << (slot.index() % 64);
     }
 
@@ -59,11 +67,6 @@ impl FreeList {
     #[inline]
     pub(super) fn alloc(&mut self) -> Option<SlotId> {
         let slot = self.free.pop()?;
-        assert!(
-            !self.is_allocated(slot),
-            "free slot {} is marked as allocated",
-            slot.0
-        );
         self.mark(slot);
         Some(slot)
     }

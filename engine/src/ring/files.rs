@@ -125,11 +125,30 @@ impl FileTable {
             place.in_flight == 0,
             "{file:?} is closed under its operations"
         );
-        place.fd = None;
+        self.remove(io, file).map(drop)
+    }
+
+    /// Takes the file out of the table, open. `EBUSY` while operations need it, `EBADF` if it is
+    /// not there.
+    pub(super) fn take(&mut self, io: &Submitter<'_>, file: FileId) -> std::io::Result<OwnedFd> {
+        let place = self.place(file).ok_or_else(not_there)?;
+        if place.in_flight > 0 || place.close.is_some() {
+            return Err(std::io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        self.remove(io, file)
+    }
+
+    fn remove(&mut self, io: &Submitter<'_>, file: FileId) -> std::io::Result<OwnedFd> {
+        let place = self.place_mut(file);
+        let fd = place.fd.take().ok_or_else(not_there)?;
         place.close = None;
         place.generation = place.generation.wrapping_add(1);
         self.free.push(file.index);
-        io.register_files_update(u32::from(file.index), &[-1])
-            .map(|_| ())
+        io.register_files_update(u32::from(file.index), &[-1])?;
+        Ok(fd)
     }
+}
+
+fn not_there() -> std::io::Error {
+    std::io::Error::from_raw_os_error(libc::EBADF)
 }

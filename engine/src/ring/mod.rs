@@ -175,6 +175,15 @@ impl Ring {
         self.state.files.fd(file)
     }
 
+    /// Gives a file or socket back, at once and also where the ring is full.
+    ///
+    /// # Errors
+    /// `EBUSY` while operations on it are in flight, `EBADF` if it is not there; what else the
+    /// kernel says, and then the file is closed.
+    pub fn take_file(&mut self, file: FileId) -> io::Result<OwnedFd> {
+        self.state.files.take(&self.io.submitter(), file)
+    }
+
     /// Takes an operation; the kernel gets it with the next [`Ring::wait`], or earlier if
     /// [`RingConfig::submit_batch`] says so.
     ///

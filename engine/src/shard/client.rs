@@ -99,6 +99,8 @@ pub(super) struct Client {
     in_core: usize,
     /// Requests that may still be taken in this turn.
     burst: usize,
+    /// Its place among those that wait for room, once it has one.
+    pub(super) waits_since: Option<u64>,
     /// No more requests will be taken; close when everything is answered.
     finishing: bool,
     /// The connection is broken: close now.
@@ -134,6 +136,7 @@ impl Client {
             replies: VecDeque::from([Reply::Bytes(greeting().to_vec())]),
             in_core: 0,
             burst: BURST,
+            waits_since: None,
             finishing: false,
             broken: false,
             closing: false,
@@ -287,6 +290,10 @@ impl Client {
     fn work(&mut self, index: u32, host: &mut impl Host) {
         if self.is_stalled() {
             self.retry_stalled(index, host);
+            if !self.is_stalled() {
+                // With its next request it waits behind the others.
+                self.waits_since = None;
+            }
         }
         let Some(buf) = self.buf.take() else { return };
         while self.start < self.end && self.burst > 0 && self.may_take() {

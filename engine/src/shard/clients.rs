@@ -17,8 +17,10 @@ pub(super) struct Clients {
     generation: u32,
     /// Those that may be able to do something.
     ready: Vec<u32>,
-    /// Scratch: who is next.
-    order: Vec<u32>,
+    /// Scratch: who is next, those that wait for room in the order in which they began to.
+    order: Vec<(u64, u32)>,
+    /// Those that began to wait for room so far.
+    waits: u64,
     /// Those for which there was no room in the ring, or that have more than a turn takes.
     later: Vec<u32>,
     /// One of them has requests left that it sent already: the next turn waits for nothing.
@@ -120,19 +122,30 @@ impl Clients {
         }
     }
 
-    /// Lets every client go on that may be able to; those that wait for room go first, so that a
-    /// large request is not for ever short of what small ones have just taken.
+    /// Lets every client go on that may be able to, each once. Those that wait for room go first,
+    /// so that a large request is not for ever short of what small ones have just taken; of them
+    /// whoever has waited longest, so that all have their turn where there is room for a few.
     pub(super) fn pump(&mut self, host: &mut impl Host) {
+        const WAITS_NOT: u64 = u64::MAX;
         let mut order = std::mem::take(&mut self.order);
-        let stalled = (0..).zip(&self.list).filter_map(|(index, client)| {
-            let stalled = client.as_ref().is_some_and(Client::is_stalled);
-            stalled.then_some(index)
-        });
-        order.extend(stalled);
-        self.ready.sort_unstable();
-        self.ready.dedup();
-        order.append(&mut self.ready);
-        for index in order.drain(..) {
+        for (index, client) in (0..).zip(&mut self.list) {
+            let Some(client) = client else { continue };
+            if client.is_stalled() {
+                self.waits += u64::from(client.waits_since.is_none());
+                let since = *client.waits_since.get_or_insert(self.waits);
+                order.push((since, index));
+            }
+        }
+        for index in self.ready.drain(..) {
+            if let Some(Some(client)) = self.list.get(index as usize)
+                && !client.is_stalled()
+            {
+                order.push((WAITS_NOT, index));
+            }
+        }
+        order.sort_unstable();
+        order.dedup();
+        for (_, index) in order.drain(..) {
             let Some(Some(client)) = self.list.get_mut(index as usize) else {
                 continue;
             };

@@ -8,7 +8,8 @@
 //! **Slots.** Both threads see the same memory (`arena::Lent`). A front keeps a few slots for
 //! writes and for reads, so that a request need not wait for them, and asks for more when it has
 //! few; the other side gives what the volume has room for, so writers are held back (P8) as if they
-//! were served there. What it has too many of goes back, and all when the last client has left.
+//! were served there. What it has too many of goes back, more of it when no request is on its way,
+//! and all when the last client has left.
 //!
 //! **Bounds.** Requests that are on their way are bounded by the connections, as everywhere. What
 //! does not fit into the queue waits here, and writers wait with it.
@@ -22,18 +23,14 @@ use std::sync::Arc;
 use super::client::{Asked, StatusAsked};
 use super::clients::Clients;
 use super::host::Host;
-use super::mail::{Mail, QUEUE};
-use super::open::pin_to;
+use super::mail::{Mail, QUEUE, is_abandoned, may_be_held_back};
+use super::pool::{Kept, Pool};
+use super::processor::Processor;
 use crate::arena::{Arena, Lent, SlotId, SlotMemory};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
 use crate::nbd::reply::Extent;
 use crate::ring::{Completion, Ring, RingConfig, RingError, Seg, Waker};
-
-/// Most slots that a front keeps for writes, and for reads: 1 MiB each.
-const KEPT: usize = 256;
-/// And of the overlay at most this part each, all fronts together.
-const KEPT_PART: usize = 32;
 
 /// What the slots are for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,8 +48,8 @@ pub(super) enum ToOwner {
         request: Request,
         lent: Lent,
     },
-    /// Answered by [`ToFront::Slots`] when there is room for `least`, with `most` if there is for
-    /// that. A later question takes the place of one that waits.
+    /// Answered by [`ToFront::Slots`] when there is room for `least`, with up to `most` if there is
+    /// more. A later question takes the place of one that waits.
     Want {
         what: Use,
         least: usize,
@@ -104,41 +101,12 @@ pub(super) fn slots_of(request: &mut Request) -> Option<&mut Vec<SlotId>> {
     }
 }
 
-/// Slots that are kept for one use.
-#[derive(Default)]
-struct Pool {
-    free: usize,
-    /// A client waits for so many.
-    needed: usize,
-    /// What was asked for and has not come: the least and the most.
-    asked: Option<(usize, usize)>,
-}
-
-impl Pool {
-    fn take(&mut self, count: usize, arena: &mut Arena) -> Option<Vec<SlotId>> {
-        if self.free < count {
-            self.needed = self.needed.max(count);
-            return None;
-        }
-        self.free -= count;
-        let slots = (0..count).map(|_| arena.alloc()).collect::<Option<_>>();
-        Some(slots.expect("the pools are what is free"))
-    }
-
-    /// What to ask for now.
-    fn question(&mut self, kept: usize) -> Option<(usize, usize)> {
-        let needed = std::mem::take(&mut self.needed);
-        if needed <= self.free && self.free * 2 >= kept {
-            return None;
-        }
-        let least = needed.saturating_sub(self.free).max(1);
-        let most = kept.saturating_sub(self.free).max(least);
-        // One that asks for less is not to take the place of another one.
-        if self.asked.is_some_and(|(asked, _)| asked >= least) {
-            return None;
-        }
-        self.asked = Some((least, most));
-        self.asked
+/// What those are for.
+fn use_of(request: &Request) -> Option<Use> {
+    match request {
+        Request::Read { .. } => Some(Use::Read),
+        Request::Write { .. } | Request::Zero { .. } => Some(Use::Write),
+        Request::Flush => None,
     }
 }
 
@@ -151,8 +119,9 @@ struct Desk {
     writes: Pool,
     reads: Pool,
     /// Slots that each pool is to have.
-    kept: usize,
-    asked: Vec<Option<Asked>>,
+    kept: Kept,
+    /// Requests that are on their way, with the pool that their slots came from.
+    asked: Vec<Option<(Asked, Option<Use>)>>,
     free: Vec<u32>,
 }
 
@@ -169,18 +138,16 @@ pub(super) struct FrontSetup {
     pub(super) queue: rtrb::Producer<ToOwner>,
     pub(super) waker: Waker,
     pub(super) arena: Arena,
-    /// How many fronts there are.
-    pub(super) fronts: usize,
-    pub(super) cpu: Option<usize>,
+    pub(super) kept: Kept,
+    pub(super) cpu: Option<Processor>,
 }
 
 impl Front {
     /// Opens its ring, on the calling thread.
     pub(super) fn open(setup: FrontSetup) -> Result<Self, RingError> {
         if let Some(cpu) = setup.cpu {
-            pin_to(cpu);
+            cpu.enter();
         }
-        let kept = KEPT.min(setup.arena.capacity() / KEPT_PART / setup.fronts.max(1));
         let config = RingConfig {
             operations: 1024,
             // Sockets do not use them.
@@ -194,7 +161,7 @@ impl Front {
             accepts: Err(Failure::ReadOnly),
             writes: Pool::default(),
             reads: Pool::default(),
-            kept,
+            kept: setup.kept,
             asked: Vec::new(),
             free: Vec::new(),
         };
@@ -209,36 +176,44 @@ impl Front {
         self.desk.ring.waker()
     }
 
-    /// Serves until the other thread has nothing more to say.
-    pub(super) fn run(&mut self) {
-        let mut completions: Vec<Completion> = Vec::with_capacity(4096);
-        loop {
-            let least = usize::from(!self.clients.at_once);
-            if self.desk.ring.wait(least, None, &mut completions).is_err() {
-                return; // The other thread sees that this one has ended.
+    /// Serves until the other thread has nothing more to say. That one sees when this one ends.
+    ///
+    /// # Errors
+    /// If the ring is of no more use.
+    pub(super) fn run(&mut self) -> Result<(), RingError> {
+        let mut completions = Vec::with_capacity(4096);
+        while self.turn(usize::from(!self.clients.at_once), &mut completions)? {}
+        Ok(())
+    }
+
+    /// One turn, which waits for so many completions. False: the other thread has ended.
+    fn turn(&mut self, least: usize, completions: &mut Vec<Completion>) -> Result<bool, RingError> {
+        self.desk.ring.wait(least, None, completions)?;
+        for completion in completions.drain(..) {
+            if self.clients.completed(completion, &mut self.desk) {
+                self.desk.to_owner.push(ToOwner::Left);
             }
-            for completion in completions.drain(..) {
-                if self.clients.completed(completion, &mut self.desk) {
-                    self.desk.to_owner.push(ToOwner::Left);
-                }
-            }
-            let was_full = self.inbox.slots() == QUEUE;
-            while let Ok(message) = self.inbox.pop() {
-                self.take(message);
-            }
-            if self.inbox.is_abandoned() {
-                return;
-            }
-            if was_full {
-                // It may hold messages back for lack of room.
-                self.desk.to_owner.wake();
-            }
-            self.clients.begin_turn();
-            self.clients.pump(&mut self.desk);
-            self.clients.end_turn();
-            self.desk.balance(self.clients.len() == 0);
-            self.desk.to_owner.flush();
         }
+        let is_last = is_abandoned(&self.inbox);
+        let mut taken = 0;
+        while let Ok(message) = self.inbox.pop() {
+            self.take(message);
+            taken += 1;
+        }
+        if may_be_held_back(&self.inbox, taken) {
+            self.desk.to_owner.wake();
+        }
+        self.clients.begin_turn();
+        self.clients.pump(&mut self.desk);
+        self.clients.end_turn();
+        if is_last {
+            // What was answered at the end goes out.
+            self.desk.ring.wait(0, None, completions)?;
+            return Ok(false);
+        }
+        self.desk.balance(self.clients.len() == 0);
+        self.desk.to_owner.flush();
+        Ok(true)
     }
 
     fn take(&mut self, message: ToFront) {
@@ -251,8 +226,11 @@ impl Front {
             ToFront::Answer { id, result, lent } => {
                 self.desk.ring.arena_mut().borrow(lent);
                 let asked = self.desk.asked.get_mut(id as usize).and_then(Option::take);
-                let asked = asked.expect("an answer is to a question");
+                let (asked, used) = asked.expect("an answer is to a question");
                 self.desk.free.push(id);
+                if let Some(what) = used {
+                    self.desk.pool(what).answered();
+                }
                 self.clients.answered(asked, result, &mut self.desk);
             }
             ToFront::Extents(asked, extents) => self.clients.described(asked, extents),
@@ -276,37 +254,35 @@ impl Desk {
         for slot in arena.borrow(lent) {
             arena.free(slot);
         }
-        let pool = self.pool(what);
-        pool.asked = None;
-        pool.free += count;
+        self.pool(what).granted(count);
     }
 
     /// Asks for slots where there are few, and gives back what is too much.
+    ///
+    /// **Invariant:** what is free in this thread's share of the arena is in one of the two pools.
     fn balance(&mut self, is_idle: bool) {
-        let kept = if is_idle { 0 } else { self.kept };
+        debug_assert_eq!(
+            self.writes.free() + self.reads.free(),
+            self.ring.arena().free_slots(),
+            "a free slot is in one of the pools"
+        );
         for what in [Use::Write, Use::Read] {
-            let pool = self.pool(what);
-            if !is_idle && let Some((least, most)) = pool.question(kept) {
+            let kept = match what {
+                _ if is_idle => 0,
+                Use::Write => self.kept.writes,
+                Use::Read => self.kept.reads,
+            };
+            let surplus = self.pool(what).take_surplus(kept);
+            if surplus > 0 {
+                let arena = self.ring.arena_mut();
+                let slots = (0..surplus).filter_map(|_| arena.alloc()).collect();
+                let lent = arena.lend(slots);
+                self.to_owner.push(ToOwner::Return(lent));
+            }
+            if let Some((least, most)) = self.pool(what).question(kept) {
                 self.to_owner.push(ToOwner::Want { what, least, most });
             }
-            let pool = self.pool(what);
-            if pool.free <= 2 * kept {
-                continue;
-            }
-            let surplus = pool.take_surplus(kept);
-            let arena = self.ring.arena_mut();
-            let slots = (0..surplus).filter_map(|_| arena.alloc()).collect();
-            let lent = arena.lend(slots);
-            self.to_owner.push(ToOwner::Return(lent));
         }
-    }
-}
-
-impl Pool {
-    fn take_surplus(&mut self, kept: usize) -> usize {
-        let surplus = self.free - kept;
-        self.free = kept;
-        surplus
     }
 }
 
@@ -336,7 +312,11 @@ impl Host for Desk {
             self.asked.push(None);
             u32::try_from(self.asked.len() - 1).expect("connections and their requests are bounded")
         });
-        self.asked[id as usize] = Some(asked);
+        let used = use_of(&request);
+        if let Some(what) = used {
+            self.pool(what).sent();
+        }
+        self.asked[id as usize] = Some((asked, used));
         let slots = slots_of(&mut request).map(std::mem::take);
         let lent = self.ring.arena_mut().lend(slots.unwrap_or_default());
         self.to_owner.push(ToOwner::Request { id, request, lent });
@@ -356,46 +336,9 @@ impl Host for Desk {
         for &slot in slots {
             self.ring.arena_mut().free(slot);
         }
-        self.reads.free += slots.len();
+        self.reads.put(slots.len());
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEPT: usize = 64;
-
-    #[test]
-    fn a_pool_asks_once_and_again_only_for_more() {
-        let mut arena = Arena::new(1).expect("a page can be mapped");
-        let mut pool = Pool::default();
-        assert_eq!(pool.question(KEPT), Some((1, KEPT)), "it is empty");
-        assert_eq!(pool.question(KEPT), None, "asked already");
-        assert_eq!(pool.take(100, &mut arena), None);
-        assert_eq!(pool.question(KEPT), Some((100, 100)), "a client waits");
-        assert_eq!(pool.take(30, &mut arena), None);
-        assert_eq!(pool.question(KEPT), None, "what comes is enough for it");
-        (pool.asked, pool.free) = (None, 100);
-        assert_eq!(pool.question(KEPT), None, "plenty");
-        pool.free = KEPT / 2 - 1;
-        assert_eq!(pool.question(KEPT), Some((1, KEPT / 2 + 1)), "filled up");
-    }
-
-    #[test]
-    fn what_is_kept_is_free_in_the_arena() {
-        let mut owner = Arena::new(8).expect("eight pages can be mapped");
-        let slots: Vec<_> = (0..8).filter_map(|_| owner.alloc()).collect();
-        let mut arena = owner.share();
-        for slot in arena.borrow(owner.lend(slots)) {
-            arena.free(slot);
-        }
-        let mut pool = Pool {
-            free: 8,
-            ..Pool::default()
-        };
-        let taken = pool.take(3, &mut arena).map(|slots| slots.len());
-        assert_eq!((taken, pool.free, arena.free_slots()), (Some(3), 5, 5));
-        assert_eq!((pool.take_surplus(2), pool.free), (3, 2));
-    }
-}
+mod tests;

@@ -25,11 +25,18 @@ pub enum Listen {
 pub(super) struct Listener {
     pub(super) file: FileId,
     pub(super) socket: Option<PathBuf>,
+    /// Connections are being accepted.
+    pub(super) is_accepting: bool,
 }
 
-pub(super) fn start_accept(ring: &mut Ring, index: usize, file: FileId) {
-    // A full ring cannot be: connections and the core's operations are bounded far below.
-    let _ = ring.submit(Op::Accept { file }, ACCEPT | index as u64);
+impl Listener {
+    /// Accepts connections from now on, if there is room in the ring. It may be full of reads.
+    pub(super) fn accept(&mut self, ring: &mut Ring, index: usize) {
+        if !self.is_accepting {
+            let op = Op::Accept { file: self.file };
+            self.is_accepting = ring.submit(op, ACCEPT | index as u64).is_ok();
+        }
+    }
 }
 
 pub(super) fn open_listener(ring: &mut Ring, listen: &Listen) -> Result<Listener, ShardError> {
@@ -52,7 +59,11 @@ pub(super) fn open_listener(ring: &mut Ring, listen: &Listen) -> Result<Listener
         Listen::Tcp(address) => (TcpListener::bind(address).map_err(failed)?.into(), None),
     };
     let file = ring.add_file(fd).map_err(failed)?;
-    Ok(Listener { file, socket })
+    Ok(Listener {
+        file,
+        socket,
+        is_accepting: false,
+    })
 }
 
 /// A socket file that a killed daemon left is removed; one that somebody listens on is not.
@@ -75,5 +86,43 @@ pub(super) fn no_delay(ring: &Ring, file: FileId) {
     if let Some(fd) = ring.fd(file) {
         // Fails on unix sockets, which do not delay.
         let _ = setsockopt(&fd.as_fd(), sockopt::TcpNoDelay, &true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::arena::Arena;
+    use crate::ring::RingConfig;
+
+    #[test]
+    fn a_full_ring_lets_clients_wait_and_not_for_ever() {
+        let config = RingConfig {
+            operations: 1,
+            ..RingConfig::default()
+        };
+        let mut ring = Ring::new(config, Arena::new(1).expect("a page")).expect("a ring");
+        let any = Listen::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut listener = open_listener(&mut ring, &any).expect("a port");
+        let fd = ring.fd(listener.file).expect("open");
+        let port = TcpListener::from(fd.try_clone_to_owned().expect("a copy"));
+        let address = port.local_addr().expect("bound");
+        let mut client = std::net::TcpStream::connect(address).expect("queued");
+        let after = Duration::from_millis(1);
+        ring.submit(Op::Timeout { after }, 1).expect("room");
+        let mut completions = Vec::new();
+        listener.accept(&mut ring, 0);
+        ring.wait(1, None, &mut completions).expect("a ring");
+        assert_eq!(completions.pop().map(|done| done.token), Some(1));
+        listener.accept(&mut ring, 0);
+        listener.accept(&mut ring, 0);
+        ring.wait(1, None, &mut completions).expect("a ring");
+        let file = completions.pop().and_then(|done| done.file);
+        // It is turned away although accepting takes all of the ring.
+        drop(ring.take_file(file.expect("accepted")));
+        assert_eq!(client.read(&mut [0]).expect("closed"), 0);
     }
 }

@@ -24,6 +24,8 @@ mod listen;
 mod mail;
 mod medium;
 mod open;
+mod pool;
+mod processor;
 mod readahead;
 mod readers;
 mod refusal;
@@ -53,16 +55,18 @@ use self::clients::Clients;
 use self::engine::{Asker, Engine};
 use self::fronts::Fronts;
 use self::link::ShardEnd;
-use self::listen::{Listener, no_delay, open_listener, start_accept};
-use self::open::{Facts, Opened, open_volume, pin_to};
-use self::tokens::{ACCEPT, DISK, KIND, TOKENS};
+use self::listen::{Listener, no_delay, open_listener};
+use self::mail::may_be_held_back;
+use self::open::{Facts, Opened, open_volume};
+use self::processor::Processor;
+use self::tokens::{ACCEPT, DISK, KIND};
 use crate::arena::SlotMemory;
 use crate::core::VolumeConfig;
 use crate::core::event::Event;
 use crate::core::recovery::RecoveryError;
 use crate::device::{DeviceError, DeviceInfo, DeviceOptions, FlushTrust};
 use crate::nbd::export::{Export, ExportList};
-use crate::ring::{Completion, FileId, Op, RingError, Waker};
+use crate::ring::{Completion, FileId, RingError, Waker};
 
 /// Connections at the same time.
 const CLIENTS: usize = 200;
@@ -201,11 +205,12 @@ pub fn spawn(
 
 impl Shard {
     fn open(setup: ShardSetup, end: ShardEnd) -> Result<(Self, Waker), ShardError> {
-        if let Some(cpu) = setup.cpu {
-            pin_to(cpu);
+        let cpu = setup.cpu.map(Processor::new);
+        if let Some(cpu) = cpu {
+            cpu.enter();
         }
         let (name, listen) = (setup.name.clone(), setup.listen.clone());
-        let (fronts, cpu) = (setup.threads.saturating_sub(1), setup.cpu);
+        let fronts = setup.threads.saturating_sub(1);
         let Opened { mut engine, facts } = open_volume(setup, end.outbox)?;
         let read_only_exports = exports(&name, &facts, &engine.volume, true);
         let exports = exports(&name, &facts, &engine.volume, false);
@@ -213,7 +218,7 @@ impl Shard {
         for listen in &listen {
             listeners.push(open_listener(&mut engine.ring, listen)?);
         }
-        let fronts = Fronts::start(&name, fronts, cpu.map(|cpu| cpu + 1), &engine)?;
+        let fronts = Fronts::start(&name, fronts, cpu.map(|cpu| cpu.plus(1)), &engine)?;
         let waker = engine.ring.waker();
         let shard = Self {
             engine,
@@ -254,15 +259,20 @@ impl Shard {
             for completion in completions.drain(..) {
                 self.completed(completion);
             }
+            let mut taken = 0;
             while let Ok(message) = self.inbox.pop() {
                 self.message(message);
+                taken += 1;
+            }
+            if may_be_held_back(&self.inbox, taken) {
+                self.engine.outbox.wake();
             }
             if self.engine.until_deadline() == Some(Duration::ZERO) {
                 self.engine.step(Event::Timer);
             }
             self.serve();
-            if self.fronts.has_ended() {
-                result = Err("a thread that serves clients has ended".to_owned());
+            if let Some(why) = self.fronts.ended() {
+                result = Err(why);
                 break;
             }
             self.engine.disks.retry(&mut self.engine.ring);
@@ -281,14 +291,15 @@ impl Shard {
         self.engine.tell();
     }
 
-    /// Clients wait in the sockets' queues until it is known whether this node serves.
+    /// Clients wait in the sockets' queues until it is known whether this node serves, and while
+    /// the ring is full: a completion brings the next turn, and that comes here.
     fn let_in(&mut self) {
-        if self.accepts || self.engine.volume.is_opening() {
+        self.accepts |= !self.engine.volume.is_opening();
+        if !self.accepts || self.stop_by.is_some() {
             return;
         }
-        self.accepts = true;
-        for (index, listener) in self.listeners.iter().enumerate() {
-            start_accept(&mut self.engine.ring, index, listener.file);
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            listener.accept(&mut self.engine.ring, index);
         }
     }
 
@@ -359,16 +370,17 @@ impl Shard {
             self.admit(file);
         }
         if !completion.more
-            && self.stop_by.is_none()
-            && let Some(listener) = self.listeners.get(index as usize)
+            && let Some(listener) = self.listeners.get_mut(index as usize)
         {
-            start_accept(&mut self.engine.ring, index as usize, listener.file);
+            listener.is_accepting = false;
         }
     }
 
     fn admit(&mut self, file: FileId) {
         if self.clients.len() + self.fronts.clients() >= CLIENTS {
-            return self.close(file);
+            // Nobody has spoken to it.
+            drop(self.engine.ring.take_file(file));
+            return;
         }
         no_delay(&self.engine.ring, file);
         let volume = &self.engine.volume;
@@ -382,11 +394,11 @@ impl Shard {
         };
         let is_primary = !reads_only && !Arc::ptr_eq(exports, &self.no_exports);
         if is_primary && !self.fronts.is_empty() {
-            let socket = self.engine.ring.fd(file).expect("it was accepted");
-            if let Ok(socket) = socket.try_clone_to_owned() {
+            // What fails here has closed it.
+            if let Ok(socket) = self.engine.ring.take_file(file) {
                 self.fronts.serve(socket, exports);
             }
-            return self.close(file);
+            return;
         }
         let (index, client) = self.clients.add(file, exports);
         if reads_only {
@@ -394,12 +406,6 @@ impl Shard {
             let generation = client.generation;
             self.ask_to_pin(index, generation);
         }
-    }
-
-    /// Closes a connection that is no client here; the completion finds none.
-    fn close(&mut self, file: FileId) {
-        let token = TOKENS.close | u64::from(u32::MAX);
-        let _ = self.engine.ring.submit(Op::Close { file }, token);
     }
 
     /// Lets every client go on that may be able to, until nothing moves any more.

@@ -240,6 +240,39 @@ fn closing_a_file_ends_its_operations_first_and_its_name_for_ever() {
 }
 
 #[test]
+fn a_file_can_be_taken_out_of_a_full_ring_and_belongs_to_the_caller_then() {
+    let config = RingConfig {
+        operations: 1,
+        ..small()
+    };
+    let mut ring = ring(8, config);
+    let (busy, mut waker) = sockets(&mut ring);
+    let (id, mut peer) = sockets(&mut ring);
+    let memory = Memory::with_buf(const { &[Seg::buf(0, 8)] }, OwnedBuf::zeroed(8));
+    ring.submit(Op::Recv { file: busy, memory }, 1)
+        .expect("room");
+    // A full ring cannot close it.
+    let refused = ring.submit(Op::Close { file: id }, 2).expect_err("full");
+    assert_eq!(refused.why, Refusal::Full);
+    let errno = |result: std::io::Result<OwnedFd>| result.map_err(|error| error.raw_os_error());
+    let in_flight = errno(ring.take_file(busy)).expect_err("an operation needs it");
+    assert_eq!(in_flight, Some(libc::EBUSY));
+
+    let mut taken = UnixStream::from(ring.take_file(id).expect("idle"));
+    let gone = errno(ring.take_file(id)).expect_err("it is not there any more");
+    assert_eq!(gone, Some(libc::EBADF));
+    assert!(ring.fd(id).is_none());
+    taken.write_all(b"x").expect("it is open");
+    peer.read_exact(&mut [0]).expect("it is open");
+    drop(taken);
+    assert_eq!(peer.read(&mut [0]).expect("closed"), 0);
+
+    waker.write_all(b"x").expect("a peer");
+    assert_eq!(wait(&mut ring, 1)[0].result, Ok(1));
+    ring.take_file(busy).expect("idle now");
+}
+
+#[test]
 fn dropping_a_ring_with_operations_in_flight_ends_them_all() {
     let directory = directory();
     for round in 0..20 {
