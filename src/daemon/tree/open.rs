@@ -128,7 +128,8 @@ impl Worker {
         (self.verify, self.record) = (None, None);
         self.stale = self.stale.max(Stale::Tree);
         if let Err(error) = self.remove_stale() {
-            tracing::warn!(volume = %self.setup.name, %error, "the files of the state tree cannot be removed");
+            let volume = &self.setup.name;
+            tracing::warn!(%volume, %error, "the files of the state tree cannot be removed");
         }
         self.survey_failed(error);
         self.retry = Some(Instant::now() + RETRY);
