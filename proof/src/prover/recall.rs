@@ -202,26 +202,25 @@ impl<M: LedgerMedium> Prover<M> {
     /// How many of these records, which would follow `tip`, are bound by a signature that this node
     /// made in its present term; whoever signed those before it. In which term a change of keys was
     /// made, the ledger before it says. Keys that it does not sign with any more count only if
-    /// `any_key`: what is taken back must be bound by its present ones.
+    /// `any_key`: what is taken back must be bound by its present ones. A change that enrols one of
+    /// these does not bind by that: the new key signs its offer, which names no place.
     fn own_run(&self, tip: &Verifier, records: &Run, any_key: bool) -> usize {
         let wanted = self.keys.wanted();
         let is_wanted = |key: KeyId| wanted.iter().any(|it| it.public().id() == key);
         let mut next = tip.clone();
         let mut own = 0;
         for (at, (record, _)) in records.iter().enumerate() {
-            let (term, enrolled) = match &record.body {
-                Body::Anchor(signed) => (Some(signed.anchor.term), None),
-                Body::Checkpoint(signed) => (Some(signed.checkpoint.term), None),
-                Body::Key(change) => (next.last().map(|last| last.term), change.enroll.as_ref()),
-                Body::Note(_) | Body::Inspection(_) => (None, None),
+            let term = match &record.body {
+                Body::Anchor(signed) => Some(signed.anchor.term),
+                Body::Checkpoint(signed) => Some(signed.checkpoint.term),
+                Body::Key(_) => next.last().map(|last| last.term),
+                Body::Note(_) | Body::Inspection(_) => None,
             };
             let signers = record.body.signers();
             let ours = next.keyring().active_of(self.node);
             let is_own = |key: &KeyId| ours.iter().any(|public| public.id() == *key);
             let is_signed = !signers.is_empty() && signers.iter().all(is_own);
-            let is_bound = any_key
-                || signers.iter().all(|key| is_wanted(*key))
-                || enrolled.is_some_and(|(_, public)| is_wanted(public.id()));
+            let is_bound = any_key || signers.iter().all(|key| is_wanted(*key));
             if next.push(record).is_err() {
                 break;
             }
