@@ -1,14 +1,16 @@
 //! A primary whose ledger has lost its end, of which replicas heard.
 
-use super::keys::rotating;
+use super::keys::{bodies, rotating};
 use super::*;
+use crate::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::prover::message::Message;
 use crate::prover::recall::PATIENCE;
+use crate::sign::keyring::KeyOffer;
 
-const PATIENCE_MS: u64 = PATIENCE.as_secs() * 1000;
+pub(super) const PATIENCE_MS: u64 = PATIENCE.as_secs() * 1000;
 
-/// Node 1 has signed keys, anchors, a change of keys and a checkpoint, and node 2 has all of it.
-fn signed() -> (Pair, Log) {
+/// Node 1 has signed keys, anchors and a change of keys, and node 2 has all of it.
+fn rotated() -> (Pair, Log) {
     let mut pair = Pair::new();
     let mut log = Log::default();
     for round in 0..3 {
@@ -16,6 +18,14 @@ fn signed() -> (Pair, Log) {
         both(&mut pair, &log, round * 100);
     }
     pair.primary.set_keys(now(350), rotating(1, 11)).unwrap();
+    pair.settle();
+    assert_eq!(pair.replica.ledger().records(), 6);
+    (pair, log)
+}
+
+/// Behind that, an anchor and a checkpoint.
+pub(super) fn signed() -> (Pair, Log) {
+    let (mut pair, mut log) = rotated();
     log.write(9);
     both(&mut pair, &log, 400);
     let root = Digest([7; 32]);
@@ -26,7 +36,7 @@ fn signed() -> (Pair, Log) {
     (pair, log)
 }
 
-fn both(pair: &mut Pair, log: &Log, at: u64) {
+pub(super) fn both(pair: &mut Pair, log: &Log, at: u64) {
     log.feed(&mut pair.primary, at);
     log.feed(&mut pair.replica, at);
     pair.primary.tick(now(at + 60)).unwrap();
@@ -34,7 +44,7 @@ fn both(pair: &mut Pair, log: &Log, at: u64) {
 }
 
 /// The last records of a ledger are not there any more; the last one left a trace, if it rots.
-fn without(prover: &Prover<MemoryMedium>, lost: u64, rots: bool) -> MemoryMedium {
+pub(super) fn without(prover: &Prover<MemoryMedium>, lost: u64, rots: bool) -> MemoryMedium {
     let mut medium = prover.ledger().medium().clone();
     let kept = prover.ledger().records() - lost;
     let tail = prover.ledger().read(kept, usize::MAX).unwrap();
@@ -53,8 +63,8 @@ fn without(prover: &Prover<MemoryMedium>, lost: u64, rots: bool) -> MemoryMedium
     medium
 }
 
-/// Node 1 comes back with a ledger, in the same term, and its log from where that ends.
-fn reopen(pair: &mut Pair, medium: MemoryMedium, log: &Log, at: u64) {
+/// Node 1 with a ledger that may have lost its end.
+pub(super) fn node_1<M: LedgerMedium + std::fmt::Debug>(medium: M) -> Prover<M> {
     let (ledger, tip, _) = LedgerFile::open(medium, identity().volume).unwrap();
     let setup = Setup {
         identity: identity(),
@@ -66,24 +76,34 @@ fn reopen(pair: &mut Pair, medium: MemoryMedium, log: &Log, at: u64) {
         gate: true,
         hold_bytes: GATE,
     };
-    pair.primary = Prover::new(setup, ledger, tip);
-    let last = pair.primary.tip.as_ref().and_then(Verifier::last);
+    Prover::new(setup, ledger, tip)
+}
+
+/// It is primary, and its log begins where its ledger ends.
+pub(super) fn begin<M: LedgerMedium>(primary: &mut Prover<M>, by: Term, at: u64) {
+    primary.standing(now(at), Some(by)).unwrap();
+    let last = primary.tip.as_ref().and_then(Verifier::last);
     let (epoch, chain) = last.map_or((Epoch(0), ChainHash::default()), |last| {
         (last.last, last.chain)
     });
-    pair.primary.standing(now(at), Some(term(1, 1))).unwrap();
-    pair.primary.cut(now(at), epoch, chain).unwrap();
+    primary.cut(now(at), epoch, chain).unwrap();
+}
+
+/// Node 1 comes back with a ledger, in the same term, and its log from where that ends.
+pub(super) fn reopen(pair: &mut Pair, medium: MemoryMedium, log: &Log, at: u64) {
+    pair.primary = node_1(medium);
+    begin(&mut pair.primary, term(1, 1), at);
     log.feed(&mut pair.primary, at);
     pair.primary.tick(now(at + 60)).unwrap();
     pair.replica.disconnected(0);
 }
 
-fn equal(pair: &Pair) -> bool {
+pub(super) fn equal(pair: &Pair) -> bool {
     let [one, two] = [&pair.primary, &pair.replica].map(|node| &node.ledger().medium().bytes);
     one == two
 }
 
-fn aside(pair: &Pair) -> [usize; 2] {
+pub(super) fn aside(pair: &Pair) -> [usize; 2] {
     [&pair.primary, &pair.replica].map(|node| node.ledger().medium().aside.len())
 }
 
@@ -245,17 +265,30 @@ fn forged(pair: &Pair, log: &Log, (at, keys): (u64, NodeKeys), by: Term) -> Mess
     }
 }
 
+/// The primary has heard what the replica asks, and has asked in turn.
+pub(super) fn asked(pair: &mut Pair) {
+    for message in drain(&mut pair.replica, &mut pair.heard[1]) {
+        pair.primary.message(now(200_050), 0, &message).unwrap();
+    }
+    let questions = drain(&mut pair.primary, &mut pair.heard[0]);
+    let is_question = |bytes: &Vec<u8>| matches!(Message::decode(bytes), Ok(Message::Have { .. }));
+    assert!(questions.iter().any(is_question));
+}
+
 #[test]
 fn a_replica_gives_back_only_what_was_signed_here_in_this_term() {
-    let (mut pair, mut log) = signed();
-    log.write(4);
-    let whole = pair.primary.ledger().medium().clone();
-    let message = forged(&pair, &log, (8, rotating(1, 11)), term(2, 1));
-    reopen(&mut pair, whole.clone(), &Log::default(), 200_000);
-    pair.connect(term(1, 1));
-    let records = message.encode();
-    pair.primary.message(now(200_100), 0, &records).unwrap();
-    assert_eq!(pair.primary.ledger().medium(), &whole);
+    for (by, kept) in [(term(2, 1), 7), (term(1, 1), 8)] {
+        let (mut pair, mut log) = signed();
+        log.write(4);
+        let message = forged(&pair, &log, (7, rotating(1, 11)), by);
+        let lost = without(&pair.primary, 1, true);
+        reopen(&mut pair, lost, &log, 200_000);
+        pair.connect(term(1, 1));
+        asked(&mut pair);
+        let records = message.encode();
+        pair.primary.message(now(200_100), 0, &records).unwrap();
+        assert_eq!(pair.primary.ledger().records(), kept, "{by:?}");
+    }
 }
 
 #[test]
@@ -267,9 +300,12 @@ fn whoever_stole_a_key_that_is_not_wanted_any_more_gives_nothing_back() {
     let lost = without(&pair.primary, 3, true);
     reopen(&mut pair, lost, &log, 200_000);
     pair.connect(term(1, 1));
+    asked(&mut pair);
     let records = message.encode();
     pair.primary.message(now(200_100), 0, &records).unwrap();
     assert_eq!(pair.primary.ledger().records(), 5);
+    pair.replica.disconnected(0);
+    pair.connect(term(1, 1));
     pair.settle();
     assert!(equal(&pair), "an honest replica has the true ones");
     // Nor, where that record is, does it put anything in its place.
@@ -277,6 +313,101 @@ fn whoever_stole_a_key_that_is_not_wanted_any_more_gives_nothing_back() {
     let tip = pair.primary.tip.as_ref().unwrap();
     assert_eq!(pair.primary.active_keys(), [key(11).public().id()]);
     assert!(!tip.keyring().may_sign(key(1).public().id(), node(1)));
+}
+
+/// What a thief of node 1's old key can put in the place of its records from the fifth on: a false
+/// record, and the true change of keys at a place where it never was. The new key signs its offer
+/// alone, which anybody can copy.
+fn stolen(pair: &Pair, make: impl Fn(&Verifier) -> Body) -> Message {
+    let forger = open(1, without(&pair.replica, 3, false));
+    let header = *forger.ledger().header().unwrap();
+    let mut tip = forger.tip.unwrap();
+    let mut bytes = tip.encode_next(0, &make(&tip));
+    tip.push_bytes(&bytes).unwrap();
+    let Some(Body::Key(change)) = bodies(&pair.replica).into_iter().nth(5) else {
+        panic!("a change of keys");
+    };
+    let (node, public) = change.enroll.clone().unwrap();
+    let signature = change.signatures.last().unwrap().clone();
+    let offer = KeyOffer {
+        node,
+        public,
+        signature,
+    };
+    let place = (identity().volume, tip.next_index(), &tip.previous());
+    let change = offer.accept(place, change.retire, &[&key(1)]).unwrap();
+    let change = tip.encode_next(0, &Body::Key(change));
+    tip.push_bytes(&change).unwrap();
+    bytes.extend(change);
+    Message::Records {
+        header,
+        first: 5,
+        bytes,
+    }
+}
+
+/// A thief enrols a key of its own.
+fn enrolled(tip: &Verifier) -> Body {
+    let place = (identity().volume, tip.next_index(), &tip.previous());
+    let offer = KeyOffer::new(identity().volume, node(1), &key(66)).unwrap();
+    Body::Key(offer.accept(place, None, &[&key(1)]).unwrap())
+}
+
+/// A thief vouches for what the volume never was.
+fn vouched(tip: &Verifier) -> Body {
+    let last = tip.last().unwrap();
+    let checkpoint = Checkpoint {
+        volume: identity().volume,
+        term: last.term,
+        step: tip.next_index(),
+        ledger_previous: tip.previous(),
+        epoch: last.last,
+        chain: last.chain,
+        root: Some(Digest([66; 32])),
+        time_ms: 0,
+    };
+    let signatures = vec![key(1).sign(&checkpoint.hash()).unwrap()];
+    let signed = SignedCheckpoint {
+        checkpoint,
+        signatures,
+    };
+    Body::Checkpoint(Box::new(signed))
+}
+
+#[test]
+fn a_stolen_key_and_a_copy_of_what_retired_it_give_nothing_back() {
+    for make in [enrolled, vouched] {
+        let (mut pair, log) = signed();
+        let message = stolen(&pair, make);
+        let lost = without(&pair.primary, 3, true);
+        reopen(&mut pair, lost, &log, 200_000);
+        pair.connect(term(1, 1));
+        asked(&mut pair);
+        let records = message.encode();
+        pair.primary.message(now(200_100), 0, &records).unwrap();
+        assert_eq!(pair.primary.ledger().records(), 5);
+        // It asks the honest one again.
+        pair.replica.disconnected(0);
+        pair.connect(term(1, 1));
+        pair.settle();
+        assert!(equal(&pair) && aside(&pair) == [0, 0]);
+    }
+}
+
+#[test]
+fn a_change_of_keys_that_nothing_binds_does_not_come_back_and_a_new_ledger_begins() {
+    let (mut pair, log) = rotated();
+    let lost = without(&pair.primary, 1, true);
+    reopen(&mut pair, lost, &log, 200_000);
+    pair.connect(term(1, 1));
+    pair.settle();
+    assert_eq!(pair.primary.ledger().records(), 5);
+    pair.primary.tick(now(200_000 + PATIENCE_MS)).unwrap();
+    pair.settle();
+    assert_eq!(pair.heard[1].refused, None);
+    assert!(equal(&pair) && aside(&pair) == [1, 1]);
+    assert_eq!(pair.replica.anchored(), Some(log.tip().0));
+    assert_eq!(pair.primary.active_keys(), [key(11).public().id()]);
 }
 
 #[test]
