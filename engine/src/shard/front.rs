@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::client::{Asked, StatusAsked};
 use super::clients::Clients;
 use super::host::Host;
-use super::mail::{Mail, QUEUE};
+use super::mail::{Mail, QUEUE, may_be_held_back};
 use super::open::pin_to;
 use super::pool::Pool;
 use crate::arena::{Arena, Lent, SlotId, SlotMemory};
@@ -192,15 +192,15 @@ impl Front {
                 self.desk.to_owner.push(ToOwner::Left);
             }
         }
-        let was_full = self.inbox.slots() == QUEUE;
+        let mut taken = 0;
         while let Ok(message) = self.inbox.pop() {
             self.take(message);
+            taken += 1;
         }
         if self.inbox.is_abandoned() {
             return Ok(false);
         }
-        if was_full {
-            // It may hold messages back for lack of room.
+        if may_be_held_back(&self.inbox, taken) {
             self.desk.to_owner.wake();
         }
         self.clients.begin_turn();

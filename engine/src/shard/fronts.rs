@@ -16,7 +16,7 @@ use super::ShardError;
 use super::engine::{Asker, Engine};
 use super::front::{Front, FrontSetup, Relayed, ToFront, ToOwner, Use, slots_of};
 use super::host::Host;
-use super::mail::{Mail, QUEUE};
+use super::mail::{Mail, QUEUE, may_be_held_back};
 use crate::arena::{Lent, SlotId};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
@@ -196,12 +196,11 @@ impl Handle {
 
     fn take(&mut self, index: usize, engine: &mut Engine) {
         self.retry(engine);
-        if self.from.slots() == QUEUE {
-            // It may hold messages back for lack of room.
-            self.mail.wake();
-        }
-        for _ in 0..TAKEN {
-            let Ok(message) = self.from.pop() else { break };
+        let mut taken = 0;
+        while taken < TAKEN
+            && let Ok(message) = self.from.pop()
+        {
+            taken += 1;
             match message {
                 ToOwner::Request { id, request, lent } => {
                     self.request((index, id), request, lent, engine);
@@ -219,6 +218,9 @@ impl Handle {
                 }
                 ToOwner::Left => self.clients = self.clients.saturating_sub(1),
             }
+        }
+        if may_be_held_back(&self.from, taken) {
+            self.mail.wake();
         }
     }
 

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use hn4::types::{BlockIndex, Epoch};
 
+use super::mail::{hand_over, may_be_held_back};
 use super::status::ShardStatus;
 use crate::core::event::{
     Control, CopyStatus, PeerEvent, PeerId, PeerMessage, ProofEvent, RequestId, SeedPiece, Time,
@@ -178,6 +179,12 @@ impl Outbox {
         self.quiet_since.get_or_insert(now);
     }
 
+    /// The consumer may hold messages for the shard back: it is woken although there is nothing to
+    /// say to it.
+    pub(super) fn wake(&mut self) {
+        self.urgent = true;
+    }
+
     /// When [`Self::flush`] is to be called, if nothing calls it before.
     pub(super) fn deadline(&self) -> Option<Time> {
         self.quiet_since.map(|since| since.plus_ms(QUIET_MS))
@@ -186,12 +193,7 @@ impl Outbox {
     /// Hands over what fits and wakes the consumer if it is time to.
     pub(super) fn flush(&mut self, now: Time) {
         let was_full = self.queue.is_full();
-        while let Some(message) = self.backlog.pop_front() {
-            if let Err(rtrb::PushError::Full(message)) = self.queue.push(message) {
-                self.backlog.push_front(message);
-                break;
-            }
-        }
+        hand_over(&mut self.queue, &mut self.backlog);
         let due = self.deadline().is_some_and(|deadline| deadline <= now);
         let full = was_full || !self.backlog.is_empty();
         if self.urgent || due || full {
@@ -254,24 +256,15 @@ impl HandleEnd {
 }
 
 impl ShardHandle {
-    /// Sends a message; what does not fit now goes with a later call of this or [`Self::receive`].
+    /// Sends a message; what does not fit now goes with a later call of this or [`Self::receive`],
+    /// and the shard wakes the caller for that.
     pub fn send(&mut self, message: ToShard) {
         self.backlog.push_back(message);
         self.flush();
     }
 
     fn flush(&mut self) {
-        let mut sent = false;
-        while let Some(message) = self.backlog.pop_front() {
-            match self.queue.push(message) {
-                Ok(()) => sent = true,
-                Err(rtrb::PushError::Full(message)) => {
-                    self.backlog.push_front(message);
-                    break;
-                }
-            }
-        }
-        if sent {
+        if hand_over(&mut self.queue, &mut self.backlog) {
             self.waker.wake();
         }
     }
@@ -281,13 +274,11 @@ impl ShardHandle {
         if !self.backlog.is_empty() {
             self.flush();
         }
-        let was_full = self.from.slots() == QUEUE;
-        let message = self.from.pop().ok();
-        if was_full && message.is_some() {
-            // The shard may hold messages back for lack of room.
+        let message = self.from.pop().ok()?;
+        if may_be_held_back(&self.from, 1) {
             self.waker.wake();
         }
-        message
+        Some(message)
     }
 
     /// Waits for the thread to end; it must have been told to stop.

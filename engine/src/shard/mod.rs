@@ -55,6 +55,7 @@ use self::engine::{Asker, Engine};
 use self::fronts::Fronts;
 use self::link::ShardEnd;
 use self::listen::{Listener, no_delay, open_listener};
+use self::mail::may_be_held_back;
 use self::open::{Facts, Opened, open_volume, pin_to};
 use self::tokens::{ACCEPT, DISK, KIND};
 use crate::arena::SlotMemory;
@@ -255,8 +256,13 @@ impl Shard {
             for completion in completions.drain(..) {
                 self.completed(completion);
             }
+            let mut taken = 0;
             while let Ok(message) = self.inbox.pop() {
                 self.message(message);
+                taken += 1;
+            }
+            if may_be_held_back(&self.inbox, taken) {
+                self.engine.outbox.wake();
             }
             if self.engine.until_deadline() == Some(Duration::ZERO) {
                 self.engine.step(Event::Timer);
