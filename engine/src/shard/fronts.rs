@@ -25,6 +25,9 @@ use crate::ring::{RingError, Waker};
 /// Messages of one that are taken in a turn. Their answers go out at its end, so that it works on
 /// them while the next ones are worked on here.
 const TAKEN: usize = 64;
+/// A question about what a part of the volume holds counts as so many: it may cost hundreds of
+/// system calls.
+const EXTENTS_COUNT: usize = 8;
 /// Slots of a grant that are judged at once, beyond the least.
 const PART: usize = 64;
 
@@ -196,10 +199,8 @@ impl Handle {
 
     fn take(&mut self, index: usize, engine: &mut Engine) {
         self.retry(engine);
-        let mut taken = 0;
-        while taken < TAKEN
-            && let Ok(message) = self.from.pop()
-        {
+        let (mut taken, mut left) = (0, TAKEN);
+        while let Some(message) = next(&mut self.from, &mut left) {
             taken += 1;
             match message {
                 ToOwner::Request { id, request, lent } => {
@@ -281,6 +282,20 @@ impl Handle {
     }
 }
 
+/// The next message of a turn in which so many may still be taken.
+fn next(from: &mut rtrb::Consumer<ToOwner>, left: &mut usize) -> Option<ToOwner> {
+    if *left == 0 {
+        return None;
+    }
+    let message = from.pop().ok()?;
+    let counts = match message {
+        ToOwner::Extents(_) => EXTENTS_COUNT,
+        _ => 1,
+    };
+    *left = left.saturating_sub(counts);
+    Some(message)
+}
+
 /// At least so many slots, or none, and more as long as there is room, each part of which is judged
 /// like a request of its own: writers are not let go all at once because one thread asks for all.
 fn given(
@@ -318,6 +333,8 @@ fn takes_now(request: &Request, engine: &Engine) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nbd::request::{ByteRange, Cookie};
+    use crate::shard::client::StatusAsked;
 
     /// What is given of so many, and in which parts.
     fn grant(least: usize, most: usize, mut room: usize) -> (Option<usize>, Vec<usize>) {
@@ -328,6 +345,35 @@ mod tests {
             Some(vec![SlotId(0); count])
         });
         (slots.map(|slots| slots.len()), parts)
+    }
+
+    /// Messages that are taken in a turn of so many.
+    fn taken(messages: impl Iterator<Item = ToOwner>) -> usize {
+        let (mut queue, mut from) = rtrb::RingBuffer::new(QUEUE);
+        messages.for_each(|message| queue.push(message).expect("room"));
+        let mut left = TAKEN;
+        std::iter::from_fn(|| next(&mut from, &mut left)).count()
+    }
+
+    #[test]
+    fn a_turn_takes_fewer_questions_about_what_a_volume_holds() {
+        let left = |_| ToOwner::Left;
+        let asks = |_| {
+            ToOwner::Extents(StatusAsked {
+                client: 0,
+                generation: 0,
+                cookie: Cookie(0),
+                range: ByteRange {
+                    offset: 0,
+                    length: 4096,
+                },
+                req_one: false,
+            })
+        };
+        assert_eq!(taken((0..100).map(left)), TAKEN);
+        assert_eq!(taken((0..100).map(asks)), TAKEN / EXTENTS_COUNT);
+        let mixed = (0..60).map(left).chain((0..40).map(asks));
+        assert_eq!(taken(mixed), 61, "one that does not fit is taken last");
     }
 
     #[test]
