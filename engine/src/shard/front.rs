@@ -172,16 +172,14 @@ impl Front {
         self.desk.ring.waker()
     }
 
-    /// Serves until the other thread has nothing more to say.
-    pub(super) fn run(&mut self) {
-        let mut completions: Vec<Completion> = Vec::with_capacity(4096);
-        loop {
-            let least = usize::from(!self.clients.at_once);
-            // The other thread sees that this one has ended.
-            if !matches!(self.turn(least, &mut completions), Ok(true)) {
-                return;
-            }
-        }
+    /// Serves until the other thread has nothing more to say. That one sees when this one ends.
+    ///
+    /// # Errors
+    /// If the ring is of no more use.
+    pub(super) fn run(&mut self) -> Result<(), RingError> {
+        let mut completions = Vec::with_capacity(4096);
+        while self.turn(usize::from(!self.clients.at_once), &mut completions)? {}
+        Ok(())
     }
 
     /// One turn, which waits for so many completions. False: the other thread has ended.

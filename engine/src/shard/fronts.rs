@@ -42,7 +42,8 @@ struct Handle {
     clients: usize,
     /// What it was told last.
     accepts: Option<Result<(), Failure>>,
-    thread: JoinHandle<()>,
+    /// It is there until it has been joined.
+    thread: Option<JoinHandle<Result<(), RingError>>>,
 }
 
 /// See the module.
@@ -81,9 +82,22 @@ impl Fronts {
         self.list.iter().map(|front| front.clients).sum()
     }
 
-    /// Whether one has ended, which only a failure of its ring or a panic does.
-    pub(super) fn has_ended(&self) -> bool {
-        self.list.iter().any(|front| front.from.is_abandoned())
+    /// Why one has ended, if one has: a failure of its ring, or a panic.
+    pub(super) fn ended(&mut self) -> Option<String> {
+        let mut ended = self
+            .list
+            .iter_mut()
+            .filter(|front| front.from.is_abandoned());
+        let thread = ended.find_map(|front| front.thread.take())?;
+        let name = thread.thread().name().unwrap_or_default().to_owned();
+        let why = match thread.join() {
+            Ok(Ok(())) => "it was told to".to_owned(),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it panicked".to_owned(),
+        };
+        Some(format!(
+            "thread {name}, which serves clients, has ended: {why}"
+        ))
     }
 
     /// Gives a client to one of them.
@@ -144,9 +158,9 @@ impl Fronts {
 impl Drop for Fronts {
     fn drop(&mut self) {
         let end = |front: Handle| front.thread;
-        let threads: Vec<_> = self.list.drain(..).map(end).collect();
+        let threads: Vec<_> = self.list.drain(..).filter_map(end).collect();
         for thread in threads {
-            // A panic has been printed by the panic hook already.
+            // A panic has been printed by the panic hook already, and nobody waits for an answer.
             let _ = thread.join();
         }
     }
@@ -170,13 +184,13 @@ impl Handle {
         };
         let (tell, told) = mpsc::channel::<Result<Waker, RingError>>();
         let serve = move || match Front::open(setup) {
-            Ok(mut front) => {
-                if tell.send(Ok(front.waker())).is_ok() {
-                    front.run();
-                }
+            Ok(mut front) if tell.send(Ok(front.waker())).is_ok() => front.run(),
+            // Nobody listens: the volume's thread is gone.
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let _ = tell.send(Err(error));
+                Ok(())
             }
-            // Nobody listens only if the volume's thread is gone.
-            Err(error) => drop(tell.send(Err(error))),
         };
         let builder = std::thread::Builder::new().name(name.chars().take(15).collect());
         let os = |source| ShardError::Os {
@@ -193,7 +207,7 @@ impl Handle {
             wants: [None; 2],
             clients: 0,
             accepts: None,
-            thread,
+            thread: Some(thread),
         })
     }
 
@@ -332,8 +346,12 @@ fn takes_now(request: &Request, engine: &Engine) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::arena::Arena;
     use crate::nbd::request::{ByteRange, Cookie};
+    use crate::ring::{Ring, RingConfig};
     use crate::shard::client::StatusAsked;
 
     /// What is given of so many, and in which parts.
@@ -345,6 +363,61 @@ mod tests {
             Some(vec![SlotId(0); count])
         });
         (slots.map(|slots| slots.len()), parts)
+    }
+
+    /// One thread that does nothing but this.
+    fn one(name: &str, end: fn() -> Result<(), RingError>) -> Fronts {
+        let (queue, _inbox) = rtrb::RingBuffer::new(QUEUE);
+        let (to_owner, from) = rtrb::RingBuffer::new(QUEUE);
+        let config = RingConfig {
+            operations: 1,
+            ..RingConfig::default()
+        };
+        let ring = Ring::new(config, Arena::new(1).expect("a page")).expect("a ring");
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let thread = thread.spawn(move || {
+            let _dropped_last: rtrb::Producer<ToOwner> = to_owner;
+            end()
+        });
+        let handle = Handle {
+            mail: Mail::new(queue, ring.waker()),
+            from,
+            stalled: VecDeque::new(),
+            wants: [None; 2],
+            clients: 0,
+            accepts: None,
+            thread: Some(thread.expect("a thread")),
+        };
+        Fronts {
+            list: vec![handle],
+            first: 0,
+        }
+    }
+
+    fn why_ended(mut fronts: Fronts) -> String {
+        let by = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(why) = fronts.ended() {
+                return why;
+            }
+            assert!(Instant::now() < by, "it runs still");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn the_cause_of_a_threads_end_is_told() {
+        let failed = one("front 1/disk", || {
+            Err(RingError::Os {
+                what: "waiting",
+                source: std::io::Error::from_raw_os_error(libc::ENOMEM),
+            })
+        });
+        let why = why_ended(failed);
+        assert!(why.starts_with("thread front 1/disk, "), "{why}");
+        assert!(why.contains("waiting") && why.contains("memory"), "{why}");
+        let why = why_ended(one("front 2/disk", || panic!("as planned")));
+        assert!(why.ends_with("has ended: it panicked"), "{why}");
     }
 
     /// Messages that are taken in a turn of so many.

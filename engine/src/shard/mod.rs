@@ -268,8 +268,8 @@ impl Shard {
                 self.engine.step(Event::Timer);
             }
             self.serve();
-            if self.fronts.has_ended() {
-                result = Err("a thread that serves clients has ended".to_owned());
+            if let Some(why) = self.fronts.ended() {
+                result = Err(why);
                 break;
             }
             self.engine.disks.retry(&mut self.engine.ring);
