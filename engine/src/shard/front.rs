@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::client::{Asked, StatusAsked};
 use super::clients::Clients;
 use super::host::Host;
-use super::mail::{Mail, QUEUE, may_be_held_back};
+use super::mail::{Mail, QUEUE, is_abandoned, may_be_held_back};
 use super::open::pin_to;
 use super::pool::Pool;
 use crate::arena::{Arena, Lent, SlotId, SlotMemory};
@@ -190,13 +190,11 @@ impl Front {
                 self.desk.to_owner.push(ToOwner::Left);
             }
         }
+        let is_last = is_abandoned(&self.inbox);
         let mut taken = 0;
         while let Ok(message) = self.inbox.pop() {
             self.take(message);
             taken += 1;
-        }
-        if self.inbox.is_abandoned() {
-            return Ok(false);
         }
         if may_be_held_back(&self.inbox, taken) {
             self.desk.to_owner.wake();
@@ -204,6 +202,11 @@ impl Front {
         self.clients.begin_turn();
         self.clients.pump(&mut self.desk);
         self.clients.end_turn();
+        if is_last {
+            // What was answered at the end goes out.
+            self.desk.ring.wait(0, None, completions)?;
+            return Ok(false);
+        }
         self.desk.balance(self.clients.len() == 0);
         self.desk.to_owner.flush();
         Ok(true)

@@ -93,6 +93,14 @@ pub(super) fn may_be_held_back<M>(queue: &rtrb::Consumer<M>, taken: usize) -> bo
     taken + queue.slots() >= queue.buffer().capacity()
 }
 
+/// Whether the producer is gone. What it sent before that can be taken then, and nothing comes
+/// after it.
+pub(super) fn is_abandoned<M>(queue: &rtrb::Consumer<M>) -> bool {
+    let is_abandoned = queue.is_abandoned();
+    fence(Ordering::Acquire);
+    is_abandoned
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -67,8 +67,7 @@ impl Peer {
         self.asked += 1;
     }
 
-    /// Sends and receives what can be now.
-    fn go_on(&mut self) {
+    fn receive(&mut self) {
         let mut bytes = [0; 4096];
         loop {
             match self.socket.read(&mut bytes) {
@@ -78,6 +77,11 @@ impl Peer {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    /// Sends and receives what can be now.
+    fn go_on(&mut self) {
+        self.receive();
         while self.asked < self.answered() + self.depth {
             self.ask();
         }
@@ -97,6 +101,7 @@ struct Owner {
     mail: Mail<ToFront>,
     from: rtrb::Consumer<ToOwner>,
     wants: [Option<(usize, usize)>; 2],
+    answers: usize,
     /// For its waker.
     _ring: Ring,
 }
@@ -115,6 +120,7 @@ impl Owner {
                 used.into_iter().for_each(|slot| self.arena.free(slot));
                 let (result, lent) = (Ok(()), self.arena.lend(back));
                 self.mail.push(ToFront::Answer { id, result, lent });
+                self.answers += 1;
             }
             ToOwner::Want { what, least, most } => {
                 self.wants[what as usize] = Some((least, most));
@@ -179,6 +185,7 @@ fn served(clients: usize, depth: usize) -> (Front, Owner, Vec<Peer>) {
         mail,
         from,
         wants: [None; 2],
+        answers: 0,
         _ring: ring,
     };
     (front, owner, peers)
@@ -210,4 +217,21 @@ fn clients_that_want_more_than_is_kept_are_served_alike() {
 #[test]
 fn clients_are_served_alike_where_there_is_room_for_one_at_a_time() {
     assert_fair(&answers(1600, |least, _| least));
+}
+
+#[test]
+fn what_was_answered_last_reaches_its_client_although_the_volume_has_ended() {
+    let (mut front, mut owner, mut peers) = served(1, 1);
+    let mut completions = Vec::new();
+    while owner.answers == 0 {
+        peers[0].go_on();
+        assert!(front.turn(0, &mut completions).expect("a ring"));
+        owner.turn(|_, most| most);
+    }
+    peers[0].receive();
+    assert_eq!(peers[0].answered(), 0, "it is on its way still");
+    drop(owner);
+    assert!(!front.turn(0, &mut completions).expect("a ring"));
+    peers[0].receive();
+    assert_eq!(peers[0].answered(), 1);
 }
