@@ -23,8 +23,8 @@ use super::client::{Asked, StatusAsked};
 use super::clients::Clients;
 use super::host::Host;
 use super::mail::{Mail, QUEUE, is_abandoned, may_be_held_back};
-use super::open::pin_to;
 use super::pool::Pool;
+use super::processor::Processor;
 use crate::arena::{Arena, Lent, SlotId, SlotMemory};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
@@ -134,14 +134,14 @@ pub(super) struct FrontSetup {
     pub(super) arena: Arena,
     /// How many fronts there are.
     pub(super) fronts: usize,
-    pub(super) cpu: Option<usize>,
+    pub(super) cpu: Option<Processor>,
 }
 
 impl Front {
     /// Opens its ring, on the calling thread.
     pub(super) fn open(setup: FrontSetup) -> Result<Self, RingError> {
         if let Some(cpu) = setup.cpu {
-            pin_to(cpu);
+            cpu.enter();
         }
         let kept = KEPT.min(setup.arena.capacity() / KEPT_PART / setup.fronts.max(1));
         let config = RingConfig {

@@ -17,6 +17,7 @@ use super::engine::{Asker, Engine};
 use super::front::{Front, FrontSetup, Relayed, ToFront, ToOwner, Use, slots_of};
 use super::host::Host;
 use super::mail::{Mail, QUEUE, may_be_held_back};
+use super::processor::Processor;
 use crate::arena::{Lent, SlotId};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
@@ -59,12 +60,12 @@ impl Fronts {
     pub(super) fn start(
         name: &str,
         count: usize,
-        cpu: Option<usize>,
+        cpu: Option<Processor>,
         engine: &Engine,
     ) -> Result<Self, ShardError> {
         let mut fronts = Self::default();
         for index in 0..count {
-            let cpu = cpu.map(|cpu| cpu + index);
+            let cpu = cpu.map(|cpu| cpu.plus(index));
             let name = format!("front {}/{name}", index + 1);
             fronts
                 .list
@@ -169,7 +170,7 @@ impl Drop for Fronts {
 impl Handle {
     fn start(
         name: &str,
-        (count, cpu): (usize, Option<usize>),
+        (count, cpu): (usize, Option<Processor>),
         engine: &Engine,
     ) -> Result<Self, ShardError> {
         let (queue, inbox) = rtrb::RingBuffer::new(QUEUE);

@@ -25,6 +25,7 @@ mod mail;
 mod medium;
 mod open;
 mod pool;
+mod processor;
 mod readahead;
 mod readers;
 mod refusal;
@@ -56,7 +57,8 @@ use self::fronts::Fronts;
 use self::link::ShardEnd;
 use self::listen::{Listener, no_delay, open_listener};
 use self::mail::may_be_held_back;
-use self::open::{Facts, Opened, open_volume, pin_to};
+use self::open::{Facts, Opened, open_volume};
+use self::processor::Processor;
 use self::tokens::{ACCEPT, DISK, KIND};
 use crate::arena::SlotMemory;
 use crate::core::VolumeConfig;
@@ -203,11 +205,12 @@ pub fn spawn(
 
 impl Shard {
     fn open(setup: ShardSetup, end: ShardEnd) -> Result<(Self, Waker), ShardError> {
-        if let Some(cpu) = setup.cpu {
-            pin_to(cpu);
+        let cpu = setup.cpu.map(Processor::new);
+        if let Some(cpu) = cpu {
+            cpu.enter();
         }
         let (name, listen) = (setup.name.clone(), setup.listen.clone());
-        let (fronts, cpu) = (setup.threads.saturating_sub(1), setup.cpu);
+        let fronts = setup.threads.saturating_sub(1);
         let Opened { mut engine, facts } = open_volume(setup, end.outbox)?;
         let read_only_exports = exports(&name, &facts, &engine.volume, true);
         let exports = exports(&name, &facts, &engine.volume, false);
@@ -215,7 +218,7 @@ impl Shard {
         for listen in &listen {
             listeners.push(open_listener(&mut engine.ring, listen)?);
         }
-        let fronts = Fronts::start(&name, fronts, cpu.map(|cpu| cpu + 1), &engine)?;
+        let fronts = Fronts::start(&name, fronts, cpu.map(|cpu| cpu.plus(1)), &engine)?;
         let waker = engine.ring.waker();
         let shard = Self {
             engine,

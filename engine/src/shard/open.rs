@@ -6,8 +6,6 @@ use std::path::Path;
 
 use hn4::log::{CopyState, LogHeader, LogIdentity};
 use hn4::types::BLOCK_BYTES;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 
 use super::disks::Disks;
 use super::engine::Engine;
@@ -166,12 +164,4 @@ fn check_backing(
         backing: info.path.display().to_string(),
         why,
     })
-}
-
-pub(super) fn pin_to(cpu: usize) {
-    let mut set = CpuSet::new();
-    // A processor that is not there or not allowed only costs speed.
-    if set.set(cpu).is_ok() {
-        let _ = sched_setaffinity(Pid::from_raw(0), &set);
-    }
 }
