@@ -8,7 +8,8 @@
 //! **Slots.** Both threads see the same memory (`arena::Lent`). A front keeps a few slots for
 //! writes and for reads, so that a request need not wait for them, and asks for more when it has
 //! few; the other side gives what the volume has room for, so writers are held back (P8) as if they
-//! were served there. What it has too many of goes back, and all when the last client has left.
+//! were served there. What it has too many of goes back, more of it when no request is on its way,
+//! and all when the last client has left.
 //!
 //! **Bounds.** Requests that are on their way are bounded by the connections, as everywhere. What
 //! does not fit into the queue waits here, and writers wait with it.
@@ -23,18 +24,13 @@ use super::client::{Asked, StatusAsked};
 use super::clients::Clients;
 use super::host::Host;
 use super::mail::{Mail, QUEUE, is_abandoned, may_be_held_back};
-use super::pool::Pool;
+use super::pool::{Kept, Pool};
 use super::processor::Processor;
 use crate::arena::{Arena, Lent, SlotId, SlotMemory};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
 use crate::nbd::reply::Extent;
 use crate::ring::{Completion, Ring, RingConfig, RingError, Seg, Waker};
-
-/// Most slots that a front keeps for writes, and for reads: 1 MiB each.
-const KEPT: usize = 256;
-/// And of the overlay at most this part each, all fronts together.
-const KEPT_PART: usize = 32;
 
 /// What the slots are for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +101,15 @@ pub(super) fn slots_of(request: &mut Request) -> Option<&mut Vec<SlotId>> {
     }
 }
 
+/// What those are for.
+fn use_of(request: &Request) -> Option<Use> {
+    match request {
+        Request::Read { .. } => Some(Use::Read),
+        Request::Write { .. } | Request::Zero { .. } => Some(Use::Write),
+        Request::Flush => None,
+    }
+}
+
 /// What clients of this thread need of it.
 struct Desk {
     ring: Ring,
@@ -114,8 +119,9 @@ struct Desk {
     writes: Pool,
     reads: Pool,
     /// Slots that each pool is to have.
-    kept: usize,
-    asked: Vec<Option<Asked>>,
+    kept: Kept,
+    /// Requests that are on their way, with the pool that their slots came from.
+    asked: Vec<Option<(Asked, Option<Use>)>>,
     free: Vec<u32>,
 }
 
@@ -132,8 +138,7 @@ pub(super) struct FrontSetup {
     pub(super) queue: rtrb::Producer<ToOwner>,
     pub(super) waker: Waker,
     pub(super) arena: Arena,
-    /// How many fronts there are.
-    pub(super) fronts: usize,
+    pub(super) kept: Kept,
     pub(super) cpu: Option<Processor>,
 }
 
@@ -143,7 +148,6 @@ impl Front {
         if let Some(cpu) = setup.cpu {
             cpu.enter();
         }
-        let kept = KEPT.min(setup.arena.capacity() / KEPT_PART / setup.fronts.max(1));
         let config = RingConfig {
             operations: 1024,
             // Sockets do not use them.
@@ -157,7 +161,7 @@ impl Front {
             accepts: Err(Failure::ReadOnly),
             writes: Pool::default(),
             reads: Pool::default(),
-            kept,
+            kept: setup.kept,
             asked: Vec::new(),
             free: Vec::new(),
         };
@@ -222,8 +226,11 @@ impl Front {
             ToFront::Answer { id, result, lent } => {
                 self.desk.ring.arena_mut().borrow(lent);
                 let asked = self.desk.asked.get_mut(id as usize).and_then(Option::take);
-                let asked = asked.expect("an answer is to a question");
+                let (asked, used) = asked.expect("an answer is to a question");
                 self.desk.free.push(id);
+                if let Some(what) = used {
+                    self.desk.pool(what).answered();
+                }
                 self.clients.answered(asked, result, &mut self.desk);
             }
             ToFront::Extents(asked, extents) => self.clients.described(asked, extents),
@@ -259,8 +266,12 @@ impl Desk {
             self.ring.arena().free_slots(),
             "a free slot is in one of the pools"
         );
-        let kept = if is_idle { 0 } else { self.kept };
         for what in [Use::Write, Use::Read] {
+            let kept = match what {
+                _ if is_idle => 0,
+                Use::Write => self.kept.writes,
+                Use::Read => self.kept.reads,
+            };
             let surplus = self.pool(what).take_surplus(kept);
             if surplus > 0 {
                 let arena = self.ring.arena_mut();
@@ -301,7 +312,11 @@ impl Host for Desk {
             self.asked.push(None);
             u32::try_from(self.asked.len() - 1).expect("connections and their requests are bounded")
         });
-        self.asked[id as usize] = Some(asked);
+        let used = use_of(&request);
+        if let Some(what) = used {
+            self.pool(what).sent();
+        }
+        self.asked[id as usize] = Some((asked, used));
         let slots = slots_of(&mut request).map(std::mem::take);
         let lent = self.ring.arena_mut().lend(slots.unwrap_or_default());
         self.to_owner.push(ToOwner::Request { id, request, lent });

@@ -17,8 +17,9 @@ use super::engine::{Asker, Engine};
 use super::front::{Front, FrontSetup, Relayed, ToFront, ToOwner, Use, slots_of};
 use super::host::Host;
 use super::mail::{Mail, QUEUE, may_be_held_back};
+use super::pool::Kept;
 use super::processor::Processor;
-use crate::arena::{Lent, SlotId};
+use crate::arena::{Lent, SlotId, SlotMemory};
 use crate::core::event::{Failure, Request};
 use crate::nbd::export::ExportList;
 use crate::ring::{RingError, Waker};
@@ -64,12 +65,12 @@ impl Fronts {
         engine: &Engine,
     ) -> Result<Self, ShardError> {
         let mut fronts = Self::default();
+        let slots = engine.ring.arena().capacity();
+        let kept = Kept::new(slots, engine.config().reserve_slots, count);
         for index in 0..count {
             let cpu = cpu.map(|cpu| cpu.plus(index));
             let name = format!("front {}/{name}", index + 1);
-            fronts
-                .list
-                .push(Handle::start(&name, (count, cpu), engine)?);
+            fronts.list.push(Handle::start(&name, (kept, cpu), engine)?);
         }
         Ok(fronts)
     }
@@ -170,7 +171,7 @@ impl Drop for Fronts {
 impl Handle {
     fn start(
         name: &str,
-        (count, cpu): (usize, Option<Processor>),
+        (kept, cpu): (Kept, Option<Processor>),
         engine: &Engine,
     ) -> Result<Self, ShardError> {
         let (queue, inbox) = rtrb::RingBuffer::new(QUEUE);
@@ -180,7 +181,7 @@ impl Handle {
             queue: to_owner,
             waker: engine.ring.waker(),
             arena: engine.ring.arena().share(),
-            fronts: count,
+            kept,
             cpu,
         };
         let (tell, told) = mpsc::channel::<Result<Waker, RingError>>();

@@ -14,18 +14,20 @@ use crate::nbd::proto::{
 
 /// Enough for a front to keep as much as it ever does.
 const SLOTS: u32 = 16_384;
-const WRITE_BYTES: u32 = 128 * 1024;
+/// Of a request.
+const BYTES: u32 = 128 * 1024;
 /// What a client receives before the first reply: the greeting, size and flags of the export.
 const HANDSHAKE_BYTES: usize = size_of::<Greeting>() + size_of::<ExportNameReply>();
 const REPLY_BYTES: usize = size_of::<SimpleReply>();
 
-/// A client that always has so many writes on their way.
+/// A client that always has so many writes, or reads, on their way.
 struct Peer {
     socket: UnixStream,
     out: Vec<u8>,
     asked: usize,
     received: usize,
     depth: usize,
+    command: u16,
 }
 
 impl Peer {
@@ -46,29 +48,34 @@ impl Peer {
             asked: 0,
             received: 0,
             depth,
+            command: proto::command::WRITE,
         }
     }
 
     fn answered(&self) -> usize {
-        self.received.saturating_sub(HANDSHAKE_BYTES) / REPLY_BYTES
+        let reads = self.command == proto::command::READ;
+        let reply = REPLY_BYTES + if reads { BYTES as usize } else { 0 };
+        self.received.saturating_sub(HANDSHAKE_BYTES) / reply
     }
 
     fn ask(&mut self) {
         let header = RequestHeader {
             magic: U32::new(proto::REQUEST_MAGIC),
             flags: U16::ZERO,
-            command: U16::new(proto::command::WRITE),
+            command: U16::new(self.command),
             cookie: U64::new(self.asked as u64),
             offset: U64::ZERO,
-            length: U32::new(WRITE_BYTES),
+            length: U32::new(BYTES),
         };
         self.out.extend(header.as_bytes());
-        self.out.resize(self.out.len() + WRITE_BYTES as usize, 7);
+        if self.command == proto::command::WRITE {
+            self.out.resize(self.out.len() + BYTES as usize, 7);
+        }
         self.asked += 1;
     }
 
     fn receive(&mut self) {
-        let mut bytes = [0; 4096];
+        let mut bytes = [0; 65_536];
         loop {
             match self.socket.read(&mut bytes) {
                 Ok(0) => break,
@@ -166,7 +173,7 @@ fn served(clients: usize, depth: usize) -> (Front, Owner, Vec<Peer>) {
         queue: to_owner,
         waker: ring.waker(),
         arena: arena.share(),
-        fronts: 1,
+        kept: Kept::new(SLOTS as usize, 4096, 1),
         cpu: None,
     })
     .expect("a front");
@@ -234,4 +241,31 @@ fn what_was_answered_last_reaches_its_client_although_the_volume_has_ended() {
     assert!(!front.turn(0, &mut completions).expect("a ring"));
     peers[0].receive();
     assert_eq!(peers[0].answered(), 1);
+}
+
+#[test]
+fn clients_that_have_fallen_silent_take_no_slots_along() {
+    let (mut front, mut owner, mut peers) = served(2, 4);
+    let mut completions = Vec::new();
+    peers
+        .iter_mut()
+        .for_each(|peer| peer.command = proto::command::READ);
+    let mut least_free = SLOTS as usize;
+    for turn in 0..400 {
+        if turn == 200 {
+            peers.iter_mut().for_each(|peer| peer.depth = 0);
+        }
+        peers.iter_mut().for_each(Peer::go_on);
+        owner.turn(|_, most| most);
+        assert!(front.turn(0, &mut completions).expect("a ring"));
+        least_free = least_free.min(owner.arena.free_slots());
+    }
+    assert!(peers.iter().all(|peer| peer.answered() == peer.asked));
+    let Kept { writes, reads } = front.desk.kept;
+    let away = SLOTS as usize - owner.arena.free_slots();
+    assert!(away <= writes + reads, "{away} slots");
+    assert!(
+        least_free + writes + reads < SLOTS as usize,
+        "there were more of them"
+    );
 }
