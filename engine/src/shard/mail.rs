@@ -1,11 +1,11 @@
 //! Messages from one thread of a volume to another one: a bounded queue whose producer keeps what
 //! does not fit.
 //!
-//! **Invariant:** what is held back is not forgotten. A producer that meets a full queue sleeps, and
-//! whoever takes messages out wakes it ([`may_be_held_back`]). The consumer judges that after it has
-//! taken them: judged before, a queue that fills up meanwhile would go unnoticed. Each side puts a
-//! fence between what it does to the queue and its look at what the other one does, so at least one
-//! of them sees the other.
+//! **Invariant:** what is held back is not forgotten. A producer that meets a full queue sleeps,
+//! and whoever takes messages out wakes it ([`may_be_held_back`]). The consumer judges that after
+//! it has taken them: judged before, a queue that fills up meanwhile would go unnoticed. Each side
+//! puts a fence between what it does to the queue and its look at what the other one does, so at
+//! least one of them sees the other.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{Ordering, fence};
