@@ -257,7 +257,8 @@ fn loses_its_last_records(lost: usize, rot: bool, kill: bool) {
         succeed(command.arg("--key").arg(public_key(&alpha)));
     }
     // What rotted left a trace: it is waited for, and comes back. Of what was never written nothing
-    // is known: it comes back if beta is there in time, or a new ledger begins, and the old are kept.
+    // is known: it comes back if beta is there in time; else a new ledger begins, and the old are
+    // kept.
     let is_back = ledger(&alpha).starts_with(&before);
     assert!(is_back || !rot, "{lost} lost, kill {kill}");
     let kept = usize::from(!is_back);

@@ -1,9 +1,9 @@
 //! What a replica holds of its primary's ledger behind what both have in common.
 //!
 //! It comes in messages, and the record that binds a run may be in a later message than those it
-//! binds. So a run that nothing binds yet is kept, up to [`MAX_BYTES`], and the replica is asked for
-//! what follows, as far as it has said that it holds more. Its own question waits until then: the
-//! answer would contradict what it holds, and it objects to that once in a session.
+//! binds. So a run that nothing binds yet is kept, up to [`MAX_BYTES`], and the replica is asked
+//! for what follows, as far as it has said that it holds more. Its own question waits until then:
+//! the answer would contradict what it holds, and it objects to that once in a session.
 //!
 //! Anybody can send records that nobody asked for, so little is done before they say something:
 //! they must follow the own ledger, and one of them must be signed by this node, at its place.
@@ -47,8 +47,8 @@ pub(super) struct Theirs {
 }
 
 impl Theirs {
-    /// It names places of the own ledger, newest first, or none if it has another one. A place alone
-    /// need not be its newest: it asks so for what follows there, too.
+    /// It names places of the own ledger, newest first, or none if it has another one. A place
+    /// alone need not be its newest: it asks so for what follows there, too.
     pub(super) fn names(&mut self, places: &[(u64, Digest)]) {
         let newest = places.first().map(|(index, _)| *index);
         self.newest = match places.len() {
@@ -300,8 +300,8 @@ impl<M: LedgerMedium> Prover<M> {
         is_signed && term.is_some() && term == self.primary
     }
 
-    /// The last of these records that binds those before it. A change that enrols a key is not bound
-    /// by that key: it signs its offer, which names no place.
+    /// The last of these records that binds those before it. A change that enrols a key is not
+    /// bound by that key: it signs its offer, which names no place.
     fn bound(&self, shown: &Shown, by: Bound) -> Option<u64> {
         let is_wanted = |key: &KeyId| {
             let mut wanted = self.keys.wanted().iter();
@@ -315,8 +315,8 @@ impl<M: LedgerMedium> Prover<M> {
         records.find(binds).map(|record| record.index)
     }
 
-    /// Whether this node has signed one of these records at its place, in its present term as far as
-    /// it can be told; `None` if none says so. Signatures alone can be copied from elsewhere.
+    /// Whether this node has signed one of these records at its place, in its present term as far
+    /// as it can be told; `None` if none says so. Signatures alone can be copied from elsewhere.
     fn claims(&self, records: &Run) -> Option<bool> {
         let mut records = records.iter();
         records.find_map(|(record, _)| {
