@@ -10,7 +10,7 @@ use hn4_transport::session::Input;
 
 use crate::faults::Fault;
 use crate::link::{Lane, Message, News};
-use crate::node::{Fate, Kind, Landed};
+use crate::node::{Damages, Fate, Kind, Landed};
 use crate::oracle::index;
 use crate::translate;
 use crate::world::{MS, Outcome, What, World, broken};
@@ -150,9 +150,12 @@ impl World {
         let Some((disk, kind)) = self.nodes[node].flight(id) else {
             return Ok(());
         };
-        // Where there are trees, only what they can know of is damaged.
-        let damages = !self.plan.trees || self.nodes[node].is_watched_write(id);
-        let fate = self.fate(node, disk, kind, damages || disk != Disk::Backing);
+        let superblock = self.nodes[node].writes_superblock(id);
+        let damages = self.damages(node, (disk, superblock), id);
+        let fate = self.fate(node, disk, kind, damages);
+        if superblock {
+            self.nodes[node].superblock_lost = matches!(fate, Fate::Lost);
+        }
         match self.nodes[node].land(id, fate, &mut self.rng) {
             None => {}
             Some(Landed::Again) => {
@@ -166,8 +169,23 @@ impl World {
         Ok(())
     }
 
-    /// What becomes of an operation, which may be lost or go astray if `damages`.
-    pub(crate) fn fate(&mut self, node: usize, disk: Disk, kind: Kind, damages: bool) -> Fate {
+    /// What may become of a write.
+    ///
+    /// A superblock and a frame are not damaged both: then nothing on the node tells that a sweep
+    /// wrote what its log lacks now. Two disks are for that.
+    fn damages(&self, node: usize, (disk, superblock): (Disk, bool), id: u64) -> Damages {
+        let at = &self.nodes[node];
+        match disk {
+            Disk::Log if superblock && !at.rotten => Damages::Lost,
+            Disk::Log if superblock || at.superblock_lost => Damages::No,
+            // Where there are trees, only what they can know of is damaged.
+            Disk::Backing if self.plan.trees && !at.is_watched_write(id) => Damages::No,
+            Disk::Log | Disk::Backing | Disk::Shadow => Damages::Any,
+        }
+    }
+
+    /// What becomes of an operation.
+    pub(crate) fn fate(&mut self, node: usize, disk: Disk, kind: Kind, damages: Damages) -> Fate {
         if self.quiet {
             return Fate::Done;
         }
@@ -179,12 +197,13 @@ impl World {
             return Fate::Fails(28);
         }
         let rate = match disk {
+            _ if damages == Damages::No => 0,
             Disk::Log => self.plan.log_damage,
-            Disk::Backing if damages => self.plan.backing_damage,
-            Disk::Backing | Disk::Shadow => 0,
+            Disk::Backing => self.plan.backing_damage,
+            Disk::Shadow => 0,
         };
         if write && self.rng.one_in(rate) {
-            let lost = self.rng.one_in(2);
+            let lost = self.rng.one_in(2) || damages == Damages::Lost;
             let fault = match (disk, lost) {
                 (Disk::Log, true) => Fault::LostLogWrite,
                 (Disk::Log, false) => Fault::MisdirectedLogWrite,

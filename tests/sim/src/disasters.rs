@@ -230,7 +230,7 @@ impl World {
         let ring = hn4::log::RING_START;
         let offset = ring + self.rng.log_between(1, self.plan.ring_bytes) - 1;
         let bit = u8::try_from(self.rng.below(8)).unwrap_or(0);
-        if self.fault(Fault::RottenLog, Some(node)) {
+        if !self.nodes[node].superblock_lost && self.fault(Fault::RottenLog, Some(node)) {
             self.nodes[node].disk(Disk::Log).rot(index(offset), bit);
             self.nodes[node].rotten = true;
         }

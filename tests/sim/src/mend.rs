@@ -13,7 +13,7 @@ use hn4_proof::blocks::{self, Block};
 use hn4_proof::tree::DAMAGED;
 use hn4_proof::tree::exchange::{self, TreeMessage};
 
-use crate::node::{Fate, Kind, Node};
+use crate::node::{Damages, Fate, Kind, Node};
 use crate::oracle::index;
 use crate::stats::Found;
 use crate::trees::{SLICE_BLOCKS, ToTree};
@@ -406,7 +406,7 @@ impl World {
             return;
         };
         let Some(covers) = writing.flush else {
-            let fate = self.fate(node, Disk::Backing, Kind::Write, true);
+            let fate = self.fate(node, Disk::Backing, Kind::Write, Damages::Any);
             let failed = matches!(fate, Fate::Fails(_));
             self.nodes[node].land_repair(writing.id, fate, &mut self.rng);
             if failed {
@@ -419,7 +419,7 @@ impl World {
             }
             return self.plan_in(after, What::TreeWrote { node, boot });
         };
-        if let Fate::Fails(errno) = self.fate(node, Disk::Backing, Kind::Flush, true) {
+        if let Fate::Fails(errno) = self.fate(node, Disk::Backing, Kind::Flush, Damages::Any) {
             if let Some(live) = &mut self.nodes[node].live {
                 live.tree.sweeping = true;
             }

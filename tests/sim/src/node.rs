@@ -58,6 +58,17 @@ pub(crate) enum Fate {
     Astray,
 }
 
+/// What may become of a write that is not done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Damages {
+    /// An error, at most.
+    No,
+    /// It may be lost.
+    Lost,
+    /// It may be lost, or arrive elsewhere.
+    Any,
+}
+
 /// What came of an operation.
 #[derive(Debug)]
 pub(crate) enum Landed {
@@ -122,6 +133,8 @@ pub(crate) struct Node {
     pub(crate) standing: Option<(Role, Term, std::mem::Discriminant<CopyState>)>,
     /// Its log was damaged since it was last made.
     pub(crate) rotten: bool,
+    /// The last superblock that was written did not arrive.
+    pub(crate) superblock_lost: bool,
     /// What is left of the ledger while the node is dead.
     pub(crate) ledger: MemoryMedium,
     /// The highest term that it had on its medium.
@@ -195,6 +208,7 @@ impl Node {
             promise: Tip::default(),
             standing: None,
             rotten: false,
+            superblock_lost: false,
             ledger: MemoryMedium::default(),
             top_term: 0,
             durable: Vec::new(),
@@ -248,6 +262,7 @@ impl Node {
         let log_bytes = hn4::log::RING_START + plan.ring_bytes;
         self.log = SimDisk::new(small(log_bytes));
         self.rotten = false;
+        self.superblock_lost = false;
         self.stopped_clean = false;
         let new = NewLog {
             identity: identity(plan),
@@ -481,7 +496,15 @@ impl Node {
         flight.is_some_and(|flight| of_sweep(flight.token))
     }
 
-    /// Whether an operation is a flush at the moment, for its duration.
+    /// Whether an operation writes the superblock at the moment.
+    pub(crate) fn writes_superblock(&self, id: u64) -> bool {
+        let flight = self.live.as_ref().and_then(|live| live.flights.get(&id));
+        flight.is_some_and(|flight| {
+            flight.token == IoToken::Superblock && matches!(flight.stage, Stage::Write { .. })
+        })
+    }
+
+    /// Operations that are under way.
     #[must_use]
     pub(crate) fn in_flight(&self) -> usize {
         self.live.as_ref().map_or(0, |live| live.flights.len())
