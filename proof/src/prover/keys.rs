@@ -57,6 +57,11 @@ impl NodeKeys {
         all.find(|key| key.public().id() == id)
     }
 
+    /// One of these keys.
+    pub(super) fn public(&self, id: KeyId) -> Option<&PublicKey> {
+        self.find(id).map(SecretKey::public)
+    }
+
     /// One key for each algorithm of which the ledger holds keys of this node; `None` if one is not
     /// at hand, or there is no Ed25519 key.
     #[must_use]
@@ -130,6 +135,13 @@ impl<M: LedgerMedium> Prover<M> {
     /// # Errors
     /// [`ProverError`].
     pub fn set_keys(&mut self, now: Now, keys: NodeKeys) -> Result<(), ProverError> {
+        let ids = |keys: &NodeKeys| -> Vec<KeyId> {
+            let wanted = keys.wanted().iter();
+            wanted.map(|key| key.public().id()).collect()
+        };
+        if ids(&keys) != ids(&self.keys) {
+            self.recall.change_keys();
+        }
         self.keys = keys;
         if self.primary.is_none() {
             return self.offer_keys();

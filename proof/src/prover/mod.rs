@@ -22,6 +22,7 @@ mod follow;
 pub mod keys;
 pub mod message;
 mod recall;
+mod shown;
 mod sign;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ use crate::sign::{KeyId, SignError};
 use follow::{Follow, Insists};
 use keys::NodeKeys;
 use recall::Recall;
+use shown::Theirs;
 use sign::{Vouching, Waiting};
 
 /// Bytes of frames that may be on their way to a prover.
@@ -320,6 +322,7 @@ impl<M: LedgerMedium> Prover<M> {
         self.primary = primary;
         self.batcher = None;
         self.vouching = Vouching::default();
+        self.waiting.all_theirs().for_each(Theirs::forget_term);
         if primary.is_some() {
             self.follow = Follow::default();
             return self.begin_signing(now);
@@ -467,8 +470,15 @@ impl<M: LedgerMedium> Prover<M> {
         use message::Message;
         match Message::decode(bytes) {
             Ok(Message::Have { ledger, places }) if self.primary.is_some() => {
-                let newest = places.first().filter(|_| self.is_ours(&ledger));
-                let newest = newest.map(|(index, _)| *index);
+                let known = if self.is_ours(&ledger) {
+                    places.as_slice()
+                } else {
+                    &[]
+                };
+                let newest = known.first().map(|(index, _)| *index);
+                if let Some(theirs) = self.waiting.theirs(peer) {
+                    theirs.names(known);
+                }
                 self.waiting.ask(peer, ledger, places);
                 self.ask_back(peer, newest)?;
                 self.serve(peer)

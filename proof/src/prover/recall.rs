@@ -24,6 +24,7 @@ use hn4::types::Term;
 
 use super::follow::{Verdict, verdict};
 use super::message::{Message, RECORD_BYTES};
+use super::shown::Run;
 use super::sign::{answer, places};
 use super::{Now, Out, PeerState, Prover, ProverError};
 use crate::anchor::{Anchor, Phase, SignedAnchor};
@@ -31,16 +32,12 @@ use crate::hash::Digest;
 use crate::ledger::file::LedgerMedium;
 use crate::ledger::verify::Verifier;
 use crate::ledger::{Body, LedgerHeader, Record};
-use crate::sign::KeyId;
 use crate::sign::keyring::KeyOffer;
 
 /// So long nothing is signed when the end of the ledger was cut off.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// Offers of keys that wait for that.
 const MAX_OFFERS: usize = 64;
-
-/// Records that follow each other, each with its bytes.
-type Run = VecDeque<(Record, Vec<u8>)>;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -49,8 +46,10 @@ pub(super) struct Recall {
     missing: u64,
     /// Nothing is signed before.
     until: Option<Duration>,
-    /// What a replica has sent and the own log does not reach to yet.
+    /// What a replica has, bound by the present keys, and the own log does not reach to yet.
     pending: Run,
+    /// Who has that.
+    peer: Option<u8>,
     /// What came meanwhile.
     offers: VecDeque<(u8, KeyOffer)>,
 }
@@ -80,6 +79,11 @@ impl Recall {
         self.waits()
     }
 
+    /// The node signs with other keys now: these bind nothing that was given back before.
+    pub(super) fn change_keys(&mut self) {
+        self.pending.clear();
+    }
+
     /// Keeps an offer for later.
     pub(super) fn keep(&mut self, peer: u8, offer: KeyOffer) {
         if self.offers.len() < MAX_OFFERS {
@@ -97,15 +101,36 @@ impl<M: LedgerMedium> Prover<M> {
         offers.try_for_each(|(peer, offer)| self.enrol(now, peer, offer))
     }
 
-    /// A replica asked from a place that the own ledger does not reach: asks it in turn.
+    /// A replica has named this record: asks it in turn, if the own ledger does not reach there.
     pub(super) fn ask_back(&mut self, peer: u8, newest: Option<u64>) -> Result<(), ProverError> {
-        let Some(state) = self.waiting.state(peer).filter(|state| state.proves) else {
-            return Ok(());
-        };
-        let header = self.ledger.header().map(LedgerHeader::hash);
-        let is_longer = newest.is_some_and(|newest| newest >= self.ledger.records());
-        if let Some(ledger) = header.filter(|_| is_longer) {
+        let is_longer = newest >= Some(self.ledger.records());
+        // Of what it is showing it is asked what follows.
+        let is_showing = self.waiting.theirs(peer).is_some_and(|it| it.is_showing());
+        if is_longer && !is_showing {
             let places = places(self, true)?;
+            self.ask_peer(peer, places)?;
+        }
+        Ok(())
+    }
+
+    /// Asks all that have named a record which the own ledger does not reach to.
+    pub(super) fn ask_all_back(&mut self) -> Result<(), ProverError> {
+        let mut newest = self.waiting.all_newest().into_iter();
+        newest.try_for_each(|(peer, newest)| self.ask_back(peer, newest))
+    }
+
+    /// Asks a replica for what follows these places of the own ledger.
+    pub(super) fn ask_peer(
+        &mut self,
+        peer: u8,
+        places: Vec<(u64, Digest)>,
+    ) -> Result<(), ProverError> {
+        let state = self.waiting.state(peer).filter(|state| state.proves);
+        let header = self.ledger.header().map(LedgerHeader::hash);
+        if let (Some(state), Some(ledger)) = (state, header)
+            && let Some(theirs) = self.waiting.theirs(peer)
+        {
+            theirs.ask();
             let have = Message::Have { ledger, places };
             self.send((peer, state.session), have.encode());
         }
@@ -177,102 +202,52 @@ impl<M: LedgerMedium> Prover<M> {
         Ok(true)
     }
 
-    /// Records that a replica holds behind what it has in common with the own ledger.
-    pub(super) fn recalled(
+    /// Records that follow the own ledger, bound by the present keys: they come back as far as the
+    /// own log agrees. They do not displace others that reach further.
+    pub(super) fn given_back(
         &mut self,
         now: Now,
         peer: u8,
-        header: &LedgerHeader,
-        (first, records): (u64, Run),
+        records: Run,
     ) -> Result<(), ProverError> {
-        if !self.is_ours(&header.hash()) || !self.placed {
-            return Ok(());
+        if records.len() > self.recall.pending.len() {
+            self.recall.pending = records;
+            self.recall.peer = Some(peer);
         }
-        let (first, records) = self.unknown(first, records)?;
-        let Some((record, _)) = records.front() else {
-            return Ok(());
-        };
-        if first < self.ledger.records() {
-            return self.signed_twice(now, peer, record.index, &records);
-        }
-        self.recall.pending = records;
-        self.take_back(now, Some(peer))
-    }
-
-    /// How many of these records, which would follow `tip`, are bound by a signature that this node
-    /// made in its present term; whoever signed those before it. In which term a change of keys was
-    /// made, the ledger before it says. Keys that it does not sign with any more count only if
-    /// `any_key`: what is taken back must be bound by its present ones. A change that enrols one of
-    /// these does not bind by that: the new key signs its offer, which names no place.
-    fn own_run(&self, tip: &Verifier, records: &Run, any_key: bool) -> usize {
-        let wanted = self.keys.wanted();
-        let is_wanted = |key: KeyId| wanted.iter().any(|it| it.public().id() == key);
-        let mut next = tip.clone();
-        let mut own = 0;
-        for (at, (record, _)) in records.iter().enumerate() {
-            let term = match &record.body {
-                Body::Anchor(signed) => Some(signed.anchor.term),
-                Body::Checkpoint(signed) => Some(signed.checkpoint.term),
-                Body::Key(_) => next.last().map(|last| last.term),
-                Body::Note(_) | Body::Inspection(_) => None,
-            };
-            let signers = record.body.signers();
-            let ours = next.keyring().active_of(self.node);
-            let is_own = |key: &KeyId| ours.iter().any(|public| public.id() == *key);
-            let is_signed = !signers.is_empty() && signers.iter().all(is_own);
-            let is_bound = any_key || signers.iter().all(|key| is_wanted(*key));
-            if next.push(record).is_err() {
-                break;
-            }
-            if is_signed && is_bound && term.is_some() && term == self.primary {
-                own = at + 1;
-            }
-        }
-        own
+        self.take_back(now)
     }
 
     /// Takes back what was lost, as far as the own log agrees.
-    pub(super) fn take_back(&mut self, now: Now, peer: Option<u8>) -> Result<(), ProverError> {
-        let mut pending = std::mem::take(&mut self.recall.pending);
-        let Some(mut tip) = self.tip.clone() else {
-            return Ok(());
-        };
-        pending.truncate(self.own_run(&tip, &pending, false));
+    pub(super) fn take_back(&mut self, now: Now) -> Result<(), ProverError> {
         let mut taken = Vec::new();
-        while let Some((record, _)) = pending.front() {
-            let verdict = match &record.body {
-                Body::Anchor(signed) => verdict(&self.hashed, self.floor, &signed.anchor),
-                _ => Verdict::Good,
+        while let (Some((record, _)), Some(tip)) = (self.recall.pending.front(), self.tip.as_mut())
+        {
+            let why = match &record.body {
+                Body::Anchor(signed) => match verdict(&self.hashed, self.floor, &signed.anchor) {
+                    Verdict::Good => tip.push(record).err().map(|error| error.to_string()),
+                    // The log is still being read.
+                    Verdict::Wait => break,
+                    Verdict::Bad(why) => Some(why.to_string()),
+                },
+                _ => tip.push(record).err().map(|error| error.to_string()),
             };
-            match verdict {
-                Verdict::Good => tip.push(record)?,
-                Verdict::Wait => break,
-                Verdict::Bad(why) => {
-                    let text = format!("what a peer holds behind the ledger is left: {why}");
-                    self.out.push_back(Out::Notice(text));
-                    pending.clear();
-                    break;
-                }
+            if let Some(why) = why {
+                let text = format!("what a peer holds behind the ledger is left: {why}");
+                self.out.push_back(Out::Notice(text));
+                self.recall.pending.clear();
+                break;
             }
-            taken.extend(pending.pop_front());
+            taken.extend(self.recall.pending.pop_front());
         }
-        self.tip = Some(tip);
-        if !pending.is_empty() {
-            // The log is still being read.
+        if !self.recall.pending.is_empty() {
             let until = now.time.saturating_add(PATIENCE);
             self.recall.until.get_or_insert(until);
             self.batcher = None;
         }
-        self.recall.pending = pending;
-        self.taken_back(now, peer, taken)
+        self.taken_back(now, taken)
     }
 
-    fn taken_back(
-        &mut self,
-        now: Now,
-        peer: Option<u8>,
-        taken: Vec<(Record, Vec<u8>)>,
-    ) -> Result<(), ProverError> {
+    fn taken_back(&mut self, now: Now, taken: Vec<(Record, Vec<u8>)>) -> Result<(), ProverError> {
         let (records, bytes): (Vec<Record>, Vec<Vec<u8>>) = taken.into_iter().unzip();
         if records.is_empty() {
             return Ok(());
@@ -294,9 +269,10 @@ impl<M: LedgerMedium> Prover<M> {
         }
         let bytes: usize = bytes.iter().map(Vec::len).sum();
         self.recall.missing = self.recall.missing.saturating_sub(bytes as u64);
-        if let Some(peer) = peer {
+        if let Some(peer) = self.recall.peer.filter(|_| self.recall.pending.is_empty()) {
             // It may have more.
-            self.ask_back(peer, Some(u64::MAX))?;
+            let places = places(self, true)?;
+            self.ask_peer(peer, places)?;
         }
         let misses = self.recall.missing > 0 || !self.recall.pending.is_empty();
         if self.recall.waits() && misses {
@@ -305,21 +281,17 @@ impl<M: LedgerMedium> Prover<M> {
         self.stop_waiting(now)
     }
 
-    /// A replica holds another record of this place. If this node signed that, too, it has signed
+    /// A replica holds another record of this place, and this node signed that, too: it has signed
     /// twice, and a ledger that all can follow begins.
-    fn signed_twice(
+    pub(super) fn signed_twice(
         &mut self,
         now: Now,
         peer: u8,
         index: u64,
-        records: &Run,
     ) -> Result<(), ProverError> {
-        let (Some(term), Some(before)) = (self.primary, self.ledger.tip_at(index)?) else {
+        let Some(term) = self.primary else {
             return Ok(());
         };
-        if self.own_run(&before, records, true) == 0 {
-            return Ok(());
-        }
         let last = self.newest_anchor()?;
         let why = format!(
             "peer {peer} holds another record {index}, which this node had signed in this term, \

@@ -6,6 +6,7 @@ use std::time::Duration;
 use hn4::types::{ChainHash, Epoch};
 
 use super::message::{Message, RECORD_BYTES};
+use super::shown::Theirs;
 use super::{Now, Out, PeerState, Prover, ProverError};
 use crate::anchor::{Anchor, Phase, SignedAnchor, StateAt, Step};
 use crate::batch::{Batch, Batcher};
@@ -23,6 +24,7 @@ struct Peer {
     state: PeerState,
     /// What it asked for last, if that was not answered: its ledger, and places in it.
     question: Option<(Digest, Vec<(u64, Digest)>)>,
+    theirs: Theirs,
 }
 
 /// Peers and their open questions.
@@ -31,8 +33,13 @@ pub(super) struct Waiting(BTreeMap<u8, Peer>);
 
 impl Waiting {
     pub(super) fn connected(&mut self, peer: u8, state: PeerState) {
-        let question = None;
-        self.0.insert(peer, Peer { state, question });
+        let (question, theirs) = (None, Theirs::default());
+        let known = Peer {
+            state,
+            question,
+            theirs,
+        };
+        self.0.insert(peer, known);
     }
 
     pub(super) fn disconnected(&mut self, peer: u8) {
@@ -47,6 +54,23 @@ impl Waiting {
         if let Some(peer) = self.0.get_mut(&peer) {
             peer.question = Some((ledger, places));
         }
+    }
+
+    /// What is known of a peer's copy of the ledger.
+    pub(super) fn theirs(&mut self, peer: u8) -> Option<&mut Theirs> {
+        self.0.get_mut(&peer).map(|peer| &mut peer.theirs)
+    }
+
+    pub(super) fn all_theirs(&mut self) -> impl Iterator<Item = &mut Theirs> {
+        self.0.values_mut().map(|peer| &mut peer.theirs)
+    }
+
+    /// The newest record that each has named.
+    pub(super) fn all_newest(&self) -> Vec<(u8, Option<u64>)> {
+        let peers = self.0.iter();
+        peers
+            .map(|(peer, it)| (*peer, it.theirs.newest()))
+            .collect()
     }
 }
 
@@ -158,8 +182,13 @@ impl<M: LedgerMedium> Prover<M> {
             return Err(ProverError::Retired { key, at });
         }
         self.batcher = None;
-        if self.tip.is_some() && self.recall.begin(now.time) {
-            return Ok(());
+        if self.tip.is_some() {
+            let waits = self.recall.begin(now.time);
+            // An answer that came before the log was placed was not looked at.
+            self.ask_all_back()?;
+            if waits {
+                return Ok(());
+            }
         }
         let usable = self.tip.as_ref().map(|tip| {
             let key = self.keys.authority(tip.keyring(), self.node).is_some();
@@ -215,6 +244,7 @@ impl<M: LedgerMedium> Prover<M> {
             created_ms: now.wall_ms.saturating_add(u64::from(is_used)),
         };
         let mut tip = self.ledger.renew(&header)?;
+        self.waiting.all_theirs().for_each(Theirs::forget_ledger);
         let offer = KeyOffer::new(self.identity.volume, self.node, self.keys.main())?;
         let place = (self.identity.volume, 0, &tip.previous());
         let body = Body::Key(offer.accept(place, None, &[])?);
@@ -231,7 +261,7 @@ impl<M: LedgerMedium> Prover<M> {
             return Ok(());
         };
         if self.recall.waits() {
-            return self.take_back(now, None);
+            return self.take_back(now);
         }
         let (next, start, end) = (hashed.root.epoch, hashed.start, hashed.end);
         let (volume, policy) = (self.identity.volume, self.policy);
@@ -339,6 +369,10 @@ impl<M: LedgerMedium> Prover<M> {
         let Some(asker) = self.waiting.0.get_mut(&peer) else {
             return Ok(());
         };
+        if asker.theirs.is_showing() {
+            // What it holds will say whether this ledger goes on.
+            return Ok(());
+        }
         let Some((theirs, places)) = &asker.question else {
             return Ok(());
         };

@@ -20,6 +20,7 @@ const GATE: u64 = 8 << 20;
 
 mod questions;
 mod recall;
+mod shown;
 
 fn identity() -> LogIdentity {
     LogIdentity {

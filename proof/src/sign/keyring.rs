@@ -289,6 +289,13 @@ impl Keyring {
         entry.is_ok_and(|entry| entry.node.is_none_or(|owner| owner == node))
     }
 
+    /// A key, if it is or was this node's.
+    #[must_use]
+    pub fn key_of(&self, node: NodeId, key: KeyId) -> Option<&PublicKey> {
+        let entry = self.keys.get(&key)?;
+        (entry.node == Some(node)).then_some(&entry.public)
+    }
+
     /// The record that retired a key.
     #[must_use]
     pub fn retired_at(&self, key: KeyId) -> Option<u64> {

@@ -7,7 +7,7 @@ use crate::prover::message::Message;
 use crate::prover::recall::PATIENCE;
 use crate::sign::keyring::KeyOffer;
 
-const PATIENCE_MS: u64 = PATIENCE.as_secs() * 1000;
+pub(super) const PATIENCE_MS: u64 = PATIENCE.as_secs() * 1000;
 
 /// Node 1 has signed keys, anchors and a change of keys, and node 2 has all of it.
 fn rotated() -> (Pair, Log) {
@@ -24,7 +24,7 @@ fn rotated() -> (Pair, Log) {
 }
 
 /// Behind that, an anchor and a checkpoint.
-fn signed() -> (Pair, Log) {
+pub(super) fn signed() -> (Pair, Log) {
     let (mut pair, mut log) = rotated();
     log.write(9);
     both(&mut pair, &log, 400);
@@ -36,7 +36,7 @@ fn signed() -> (Pair, Log) {
     (pair, log)
 }
 
-fn both(pair: &mut Pair, log: &Log, at: u64) {
+pub(super) fn both(pair: &mut Pair, log: &Log, at: u64) {
     log.feed(&mut pair.primary, at);
     log.feed(&mut pair.replica, at);
     pair.primary.tick(now(at + 60)).unwrap();
@@ -44,7 +44,7 @@ fn both(pair: &mut Pair, log: &Log, at: u64) {
 }
 
 /// The last records of a ledger are not there any more; the last one left a trace, if it rots.
-fn without(prover: &Prover<MemoryMedium>, lost: u64, rots: bool) -> MemoryMedium {
+pub(super) fn without(prover: &Prover<MemoryMedium>, lost: u64, rots: bool) -> MemoryMedium {
     let mut medium = prover.ledger().medium().clone();
     let kept = prover.ledger().records() - lost;
     let tail = prover.ledger().read(kept, usize::MAX).unwrap();
@@ -63,8 +63,8 @@ fn without(prover: &Prover<MemoryMedium>, lost: u64, rots: bool) -> MemoryMedium
     medium
 }
 
-/// Node 1 comes back with a ledger, in the same term, and its log from where that ends.
-fn reopen(pair: &mut Pair, medium: MemoryMedium, log: &Log, at: u64) {
+/// Node 1 with a ledger that may have lost its end.
+pub(super) fn node_1<M: LedgerMedium + std::fmt::Debug>(medium: M) -> Prover<M> {
     let (ledger, tip, _) = LedgerFile::open(medium, identity().volume).unwrap();
     let setup = Setup {
         identity: identity(),
@@ -76,24 +76,34 @@ fn reopen(pair: &mut Pair, medium: MemoryMedium, log: &Log, at: u64) {
         gate: true,
         hold_bytes: GATE,
     };
-    pair.primary = Prover::new(setup, ledger, tip);
-    let last = pair.primary.tip.as_ref().and_then(Verifier::last);
+    Prover::new(setup, ledger, tip)
+}
+
+/// It is primary, and its log begins where its ledger ends.
+pub(super) fn begin<M: LedgerMedium>(primary: &mut Prover<M>, by: Term, at: u64) {
+    primary.standing(now(at), Some(by)).unwrap();
+    let last = primary.tip.as_ref().and_then(Verifier::last);
     let (epoch, chain) = last.map_or((Epoch(0), ChainHash::default()), |last| {
         (last.last, last.chain)
     });
-    pair.primary.standing(now(at), Some(term(1, 1))).unwrap();
-    pair.primary.cut(now(at), epoch, chain).unwrap();
+    primary.cut(now(at), epoch, chain).unwrap();
+}
+
+/// Node 1 comes back with a ledger, in the same term, and its log from where that ends.
+pub(super) fn reopen(pair: &mut Pair, medium: MemoryMedium, log: &Log, at: u64) {
+    pair.primary = node_1(medium);
+    begin(&mut pair.primary, term(1, 1), at);
     log.feed(&mut pair.primary, at);
     pair.primary.tick(now(at + 60)).unwrap();
     pair.replica.disconnected(0);
 }
 
-fn equal(pair: &Pair) -> bool {
+pub(super) fn equal(pair: &Pair) -> bool {
     let [one, two] = [&pair.primary, &pair.replica].map(|node| &node.ledger().medium().bytes);
     one == two
 }
 
-fn aside(pair: &Pair) -> [usize; 2] {
+pub(super) fn aside(pair: &Pair) -> [usize; 2] {
     [&pair.primary, &pair.replica].map(|node| node.ledger().medium().aside.len())
 }
 
@@ -256,7 +266,7 @@ fn forged(pair: &Pair, log: &Log, (at, keys): (u64, NodeKeys), by: Term) -> Mess
 }
 
 /// The primary has heard what the replica asks, and has asked in turn.
-fn asked(pair: &mut Pair) {
+pub(super) fn asked(pair: &mut Pair) {
     for message in drain(&mut pair.replica, &mut pair.heard[1]) {
         pair.primary.message(now(200_050), 0, &message).unwrap();
     }
