@@ -256,8 +256,11 @@ fn loses_its_last_records(lost: usize, rot: bool, kill: bool) {
         command.args(["ledger", "verify", "--file"]).arg(&file);
         succeed(command.arg("--key").arg(public_key(&alpha)));
     }
-    // They came back, if beta was there in time; else a new ledger began, and the old are kept.
+    // What rotted left a trace: it is waited for, and comes back. Of what was never written nothing
+    // is known: it comes back if beta is there in time; else a new ledger begins, and the old are
+    // kept.
     let is_back = ledger(&alpha).starts_with(&before);
+    assert!(is_back || !rot, "{lost} lost, kill {kill}");
     let kept = usize::from(!is_back);
     assert_eq!((set_aside(&alpha), set_aside(&beta)), (kept, kept));
     eprintln!("{lost} lost, rot {rot}, kill {kill}: back {is_back}");
