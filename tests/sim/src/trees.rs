@@ -392,9 +392,12 @@ impl World {
         if let Some(swept) = swept.filter(|swept| swept.at.epoch == at.epoch) {
             self.take_leaves(node, swept);
         }
+        let superblock_lost = self.nodes[node].superblock_lost;
         let files = &mut self.nodes[node].tree;
-        // The superblock of a later checkpoint was lost, and with it how far the sweeps went on.
-        let is_set_back = files.at.is_some_and(|known| known.epoch > at.epoch);
+        // A superblock was lost, and with it how far the sweeps went on: that of a later checkpoint,
+        // or the one before a sweep.
+        let is_later = files.at.is_some_and(|known| known.epoch > at.epoch);
+        let is_set_back = is_later || superblock_lost;
         // As the real one: the number of the epoch is all that is compared.
         match files.at.filter(|known| known.epoch == at.epoch) {
             Some(known) if known != at => {
