@@ -394,8 +394,8 @@ impl World {
         }
         let superblock_lost = self.nodes[node].superblock_lost;
         let files = &mut self.nodes[node].tree;
-        // A superblock was lost, and with it how far the sweeps went on: that of a later checkpoint,
-        // or the one before a sweep.
+        // A superblock was lost, and with it how far the sweeps went on: that of a later
+        // checkpoint, or the one before a sweep.
         let is_later = files.at.is_some_and(|known| known.epoch > at.epoch);
         let is_set_back = is_later || superblock_lost;
         // As the real one: the number of the epoch is all that is compared.
