@@ -10,9 +10,8 @@
 //! a full copy goes into the shadow (`shadow`). Before that is switched in, the file takes the tail
 //! and what the backing holds where the copy differs. So does a replica's that has missed both the
 //! log and a promotion, or a restart of the primary: what it has may have been left behind too. A
-//! replica that was never primary
-//! and whose anchored history is another stays diverged and nothing is touched: someone has to say
-//! which one counts.
+//! replica that was never primary and whose anchored history is another stays diverged and nothing
+//! is touched: someone has to say which one counts.
 
 use hn4::log::Role;
 use hn4::types::Epoch;
