@@ -264,7 +264,11 @@ impl Engine {
             Action::Prove { epoch } => {
                 // Nothing, if it was cut off in the same step: the prover hears of that, too.
                 if let Some(bytes) = self.volume.proof_frame(epoch, self.ring.arena()) {
-                    let frame = FromShard::Proof(ProofFeed::Frame { epoch, bytes });
+                    let frame = FromShard::Proof(ProofFeed::Frame {
+                        epoch,
+                        bytes,
+                        from_memory: true,
+                    });
                     self.outbox.push_quietly(frame, self.now.time);
                 }
             }
@@ -447,7 +451,11 @@ impl Engine {
                     epoch,
                     bytes,
                 },
-                Reader::Prover => FromShard::Proof(ProofFeed::Frame { epoch, bytes }),
+                Reader::Prover => FromShard::Proof(ProofFeed::Frame {
+                    epoch,
+                    bytes,
+                    from_memory: false,
+                }),
             });
         }
     }

@@ -121,6 +121,8 @@ pub enum ProofFeed {
         epoch: Epoch,
         /// The frame, without stamp.
         bytes: Vec<u8>,
+        /// It was not read back from the log.
+        from_memory: bool,
     },
     /// The next frame follows this place, whatever came before.
     Cut(Tip),

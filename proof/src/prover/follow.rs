@@ -399,7 +399,7 @@ fn revived(record: &Record, (key, at): (KeyId, u64)) -> String {
 
 /// Compares an anchor with the roots of the own log.
 pub(super) fn verdict(
-    hashed: &VecDeque<super::Hashed>,
+    hashed: &VecDeque<super::frame::Hashed>,
     (floor, chain): (Epoch, ChainHash),
     anchor: &Anchor,
 ) -> Verdict {

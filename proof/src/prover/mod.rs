@@ -19,6 +19,7 @@
 
 mod branch;
 mod follow;
+mod frame;
 pub mod keys;
 pub mod message;
 mod recall;
@@ -31,17 +32,18 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use hn4::log::{FrameError, FrameHead, LogIdentity, Record, RecordKind};
-use hn4::types::{ChainHash, Epoch, LaneId, LogOffset, NodeId, Term};
+use hn4::log::{FrameError, FrameHead, LogIdentity};
+use hn4::types::{ChainHash, Epoch, NodeId, Term};
 
 use crate::batch::{BatchPolicy, Batcher};
 use crate::hash::Digest;
-use crate::leaf::{Coordinates, EpochBuilder, EpochRoot, LeafKind, RecordLeaf, payload_hashes};
 use crate::ledger::file::{LedgerFile, LedgerMedium};
 use crate::ledger::scan::ScanError;
 use crate::ledger::verify::{LedgerError, Policy, Verifier};
 use crate::sign::{KeyId, SignError};
 use follow::{Follow, Insists};
+use frame::{Hashed, hash_frame};
+pub use frame::{Origin, frame_leaves};
 use keys::NodeKeys;
 use recall::Recall;
 use shown::Theirs;
@@ -171,15 +173,6 @@ pub enum ProverError {
         /// What came.
         found: Epoch,
     },
-}
-
-/// An epoch that is hashed and not yet anchored.
-#[derive(Clone, Debug)]
-struct Hashed {
-    root: EpochRoot,
-    start: LogOffset,
-    end: LogOffset,
-    payload_bytes: u64,
 }
 
 /// What a prover looks like from outside.
@@ -362,7 +355,12 @@ impl<M: LedgerMedium> Prover<M> {
     ///
     /// # Errors
     /// [`ProverError`].
-    pub fn frame(&mut self, now: Now, epoch: Epoch, bytes: &[u8]) -> Result<(), ProverError> {
+    pub fn frame(
+        &mut self,
+        now: Now,
+        epoch: Epoch,
+        (origin, bytes): (Origin, &[u8]),
+    ) -> Result<(), ProverError> {
         if !self.placed {
             // Of the prover before this one.
             return Ok(());
@@ -373,7 +371,7 @@ impl<M: LedgerMedium> Prover<M> {
             return Err(ProverError::Order { expected, found });
         }
         self.out.push_back(Out::Credit(bytes.len() as u64));
-        let hashed = match hash_frame(&self.identity, bytes).and_then(|hashed| {
+        let hashed = match hash_frame(&self.identity, (origin, bytes)).and_then(|hashed| {
             // What a lost write left there is whole, and another frame.
             let found = hashed.root.epoch;
             (found == epoch).then_some(hashed).ok_or(FrameError::Field {
@@ -539,61 +537,4 @@ impl<M: LedgerMedium> Prover<M> {
             self.hashed.pop_front();
         }
     }
-}
-
-/// The root of a frame; everything in it is checked again, since memory and log may have changed.
-fn hash_frame(identity: &LogIdentity, bytes: &[u8]) -> Result<Hashed, FrameError> {
-    let (head, leaves) = frame_leaves(identity, bytes)?;
-    let mut builder = EpochBuilder::new(head.header.epoch, head.chain);
-    for leaf in &leaves {
-        builder.record(leaf).expect("all records are of one epoch");
-    }
-    Ok(Hashed {
-        root: builder.finish(),
-        start: head.header.offset,
-        end: head.header.end(),
-        payload_bytes: head.header.payload_bytes(),
-    })
-}
-
-/// A frame's head, and the leaves of its records in the order of its table.
-///
-/// # Errors
-/// [`FrameError`] if anything in the frame is damaged.
-pub fn frame_leaves(
-    identity: &LogIdentity,
-    bytes: &[u8],
-) -> Result<(FrameHead, Vec<RecordLeaf>), FrameError> {
-    let head = FrameHead::decode_frame(identity, bytes)?;
-    let epoch = head.header.epoch;
-    let data = head.records.iter();
-    let data = data.filter(|record| record.kind == RecordKind::Data);
-    let payloads: Vec<_> = data
-        .map(|record| {
-            let payload = bytes.get(head.payload_range(record)).unwrap_or_default();
-            (record.lba, payload)
-        })
-        .collect();
-    let mut payloads = payload_hashes(&payloads).into_iter();
-    let mut lanes = head.lanes.iter().flat_map(|entry| {
-        std::iter::repeat_n(entry.lane, usize::try_from(entry.records).unwrap_or(0))
-    });
-    let mut leaf = |record: &Record| {
-        let (kind, payload) = match record.kind {
-            RecordKind::Data => (LeafKind::Data, payloads.next()),
-            RecordKind::Zeroes => (LeafKind::Zeroes, None),
-            RecordKind::Trim => (LeafKind::Trim, None),
-        };
-        let at = Coordinates {
-            epoch,
-            lane: lanes.next().unwrap_or(LaneId(0)),
-            kind,
-            lba: record.lba,
-            sectors: u64::from(record.sectors),
-        };
-        let payload = payload.unwrap_or(Digest::ZERO);
-        RecordLeaf { at, payload }
-    };
-    let leaves = head.records.iter().map(&mut leaf).collect();
-    Ok((head, leaves))
 }

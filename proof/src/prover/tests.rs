@@ -2,8 +2,8 @@
 //! of failures that are this crate's to keep.
 
 use hn4::log::frame::{FrameParams, encode_head};
-use hn4::log::{LaneEntry, Record};
-use hn4::types::{Incarnation, Lba, VolumeId};
+use hn4::log::{LaneEntry, Record, RecordKind};
+use hn4::types::{Incarnation, LaneId, Lba, LogOffset, VolumeId};
 
 use super::*;
 use crate::anchor::Phase;
@@ -118,7 +118,8 @@ impl Log {
     fn feed(&self, prover: &mut Prover<MemoryMedium>, at: u64) {
         let next = prover.hashed_tip().0.next();
         for (epoch, _, bytes) in self.frames.iter().filter(|(epoch, ..)| *epoch >= next) {
-            prover.frame(now(at), *epoch, bytes).expect("a good frame");
+            let frame = (Origin::Memory, bytes.as_slice());
+            prover.frame(now(at), *epoch, frame).expect("a good frame");
         }
     }
 }
@@ -548,13 +549,38 @@ fn a_whole_frame_of_another_epoch_counts_as_damage() {
     let mut pair = Pair::new();
     let log = log_of(&[1, 2, 3]);
     let (_, _, first) = &log.frames[0];
-    pair.primary.frame(now(0), Epoch(1), first).unwrap();
+    let mut feed = |epoch, bytes: &[u8]| {
+        let done = pair
+            .primary
+            .frame(now(0), Epoch(epoch), (Origin::Log, bytes));
+        done.expect("damage is no failure");
+    };
+    feed(1, first);
     // The write of epoch 2 was lost: an older frame is still there.
-    pair.primary.frame(now(0), Epoch(2), first).unwrap();
+    feed(2, first);
     let (_, chain, third) = &log.frames[2];
-    pair.primary.frame(now(0), Epoch(3), third).unwrap();
+    feed(3, third);
     let noticed = |out: &Out| matches!(out, Out::Notice(text) if text.contains("epoch 2"));
     let out: Vec<Out> = std::iter::from_fn(|| pair.primary.poll()).collect();
     assert!(out.iter().any(noticed), "{out:?}");
     assert_eq!(pair.primary.hashed_tip(), (Epoch(3), *chain));
+}
+
+#[test]
+fn payloads_from_the_log_are_all_compared_and_those_from_memory_in_turn() {
+    let log = log_of(&[1; 17]);
+    let damaged = |origin| {
+        let mut pair = Pair::new();
+        for (epoch, _, bytes) in &log.frames {
+            let mut rotten = bytes.clone();
+            *rotten.last_mut().unwrap() ^= 1;
+            let fed = pair.primary.frame(now(0), *epoch, (origin, &rotten));
+            fed.expect("damage is no failure");
+        }
+        let out = std::iter::from_fn(|| pair.primary.poll());
+        out.filter(|out| matches!(out, Out::Notice(text) if text.contains("is damaged in the log")))
+            .count()
+    };
+    assert_eq!(damaged(Origin::Log), 17);
+    assert_eq!(damaged(Origin::Memory), 1, "of records one in 16");
 }

@@ -30,7 +30,7 @@ use hn4_proof::ledger::verify::Policy;
 use hn4_proof::prover::keys::NodeKeys;
 use hn4_proof::prover::message::Message;
 use hn4_proof::prover::{
-    CREDIT_BYTES, Now, Out, PeerState, Prover, ProverError, ProverStatus, Setup,
+    CREDIT_BYTES, Now, Origin, Out, PeerState, Prover, ProverError, ProverStatus, Setup,
 };
 use tokio::sync::mpsc;
 
@@ -353,7 +353,18 @@ impl Worker {
                 Ok(())
             }
             ToProver::Keys(keys) => prover.set_keys(now, *keys),
-            ToProver::Feed(ProofFeed::Frame { epoch, bytes }) => prover.frame(now, epoch, &bytes),
+            ToProver::Feed(ProofFeed::Frame {
+                epoch,
+                bytes,
+                from_memory,
+            }) => {
+                let origin = if from_memory {
+                    Origin::Memory
+                } else {
+                    Origin::Log
+                };
+                prover.frame(now, epoch, (origin, &bytes))
+            }
             ToProver::Feed(ProofFeed::Cut(Tip { epoch, chain })) => prover.cut(now, epoch, chain),
             ToProver::Feed(ProofFeed::Failed) => {
                 let why = "the log could not be read back";
