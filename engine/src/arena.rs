@@ -15,6 +15,9 @@
 //! memory that has no slots, and [`Arena::lend`] hands slots over, as a [`Lent`] that cannot be
 //! copied. So at any time one arena at most has a slot, and none while it is on its way.
 //!
+//! [`Arena::view`] lets another thread look at slots. Until the [`View`] is dropped they cannot be
+//! changed; those that are freed meanwhile are free when it has come back.
+//!
 //! [`VecArena`] is the same thing in plain memory, for simulation and tests.
 //!
 //! Not here: who refers to a slot and why (the overlay), registration with the kernel (`ring`).
@@ -26,11 +29,14 @@
 mod list;
 mod plain;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use self::list::FreeList;
@@ -95,6 +101,8 @@ struct Pins {
     kernel_reads: u16,
     /// Operations in which the kernel writes the slot (reads from a file, receives).
     kernel_writes: u16,
+    /// Views that have it.
+    views: u16,
 }
 
 impl Pins {
@@ -151,11 +159,74 @@ impl Lent {
     }
 }
 
+/// Views that were dropped, on their way back.
+#[derive(Default)]
+struct Returns {
+    slots: Mutex<Vec<SlotId>>,
+    any: AtomicBool,
+    notify: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Returns {
+    fn put(&self, slots: &mut Vec<SlotId>) {
+        let mut returned = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        returned.append(slots);
+        drop(returned);
+        self.any.store(true, Ordering::Release);
+        if let Some(notify) = self.notify.get() {
+            notify();
+        }
+    }
+
+    fn take(&self) -> Vec<SlotId> {
+        if !self.any.load(Ordering::Relaxed) || !self.any.swap(false, Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut returned = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut returned)
+    }
+}
+
+/// Slots that any thread can look at, and nobody can change. Dropping it gives them back.
+pub struct View {
+    mapping: Arc<Mapping>,
+    slots: Vec<SlotId>,
+    returns: Arc<Returns>,
+}
+
+impl View {
+    /// What is in the slots, in the order in which they were named.
+    pub fn blocks(&self) -> impl ExactSizeIterator<Item = &[u8; SLOT_BYTES]> {
+        let base = self.mapping.base.cast::<[u8; SLOT_BYTES]>();
+        // SAFETY: the slots lie within the mapping, which lives as long as `self`; anonymous memory
+        // is initialised. Nobody changes them: the arena that made this counts it until it has
+        // come back, and refuses to change such slots, to let the kernel change them, to lend them
+        // or to hand them out again. When it is gone, nobody has them.
+        let block = move |slot: &SlotId| unsafe { base.add(slot.index()).as_ref() };
+        self.slots.iter().map(block)
+    }
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("View").field(&self.slots).finish()
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.returns.put(&mut self.slots);
+    }
+}
+
 /// The slots of one shard in one anonymous mapping, or a share of them.
 pub struct Arena {
     mapping: Arc<Mapping>,
     pins: Box<[Pins]>,
     list: FreeList,
+    returns: Arc<Returns>,
+    /// Slots in views, as often as they are in one.
+    viewed: usize,
     /// Threads that make pages present.
     populating: Vec<JoinHandle<()>>,
 }
@@ -269,6 +340,8 @@ impl Arena {
             pins: vec![Pins::default(); mapping.slots as usize].into_boxed_slice(),
             mapping,
             list,
+            returns: Arc::default(),
+            viewed: 0,
             populating: Vec::new(),
         }
     }
@@ -284,11 +357,11 @@ impl Arena {
     /// Gives allocated slots away.
     ///
     /// # Panics
-    /// If one is not allocated here, or the kernel uses it.
+    /// If one is not allocated here, or the kernel uses it, or a view has it.
     pub fn lend(&mut self, slots: Vec<SlotId>) -> Lent {
         for &slot in &slots {
             self.list.assert_allocated(slot);
-            self.assert_idle(slot, "lent");
+            self.assert_own(slot, "lent");
             self.list.clear(slot);
         }
         let serial = self.mapping.serial;
@@ -308,6 +381,50 @@ impl Arena {
             self.list.mark(slot);
         }
         lent.slots
+    }
+
+    /// Lets another thread look at allocated slots.
+    ///
+    /// # Panics
+    /// If one is not allocated here, the kernel writes to it, or 65535 views have it already.
+    pub fn view(&mut self, slots: Vec<SlotId>) -> View {
+        for &slot in &slots {
+            self.list.assert_allocated(slot);
+            self.assert_readable(slot);
+            let views = &mut self.pins[slot.index()].views;
+            *views = views.checked_add(1).expect("fewer views than 65536");
+        }
+        self.viewed += slots.len();
+        View {
+            mapping: Arc::clone(&self.mapping),
+            slots,
+            returns: Arc::clone(&self.returns),
+        }
+    }
+
+    /// How many slots are in views, each as often as it is in one.
+    #[must_use]
+    pub fn viewed(&self) -> usize {
+        self.viewed
+    }
+
+    /// Is called by whoever drops a view, from now on. The first one stays.
+    pub fn notify_returns(&mut self, notify: Box<dyn Fn() + Send + Sync>) {
+        let _kept = self.returns.notify.set(notify);
+    }
+
+    /// Takes back the views that were dropped. True if slots are free now that were freed before.
+    pub fn take_back(&mut self) -> bool {
+        let before = self.list.free.len();
+        for slot in self.returns.take() {
+            self.viewed -= 1;
+            let views = &mut self.pins[slot.index()].views;
+            *views -= 1;
+            if *views == 0 && !self.list.is_allocated(slot) {
+                self.list.free.push(slot);
+            }
+        }
+        self.list.free.len() > before
     }
 
     /// Slots that can still be allocated.
@@ -346,10 +463,14 @@ impl Arena {
     /// Marks an allocated slot as used by an operation in the kernel.
     ///
     /// # Panics
-    /// If the slot is not allocated, or part of 65535 operations already.
+    /// If the slot is not allocated, or part of 65535 operations already, or the kernel is to write
+    /// to it and a view has it.
     #[track_caller]
     pub(crate) fn pin(&mut self, slot: SlotId, access: Access) {
         self.list.assert_allocated(slot);
+        if access == Access::KernelWrites {
+            self.assert_not_viewed(slot, "changed");
+        }
         let count = self.pins[slot.index()].count(access);
         *count = count
             .checked_add(1)
@@ -382,6 +503,21 @@ impl Arena {
             slot.0
         );
     }
+
+    #[track_caller]
+    fn assert_not_viewed(&self, slot: SlotId, what: &str) {
+        assert!(
+            self.pins[slot.index()].views == 0,
+            "slot {} is {what} while another thread looks at it",
+            slot.0
+        );
+    }
+
+    #[track_caller]
+    fn assert_own(&self, slot: SlotId, what: &str) {
+        self.assert_idle(slot, what);
+        self.assert_not_viewed(slot, what);
+    }
 }
 
 impl Drop for Arena {
@@ -409,6 +545,10 @@ impl SlotMemory for Arena {
     fn free(&mut self, slot: SlotId) {
         self.list.assert_freeable(slot);
         self.assert_idle(slot, "freed");
+        if self.pins[slot.index()].views > 0 {
+            // Nobody's, until it has come back.
+            return self.list.clear(slot);
+        }
         self.list.free(slot);
     }
 
@@ -425,10 +565,10 @@ impl SlotMemory for Arena {
 
     fn bytes_mut(&mut self, slot: SlotId) -> &mut [u8] {
         self.list.assert_allocated(slot);
-        self.assert_idle(slot, "changed");
+        self.assert_own(slot, "changed");
         let start = self.address(slot, 0, SLOT_BYTES);
         // SAFETY: as for `bytes`; the exclusive borrow of `self` excludes other references, and the
-        // absence of pins excludes the kernel.
+        // absence of pins excludes the kernel and views.
         unsafe { std::slice::from_raw_parts_mut(start, SLOT_BYTES) }
     }
 
@@ -444,7 +584,7 @@ impl SlotMemory for Arena {
         let len = source_range.len();
         let from = self.address(source, source_range.start, len);
         let to = self.address(destination, destination_offset, len);
-        self.assert_idle(destination, "changed");
+        self.assert_own(destination, "changed");
         // SAFETY: both ranges were checked to lie within their slots, `copy` allows them to
         // overlap, `&mut self` excludes references, and the pins exclude the kernel.
         unsafe { std::ptr::copy(from, to, len) }
@@ -456,140 +596,5 @@ impl SlotMemory for Arena {
 
     fn capacity(&self) -> usize {
         self.pins.len()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn both(check: impl Fn(&mut dyn SlotMemory)) {
-        check(&mut Arena::new(4).expect("four pages can be mapped"));
-        check(&mut VecArena::new(4));
-    }
-
-    #[test]
-    fn slots_are_handed_out_once_and_come_back() {
-        both(|memory| {
-            let slots: Vec<_> = std::iter::from_fn(|| memory.alloc()).collect();
-            assert_eq!(slots, [SlotId(0), SlotId(1), SlotId(2), SlotId(3)]);
-            assert_eq!(memory.free_slots(), 0);
-            memory.free(SlotId(2));
-            assert_eq!(memory.alloc(), Some(SlotId(2)));
-            assert_eq!((memory.alloc(), memory.capacity()), (None, 4));
-        });
-    }
-
-    #[test]
-    fn copies_move_exactly_the_named_bytes() {
-        both(|memory| {
-            let (one, two) = (memory.alloc().expect("free"), memory.alloc().expect("free"));
-            memory.bytes_mut(one).fill(7);
-            memory.bytes_mut(two).fill(1);
-            memory.copy(one, 0..512, two, 1024);
-            assert!(memory.bytes(two)[1024..1536].iter().all(|&byte| byte == 7));
-            assert_eq!((memory.bytes(two)[1023], memory.bytes(two)[1536]), (1, 1));
-            memory.copy(two, 1024..1536, two, 1280);
-            assert!(memory.bytes(two)[1024..1792].iter().all(|&byte| byte == 7));
-        });
-    }
-
-    #[test]
-    #[should_panic(expected = "slot 0 of 4 freed twice")]
-    fn a_slot_freed_twice_is_named() {
-        let mut arena = Arena::new(4).expect("four pages can be mapped");
-        let slot = arena.alloc().expect("free");
-        arena.free(slot);
-        arena.free(slot);
-    }
-
-    #[test]
-    #[should_panic(expected = "leave slot 1")]
-    fn a_copy_cannot_leave_its_slot() {
-        let mut arena = Arena::new(4).expect("four pages can be mapped");
-        let (one, two) = (arena.alloc().expect("free"), arena.alloc().expect("free"));
-        arena.copy(one, 0..512, two, 3600);
-    }
-
-    #[test]
-    #[should_panic(expected = "slot 0 is looked at while the kernel writes to it")]
-    fn a_slot_the_kernel_writes_to_cannot_be_looked_at() {
-        let mut arena = Arena::new(1).expect("a page can be mapped");
-        let slot = arena.alloc().expect("free");
-        arena.pin(slot, Access::KernelWrites);
-        let _ = arena.bytes(slot);
-    }
-
-    #[test]
-    fn a_slot_the_kernel_reads_can_be_looked_at_but_not_changed() {
-        let mut arena = Arena::new(1).expect("a page can be mapped");
-        let slot = arena.alloc().expect("free");
-        arena.pin(slot, Access::KernelReads);
-        assert_eq!(arena.bytes(slot).len(), SLOT_BYTES);
-        let change = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _ = arena.bytes_mut(slot);
-        }));
-        assert!(change.is_err());
-        arena.unpin(slot, Access::KernelReads);
-        arena.bytes_mut(slot).fill(1);
-    }
-
-    #[test]
-    fn a_slot_is_in_one_arena_at_a_time() {
-        let mut owner = Arena::new(4).expect("four pages can be mapped");
-        let mut other = owner.share();
-        assert_eq!((other.alloc(), other.capacity()), (None, 4));
-        let slots: Vec<_> = (0..2).filter_map(|_| owner.alloc()).collect();
-        owner.bytes_mut(slots[1]).fill(7);
-        let lent = owner.lend(slots.clone());
-        assert_eq!((lent.len(), owner.free_slots()), (2, 2));
-        let look = std::panic::AssertUnwindSafe(|| _ = owner.bytes(slots[1]));
-        assert!(std::panic::catch_unwind(look).is_err(), "on its way");
-        assert_eq!(other.borrow(lent), slots);
-        assert!(other.bytes(slots[1]).iter().all(|&byte| byte == 7));
-        // What it frees stays with it, until it is lent back.
-        other.free(slots[0]);
-        assert_eq!((other.free_slots(), owner.free_slots()), (1, 2));
-        other.bytes_mut(slots[1]).fill(8);
-        let back = other.lend(vec![slots[1]]);
-        owner.borrow(back);
-        drop(other);
-        assert!(owner.bytes(slots[1]).iter().all(|&byte| byte == 8));
-    }
-
-    #[test]
-    #[should_panic(expected = "between arenas over the same memory")]
-    fn slots_of_other_memory_are_refused() {
-        let mut one = Arena::new(1).expect("a page can be mapped");
-        let mut other = Arena::new(1).expect("a page can be mapped");
-        let slot = one.alloc().expect("free");
-        let lent = one.lend(vec![slot]);
-        other.borrow(lent);
-    }
-
-    #[test]
-    #[should_panic(expected = "slot 0 of 4 is allocated already")]
-    fn a_slot_that_is_allocated_here_cannot_come_from_elsewhere() {
-        let mut arena = Arena::new(4).expect("four pages can be mapped");
-        let slot = arena.alloc().expect("free");
-        arena.borrow(Lent {
-            slots: vec![slot],
-            serial: arena.mapping.serial,
-        });
-    }
-
-    #[test]
-    #[should_panic(expected = "slot 0 is lent while the kernel uses it")]
-    fn a_slot_the_kernel_uses_cannot_be_lent() {
-        let mut arena = Arena::new(1).expect("a page can be mapped");
-        let slot = arena.alloc().expect("free");
-        arena.pin(slot, Access::KernelReads);
-        let _lent = arena.lend(vec![slot]);
-    }
-
-    #[test]
-    fn an_arena_of_no_slots_is_refused() {
-        assert!(Arena::new(0).is_err());
-        assert!(Arena::new(SLOTS_MAX + 1).is_err());
     }
 }

@@ -191,27 +191,28 @@ pub fn payload_hash(lba: Lba, payload: &[u8]) -> Digest {
     fold.root()
 }
 
-/// Hashes of many payloads, each with the first sector of its record. The blocks of all of them
-/// are hashed side by side, which for short records is several times faster than one by one.
+/// Hashes of many payloads: their pieces, one payload after the other, and of how many each
+/// consists. The blocks of all of them are hashed side by side, which for short records is several
+/// times faster than one by one.
 #[must_use]
-pub fn payload_hashes(payloads: &[(Lba, &[u8])]) -> Vec<Digest> {
-    let cuts: Vec<Cut<'_>> = payloads
-        .iter()
-        .map(|(lba, payload)| Cut::new(*lba, payload))
-        .collect();
-    let mut leaves = Vec::with_capacity(cuts.iter().map(|cut| cut.blocks.len()).sum());
-    let blocks = cuts.iter().flat_map(|cut| cut.blocks);
+pub fn payload_hashes(pieces: &[&[u8]], counts: &[usize]) -> Vec<Digest> {
+    let mut leaves = Vec::with_capacity(pieces.len());
+    let blocks = pieces.iter().filter(|piece| piece.len() == BLOCK);
+    let blocks = blocks.flat_map(|piece| piece.as_chunks().0);
     blocks::leaves(blocks, |leaf| leaves.push(leaf));
-    let mut leaves = leaves.into_iter();
-    let fold = |cut: &Cut<'_>| {
+    let (mut leaves, mut pieces) = (leaves.into_iter(), pieces.iter());
+    let mut fold = |&count: &usize| {
         let mut fold = PayloadFold::new();
-        cut.head.iter().for_each(|head| fold.push_part(head));
-        let leaves = leaves.by_ref().take(cut.blocks.len());
-        leaves.for_each(|leaf| fold.push_block(leaf));
-        cut.tail.iter().for_each(|tail| fold.push_part(tail));
+        for piece in pieces.by_ref().take(count) {
+            if piece.len() == BLOCK {
+                fold.push_block(leaves.next().expect("a leaf for each whole block"));
+            } else {
+                fold.push_part(piece);
+            }
+        }
         fold.finish()
     };
-    cuts.iter().map(fold).collect()
+    counts.iter().map(&mut fold).collect()
 }
 
 /// Digests of the pieces of such a payload, in order.

@@ -23,7 +23,7 @@ use hn4_proof::leaf::{EpochBuilder, LeafKind, RecordLeaf, RecordProof, piece_of,
 use hn4_proof::ledger::Body;
 use hn4_proof::ledger::scan::Records;
 use hn4_proof::ledger::verify::Verifier;
-use hn4_proof::prover::{Origin, frame_leaves};
+use hn4_proof::prover::{Frame, frame_leaves};
 use hn4_proof::tree::keeper::{Keeper, Opened};
 use hn4_proof::tree::path::BlockPath;
 use hn4_proof::tree::{Geometry, zero_node};
@@ -260,7 +260,7 @@ impl Log {
     /// The records of an epoch, and the hash of its frame header.
     fn leaves(&mut self, epoch: Epoch) -> Result<(Vec<RecordLeaf>, ChainHash), AnyError> {
         let bytes = self.frame(epoch)?;
-        let (head, leaves) = frame_leaves(&self.identity, (Origin::Log, &bytes))?;
+        let (head, leaves) = frame_leaves(&self.identity, Frame::Log(&bytes))?;
         Ok((leaves, head.chain))
     }
 
@@ -352,7 +352,7 @@ impl Log {
         epoch: Epoch,
     ) -> Result<(Digest, Base), AnyError> {
         let bytes = self.frame(epoch)?;
-        let (head, leaves) = frame_leaves(&self.identity, (Origin::Log, &bytes))?;
+        let (head, leaves) = frame_leaves(&self.identity, Frame::Log(&bytes))?;
         let covering = leaves.iter().position(|leaf| leaf.at.covers(block.lba()));
         let index = covering.ok_or_else(|| {
             format!(

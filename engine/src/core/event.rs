@@ -345,7 +345,7 @@ pub enum Action {
         /// Which epoch.
         epoch: Epoch,
     },
-    /// Hand a frame to the prover: [`super::Volume::proof_frame`] has it until the next step.
+    /// Hand a frame to the prover: [`super::Volume::proof_slots`] has it until the next step.
     Prove {
         /// Which epoch.
         epoch: Epoch,

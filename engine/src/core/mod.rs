@@ -60,6 +60,7 @@ pub use failed::FailedClosed;
 pub use feed::Peer;
 pub use lag::{LagState, OnExceed};
 pub use peers::{PeerSet, Place};
+pub(crate) use prover::frame_in;
 pub use replica::Obstacle;
 pub use seal::Lanes;
 pub use sources::Source;

@@ -19,7 +19,7 @@ use hn4::types::Epoch;
 use super::event::{Action, Actions, ProofEvent, Tip};
 use super::mutants::{Mutant, planted};
 use super::volume::{Volume, free_all};
-use crate::arena::{SlotId, SlotMemory};
+use crate::arena::{SLOT_BYTES, SlotId, SlotMemory};
 
 /// Frames are read from the log in runs of at most so many bytes.
 const READ_BYTES: u64 = 1 << 20;
@@ -66,6 +66,16 @@ impl Prover {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.credit = self.credit.saturating_sub(bytes);
     }
+}
+
+/// What lies in the slots of a frame's head, without stamp, and of its payload.
+pub(crate) fn frame_in(head: &[SlotId], payload: &[SlotId], mem: &dyn SlotMemory) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity((head.len() + payload.len()) * SLOT_BYTES);
+    for &slot in head.iter().chain(payload) {
+        bytes.extend_from_slice(mem.bytes(slot));
+    }
+    hn4::log::Stamp::clear(&mut bytes);
+    bytes
 }
 
 impl Volume {
@@ -213,19 +223,21 @@ impl Volume {
         }
     }
 
-    /// The frame that [`Action::Prove`] named, until the next step; `None` if it was cut off in the
-    /// same step.
+    /// Where the frame lies that [`Action::Prove`] named, until the next step: the slots of its head,
+    /// and those of its payload. `None` if it was cut off in the same step.
     #[must_use]
-    pub fn proof_frame(&self, epoch: Epoch, mem: &dyn SlotMemory) -> Option<Vec<u8>> {
+    pub fn proof_slots(&self, epoch: Epoch) -> Option<(&[SlotId], Vec<SlotId>)> {
         let (_, head) = self.prover.heads.iter().find(|(of, _)| *of == epoch)?;
         let sealed = self.journal.sealed(epoch)?;
-        let mut bytes = Vec::with_capacity(usize::try_from(sealed.header.frame_bytes).ok()?);
-        let payload = sealed.blocks.iter().map(|dirty| dirty.slot);
-        for slot in head.iter().copied().chain(payload) {
-            bytes.extend_from_slice(mem.bytes(slot));
-        }
-        hn4::log::Stamp::clear(&mut bytes);
-        Some(bytes)
+        let payload = sealed.blocks.iter().map(|dirty| dirty.slot).collect();
+        Some((head, payload))
+    }
+
+    /// A copy of the frame that [`Action::Prove`] named, without stamp; see [`Self::proof_slots`].
+    #[must_use]
+    pub fn proof_frame(&self, epoch: Epoch, mem: &dyn SlotMemory) -> Option<Vec<u8>> {
+        let (head, payload) = self.proof_slots(epoch)?;
+        Some(frame_in(head, &payload, mem))
     }
 
     pub(super) fn free_handed_heads(&mut self, mem: &mut dyn SlotMemory) {

@@ -12,6 +12,7 @@ use super::fork::ForkPlace;
 use super::front::Relayed;
 use super::host::Host;
 use super::link::{FromShard, Outbox, ProofFeed, TreeFeed};
+use super::proving::ProofFrame;
 use super::readers::Verdicts;
 use super::seeding::Seeding;
 use super::shadow::ShadowFile;
@@ -97,6 +98,10 @@ impl Engine {
         (fork_place, shadow): (ForkPlace, Option<ShadowFile>),
         outbox: Outbox,
     ) -> Self {
+        let mut ring = ring;
+        let waker = ring.waker();
+        let notify = Box::new(move || waker.wake());
+        ring.arena_mut().notify_returns(notify);
         Self {
             ring,
             volume,
@@ -122,7 +127,8 @@ impl Engine {
         }
     }
 
-    /// Reads the clocks. Once a turn is enough: what happens in one turn happens at one time.
+    /// Begins a turn: reads the clocks, since what happens in one turn happens at one time, and
+    /// takes back what the prover has looked at.
     pub(super) fn tick(&mut self) {
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -131,6 +137,10 @@ impl Engine {
             time: self.time(),
             wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
         };
+        if self.ring.arena_mut().take_back() {
+            // Somebody may wait for room.
+            self.step(Event::Timer);
+        }
     }
 
     /// Says what there is to say to the rest of the daemon.
@@ -263,13 +273,10 @@ impl Engine {
             }
             Action::Prove { epoch } => {
                 // Nothing, if it was cut off in the same step: the prover hears of that, too.
-                if let Some(bytes) = self.volume.proof_frame(epoch, self.ring.arena()) {
-                    let frame = FromShard::Proof(ProofFeed::Frame {
-                        epoch,
-                        bytes,
-                        from_memory: true,
-                    });
-                    self.outbox.push_quietly(frame, self.now.time);
+                if let Some((head, payload)) = self.volume.proof_slots(epoch) {
+                    let frame = ProofFrame::new(head, payload, self.ring.arena_mut());
+                    let feed = FromShard::Proof(ProofFeed::Frame { epoch, frame });
+                    self.outbox.push_quietly(feed, self.now.time);
                 }
             }
             Action::ProofRead { offset, frames } => {
@@ -453,8 +460,7 @@ impl Engine {
                 },
                 Reader::Prover => FromShard::Proof(ProofFeed::Frame {
                     epoch,
-                    bytes,
-                    from_memory: false,
+                    frame: ProofFrame::Read(bytes),
                 }),
             });
         }

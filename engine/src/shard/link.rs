@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use hn4::types::{BlockIndex, Epoch};
 
 use super::mail::{hand_over, may_be_held_back};
+use super::proving::ProofFrame;
 use super::status::ShardStatus;
 use crate::core::event::{
     Control, CopyStatus, PeerEvent, PeerId, PeerMessage, ProofEvent, RequestId, SeedPiece, Time,
@@ -120,9 +121,7 @@ pub enum ProofFeed {
         /// Its number.
         epoch: Epoch,
         /// The frame, without stamp.
-        bytes: Vec<u8>,
-        /// It was not read back from the log.
-        from_memory: bool,
+        frame: ProofFrame,
     },
     /// The next frame follows this place, whatever came before.
     Cut(Tip),

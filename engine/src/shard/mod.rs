@@ -26,6 +26,7 @@ mod medium;
 mod open;
 mod pool;
 mod processor;
+mod proving;
 mod readahead;
 mod readers;
 mod refusal;
@@ -48,6 +49,7 @@ pub use self::embedded::{Answer, Busy, Embedded};
 pub use self::link::{FromShard, ProofFeed, ShardHandle, ToShard, TreeFeed};
 pub use self::listen::Listen;
 pub use self::medium::DeviceMedium;
+pub use self::proving::ProofFrame;
 pub use self::status::{PeerLags, PeerStatus, ShardStatus};
 
 use self::client::Reader;

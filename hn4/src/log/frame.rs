@@ -368,20 +368,6 @@ impl FrameHead {
     /// # Errors
     /// [`FrameError`] says what is wrong.
     pub fn decode_frame(identity: &LogIdentity, bytes: &[u8]) -> Result<Self, FrameError> {
-        Self::decode_frame_sampling(identity, bytes, 1)
-    }
-
-    /// Reads and checks a whole frame, but of its payloads only every so many-th one, from one on
-    /// that differs from epoch to epoch: for a frame that has been in memory since its checksums
-    /// were computed or compared there.
-    ///
-    /// # Errors
-    /// [`FrameError`] says what is wrong.
-    pub fn decode_frame_sampling(
-        identity: &LogIdentity,
-        bytes: &[u8],
-        every: usize,
-    ) -> Result<Self, FrameError> {
         let head = Self::decode(identity, bytes)?;
         let present = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if present != head.header.frame_bytes {
@@ -390,15 +376,25 @@ impl FrameHead {
                 present,
             });
         }
-        let every = every.max(1);
-        let first = head.header.epoch.0 % every as u64;
-        let sample = head.records.iter().skip(count_bytes(first));
-        for record in sample.step_by(every) {
+        for record in &head.records {
             let range = head.payload_range(record);
             let payload = bytes.get(range).unwrap_or_default();
-            head.check_payload(record, crc32c::crc32c(payload))?;
+            head.check_pieces(record, [payload])?;
         }
         Ok(head)
+    }
+
+    /// Compares a record's payload, in pieces of any length, with its checksum.
+    ///
+    /// # Errors
+    /// [`FrameError::Payload`] names epoch and LBA.
+    pub fn check_pieces<'a>(
+        &self,
+        record: &Record,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<(), FrameError> {
+        let sum = pieces.into_iter().fold(0, crc32c::crc32c_append);
+        self.check_payload(record, sum)
     }
 
     /// Where a record's payload lies, in bytes from the start of the frame.

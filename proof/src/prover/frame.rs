@@ -1,23 +1,86 @@
 //! A frame as the prover sees it: its root, and the leaves of its records.
 
-use hn4::log::{FrameError, FrameHead, LogIdentity, Record, RecordKind};
+use hn4::log::{FrameError, FrameHead, FrameHeader, LogIdentity, Record, RecordKind};
 use hn4::types::{LaneId, LogOffset};
 
+use crate::blocks::{BLOCK, Block};
 use crate::hash::Digest;
 use crate::leaf::{Coordinates, EpochBuilder, EpochRoot, LeafKind, RecordLeaf, payload_hashes};
 
-/// Of a frame's payloads in memory every so many-th one is compared with its checksum.
-const MEMORY_SAMPLE: usize = 16;
+const SECTOR: usize = BLOCK / 8;
+/// Of a frame's records in memory the payload of every so many-th one is compared with its checksum.
+const MEMORY_SAMPLE: u64 = 16;
 
-/// Where a frame was read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Origin {
-    /// In memory, where its checksums were computed or compared when it came. Were they compared
-    /// again, that would take a third of what proving takes; a sample shows whether frames are
-    /// handed over as they were sealed.
-    Memory,
-    /// On the medium, where anything can have happened to it.
-    Log,
+/// A frame, and how far it is to be believed.
+#[derive(Clone, Copy, Debug)]
+pub enum Frame<'a> {
+    /// As it lies on the medium, where anything can have happened to it: all of it is checked.
+    Log(&'a [u8]),
+    /// As it lies in memory, where its checksums were computed, or compared when it came. Were all
+    /// compared again, that would be a third of what proving takes. A sample shows whether frames
+    /// are handed over as they were sealed.
+    Memory(&'a [u8]),
+    /// The same in parts: its head, and the blocks of its payload.
+    InPlace(&'a [u8], &'a [&'a Block]),
+}
+
+impl<'a> Frame<'a> {
+    /// Bytes from its head on.
+    pub(super) fn head(self) -> &'a [u8] {
+        match self {
+            Self::Log(bytes) | Self::Memory(bytes) | Self::InPlace(bytes, _) => bytes,
+        }
+    }
+
+    /// Its length.
+    pub(super) fn len(self) -> u64 {
+        let blocks = match self {
+            Self::Log(_) | Self::Memory(_) => 0,
+            Self::InPlace(_, blocks) => blocks.len() * BLOCK,
+        };
+        (self.head().len() + blocks) as u64
+    }
+
+    /// The blocks of its payload, if it is as long as its head says.
+    fn payload(self, head: &FrameHeader) -> Result<Vec<&'a Block>, FrameError> {
+        let cut_off = FrameError::CutOff {
+            needed: head.frame_bytes,
+            present: self.len(),
+        };
+        if self.len() != head.frame_bytes {
+            return Err(cut_off);
+        }
+        let bytes = usize::try_from(head.head_bytes).unwrap_or(usize::MAX);
+        let (_, rest) = self.head().split_at_checked(bytes).ok_or(cut_off)?;
+        let blocks = rest.as_chunks().0.iter();
+        Ok(match self {
+            Self::Log(_) | Self::Memory(_) => blocks.collect(),
+            Self::InPlace(_, blocks) => blocks.to_vec(),
+        })
+    }
+
+    /// Of so many payloads one is compared with its checksum.
+    fn sample(self) -> u64 {
+        match self {
+            Self::Log(_) => 1,
+            Self::Memory(_) | Self::InPlace(..) => MEMORY_SAMPLE,
+        }
+    }
+}
+
+/// The pieces of a record's payload: each sector lies at its own place in the block it is part of.
+fn pieces<'a>(record: &Record, payload: &[&'a Block]) -> impl Iterator<Item = &'a [u8]> {
+    let from = index(record.payload_sector) * SECTOR;
+    let end = from + index(record.sectors) * SECTOR;
+    let blocks = payload.iter().enumerate().skip(from / BLOCK);
+    blocks
+        .map(|(index, block)| (index * BLOCK, block))
+        .take_while(move |(start, _)| *start < end)
+        .map(move |(start, block)| &block[from.max(start) - start..(end - start).min(BLOCK)])
+}
+
+fn index(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// An epoch that is hashed and not yet anchored.
@@ -29,11 +92,8 @@ pub(super) struct Hashed {
     pub(super) payload_bytes: u64,
 }
 
-pub(super) fn hash_frame(
-    identity: &LogIdentity,
-    (origin, bytes): (Origin, &[u8]),
-) -> Result<Hashed, FrameError> {
-    let (head, leaves) = frame_leaves(identity, (origin, bytes))?;
+pub(super) fn hash_frame(identity: &LogIdentity, frame: Frame<'_>) -> Result<Hashed, FrameError> {
+    let (head, leaves) = frame_leaves(identity, frame)?;
     let mut builder = EpochBuilder::new(head.header.epoch, head.chain);
     for leaf in &leaves {
         builder.record(leaf).expect("all records are of one epoch");
@@ -52,23 +112,22 @@ pub(super) fn hash_frame(
 /// [`FrameError`] if anything in the frame is damaged.
 pub fn frame_leaves(
     identity: &LogIdentity,
-    (origin, bytes): (Origin, &[u8]),
+    frame: Frame<'_>,
 ) -> Result<(FrameHead, Vec<RecordLeaf>), FrameError> {
-    let every = match origin {
-        Origin::Memory => MEMORY_SAMPLE,
-        Origin::Log => 1,
-    };
-    let head = FrameHead::decode_frame_sampling(identity, bytes, every)?;
+    let head = FrameHead::decode(identity, frame.head())?;
+    let payload = frame.payload(&head.header)?;
     let epoch = head.header.epoch;
-    let data = head.records.iter();
-    let data = data.filter(|record| record.kind == RecordKind::Data);
-    let payloads: Vec<_> = data
-        .map(|record| {
-            let payload = bytes.get(head.payload_range(record)).unwrap_or_default();
-            (record.lba, payload)
-        })
-        .collect();
-    let mut payloads = payload_hashes(&payloads).into_iter();
+    let is_data = |record: &&Record| record.kind == RecordKind::Data;
+    let (mut parts, mut counts) = (Vec::with_capacity(payload.len()), Vec::new());
+    for (number, record) in (epoch.0..).zip(head.records.iter().filter(is_data)) {
+        let first = parts.len();
+        parts.extend(pieces(record, &payload));
+        counts.push(parts.len() - first);
+        if number.is_multiple_of(frame.sample()) {
+            head.check_pieces(record, parts[first..].iter().copied())?;
+        }
+    }
+    let mut payloads = payload_hashes(&parts, &counts).into_iter();
     let mut lanes = head.lanes.iter().flat_map(|entry| {
         std::iter::repeat_n(entry.lane, usize::try_from(entry.records).unwrap_or(0))
     });
@@ -90,4 +149,139 @@ pub fn frame_leaves(
     };
     let leaves = head.records.iter().map(&mut leaf).collect();
     Ok((head, leaves))
+}
+
+#[cfg(test)]
+mod tests {
+    use hn4::log::LaneEntry;
+    use hn4::log::frame::{FrameParams, encode_head};
+    use hn4::types::{ChainHash, Epoch, Incarnation, Lba, LogOffset, NodeId, Term, VolumeId};
+
+    use super::*;
+    use crate::leaf::payload_hash;
+
+    /// First sector, sectors, and the first sector in the payload.
+    const RECORDS: [(u64, u32, u32); 4] = [(3, 13, 3), (24, 8, 16), (33, 2, 25), (36, 3, 28)];
+    const BLOCKS: usize = 4;
+
+    fn identity() -> LogIdentity {
+        LogIdentity {
+            volume: VolumeId([7; 16]),
+            birth_nonce: [1; 16],
+            size_bytes: 1 << 20,
+            sector_bytes: 512,
+        }
+    }
+
+    fn frame(epoch: u64) -> Vec<u8> {
+        let payload: Vec<u8> = (0..BLOCKS * BLOCK)
+            .map(|at| (at % 251).to_le_bytes()[0])
+            .collect();
+        let record = |&(lba, sectors, payload_sector): &(u64, u32, u32)| Record {
+            lba: Lba(lba),
+            sectors,
+            kind: RecordKind::Data,
+            payload_sector,
+            crc32c: crc32c::crc32c(bytes_of(&payload, payload_sector, sectors)),
+        };
+        let mut records: Vec<Record> = RECORDS.iter().map(record).collect();
+        records.push(Record {
+            lba: Lba(64),
+            sectors: 16,
+            kind: RecordKind::Zeroes,
+            payload_sector: 0,
+            crc32c: 0,
+        });
+        let mut bytes = Vec::new();
+        let params = FrameParams {
+            identity: &identity(),
+            epoch: Epoch(epoch),
+            offset: LogOffset(0),
+            term: Term {
+                counter: 1,
+                node: NodeId([1; 16]),
+            },
+            incarnation: Incarnation(1),
+            durable_through: Epoch(0),
+            previous: ChainHash::default(),
+            sealed_ms: 0,
+            checkpoint_mark: false,
+            lanes: &[LaneEntry {
+                lane: LaneId(0),
+                records: 5,
+            }],
+            records: &records,
+            payload_bytes: payload.len() as u64,
+        };
+        encode_head(&params, &mut bytes);
+        bytes.extend_from_slice(&payload);
+        bytes
+    }
+
+    fn bytes_of(payload: &[u8], sector: u32, sectors: u32) -> &[u8] {
+        &payload[index(sector) * SECTOR..][..index(sectors) * SECTOR]
+    }
+
+    /// The same in all forms.
+    fn in_each_form(bytes: &[u8], check: impl Fn(Frame<'_>)) {
+        let (head, payload) = bytes.split_at(bytes.len() - BLOCKS * BLOCK);
+        let blocks: Vec<&Block> = payload.as_chunks().0.iter().collect();
+        check(Frame::Log(bytes));
+        check(Frame::Memory(bytes));
+        check(Frame::InPlace(head, &blocks));
+    }
+
+    #[test]
+    fn leaves_are_the_same_wherever_the_payload_lies() {
+        let bytes = frame(1);
+        let payload = &bytes[bytes.len() - BLOCKS * BLOCK..];
+        in_each_form(&bytes, |frame| {
+            assert_eq!(frame.len(), bytes.len() as u64);
+            let (_, leaves) = frame_leaves(&identity(), frame).expect("a good frame");
+            for (leaf, &(lba, sectors, sector)) in leaves.iter().zip(&RECORDS) {
+                let expected = payload_hash(Lba(lba), bytes_of(payload, sector, sectors));
+                assert_eq!((leaf.at.lba, leaf.payload), (Lba(lba), expected));
+            }
+            assert_eq!(leaves[4].at.kind, LeafKind::Zeroes);
+        });
+    }
+
+    #[test]
+    fn a_frame_that_lacks_a_block_is_refused_in_each_form() {
+        let bytes = frame(1);
+        let (head, payload) = bytes.split_at(bytes.len() - BLOCKS * BLOCK);
+        let blocks: Vec<&Block> = payload.as_chunks().0.iter().collect();
+        let short = &bytes[..bytes.len() - BLOCK];
+        let (less, more) = (&blocks[1..], &bytes[..head.len() + BLOCK]);
+        for frame in [
+            Frame::Log(short),
+            Frame::Memory(short),
+            Frame::InPlace(head, less),
+            Frame::InPlace(more, &blocks),
+        ] {
+            let found = frame_leaves(&identity(), frame);
+            assert!(matches!(found, Err(FrameError::CutOff { .. })), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn in_memory_payloads_are_compared_in_turn_and_in_the_log_all_are() {
+        let mut found = [0; 3];
+        for epoch in 1..=MEMORY_SAMPLE {
+            let mut bytes = frame(epoch);
+            let first = bytes.len() - BLOCKS * BLOCK + 3 * SECTOR;
+            bytes[first] ^= 1;
+            let damage = std::cell::RefCell::new(Vec::new());
+            in_each_form(&bytes, |frame| {
+                let leaves = frame_leaves(&identity(), frame);
+                damage.borrow_mut().push(usize::from(leaves.is_err()));
+            });
+            let damage = damage.into_inner();
+            found
+                .iter_mut()
+                .zip(damage)
+                .for_each(|(sum, it)| *sum += it);
+        }
+        assert_eq!(found, [16, 1, 1], "log, memory, in place");
+    }
 }

@@ -42,8 +42,8 @@ use crate::ledger::scan::ScanError;
 use crate::ledger::verify::{LedgerError, Policy, Verifier};
 use crate::sign::{KeyId, SignError};
 use follow::{Follow, Insists};
+pub use frame::{Frame, frame_leaves};
 use frame::{Hashed, hash_frame};
-pub use frame::{Origin, frame_leaves};
 use keys::NodeKeys;
 use recall::Recall;
 use shown::Theirs;
@@ -355,12 +355,7 @@ impl<M: LedgerMedium> Prover<M> {
     ///
     /// # Errors
     /// [`ProverError`].
-    pub fn frame(
-        &mut self,
-        now: Now,
-        epoch: Epoch,
-        (origin, bytes): (Origin, &[u8]),
-    ) -> Result<(), ProverError> {
+    pub fn frame(&mut self, now: Now, epoch: Epoch, frame: Frame<'_>) -> Result<(), ProverError> {
         if !self.placed {
             // Of the prover before this one.
             return Ok(());
@@ -370,8 +365,8 @@ impl<M: LedgerMedium> Prover<M> {
             let found = epoch;
             return Err(ProverError::Order { expected, found });
         }
-        self.out.push_back(Out::Credit(bytes.len() as u64));
-        let hashed = match hash_frame(&self.identity, (origin, bytes)).and_then(|hashed| {
+        self.out.push_back(Out::Credit(frame.len()));
+        let hashed = match hash_frame(&self.identity, frame).and_then(|hashed| {
             // What a lost write left there is whole, and another frame.
             let found = hashed.root.epoch;
             (found == epoch).then_some(hashed).ok_or(FrameError::Field {
@@ -380,7 +375,7 @@ impl<M: LedgerMedium> Prover<M> {
             })
         }) {
             Ok(hashed) => hashed,
-            Err(source) => return self.damaged(now, epoch, bytes, source),
+            Err(source) => return self.damaged(now, epoch, frame, source),
         };
         self.hashed.push_back(hashed);
         if self.hashed.len() > MAX_HASHED {
@@ -402,12 +397,12 @@ impl<M: LedgerMedium> Prover<M> {
         &mut self,
         now: Now,
         epoch: Epoch,
-        bytes: &[u8],
+        frame: Frame<'_>,
         source: FrameError,
     ) -> Result<(), ProverError> {
         // Without the header its hash is not known, and nothing here needs it: a ledger that ends
         // at this epoch cannot be continued.
-        let head = FrameHead::decode(&self.identity, bytes).ok();
+        let head = FrameHead::decode(&self.identity, frame.head()).ok();
         let head = head.filter(|head| head.header.epoch == epoch);
         let chain = head.map_or(ChainHash::default(), |head| head.chain);
         let text = format!("epoch {epoch} is damaged in the log and cannot be proven: {source}");

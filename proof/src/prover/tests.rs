@@ -118,7 +118,7 @@ impl Log {
     fn feed(&self, prover: &mut Prover<MemoryMedium>, at: u64) {
         let next = prover.hashed_tip().0.next();
         for (epoch, _, bytes) in self.frames.iter().filter(|(epoch, ..)| *epoch >= next) {
-            let frame = (Origin::Memory, bytes.as_slice());
+            let frame = Frame::Memory(bytes);
             prover.frame(now(at), *epoch, frame).expect("a good frame");
         }
     }
@@ -550,9 +550,7 @@ fn a_whole_frame_of_another_epoch_counts_as_damage() {
     let log = log_of(&[1, 2, 3]);
     let (_, _, first) = &log.frames[0];
     let mut feed = |epoch, bytes: &[u8]| {
-        let done = pair
-            .primary
-            .frame(now(0), Epoch(epoch), (Origin::Log, bytes));
+        let done = pair.primary.frame(now(0), Epoch(epoch), Frame::Log(bytes));
         done.expect("damage is no failure");
     };
     feed(1, first);
@@ -564,23 +562,4 @@ fn a_whole_frame_of_another_epoch_counts_as_damage() {
     let out: Vec<Out> = std::iter::from_fn(|| pair.primary.poll()).collect();
     assert!(out.iter().any(noticed), "{out:?}");
     assert_eq!(pair.primary.hashed_tip(), (Epoch(3), *chain));
-}
-
-#[test]
-fn payloads_from_the_log_are_all_compared_and_those_from_memory_in_turn() {
-    let log = log_of(&[1; 17]);
-    let damaged = |origin| {
-        let mut pair = Pair::new();
-        for (epoch, _, bytes) in &log.frames {
-            let mut rotten = bytes.clone();
-            *rotten.last_mut().unwrap() ^= 1;
-            let fed = pair.primary.frame(now(0), *epoch, (origin, &rotten));
-            fed.expect("damage is no failure");
-        }
-        let out = std::iter::from_fn(|| pair.primary.poll());
-        out.filter(|out| matches!(out, Out::Notice(text) if text.contains("is damaged in the log")))
-            .count()
-    };
-    assert_eq!(damaged(Origin::Log), 17);
-    assert_eq!(damaged(Origin::Memory), 1, "of records one in 16");
 }

@@ -21,7 +21,7 @@ use hn4::log::LogIdentity;
 use hn4::types::{NodeId, Term};
 use hn4_engine::core::MAX_PEERS;
 use hn4_engine::core::event::{ProofEvent, Tip};
-use hn4_engine::shard::ProofFeed;
+use hn4_engine::shard::{ProofFeed, ProofFrame};
 use hn4_proof::batch::BatchPolicy;
 use hn4_proof::hash::Digest;
 use hn4_proof::ledger::file::{LedgerFile, LedgerMedium};
@@ -30,7 +30,7 @@ use hn4_proof::ledger::verify::Policy;
 use hn4_proof::prover::keys::NodeKeys;
 use hn4_proof::prover::message::Message;
 use hn4_proof::prover::{
-    CREDIT_BYTES, Now, Origin, Out, PeerState, Prover, ProverError, ProverStatus, Setup,
+    CREDIT_BYTES, Frame, Now, Out, PeerState, Prover, ProverError, ProverStatus, Setup,
 };
 use tokio::sync::mpsc;
 
@@ -353,18 +353,14 @@ impl Worker {
                 Ok(())
             }
             ToProver::Keys(keys) => prover.set_keys(now, *keys),
-            ToProver::Feed(ProofFeed::Frame {
-                epoch,
-                bytes,
-                from_memory,
-            }) => {
-                let origin = if from_memory {
-                    Origin::Memory
-                } else {
-                    Origin::Log
-                };
-                prover.frame(now, epoch, (origin, &bytes))
-            }
+            ToProver::Feed(ProofFeed::Frame { epoch, frame }) => match &frame {
+                ProofFrame::Read(bytes) => prover.frame(now, epoch, Frame::Log(bytes)),
+                ProofFrame::Copied(bytes) => prover.frame(now, epoch, Frame::Memory(bytes)),
+                ProofFrame::InPlace { head, payload } => {
+                    let blocks: Vec<_> = payload.blocks().collect();
+                    prover.frame(now, epoch, Frame::InPlace(head, &blocks))
+                }
+            },
             ToProver::Feed(ProofFeed::Cut(Tip { epoch, chain })) => prover.cut(now, epoch, chain),
             ToProver::Feed(ProofFeed::Failed) => {
                 let why = "the log could not be read back";

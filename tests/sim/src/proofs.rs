@@ -14,7 +14,7 @@ use hn4_engine::core::{Action, Event};
 use hn4_proof::batch::BatchPolicy;
 use hn4_proof::ledger::file::{LedgerFile, MemoryMedium};
 use hn4_proof::ledger::verify::Policy;
-use hn4_proof::prover::{Now, Origin, Out, PeerState, Prover, Setup};
+use hn4_proof::prover::{Frame, Now, Out, PeerState, Prover, Setup};
 use hn4_proof::sign::{Algorithm, SecretKey};
 use hn4_transport::session::Input;
 
@@ -28,7 +28,10 @@ use crate::world::{Outcome, What, World, broken};
 #[derive(Debug)]
 pub(crate) enum Job {
     Standing(Option<Term>),
-    Frame(Epoch, Origin, Vec<u8>),
+    /// From memory.
+    Frame(Epoch, Vec<u8>),
+    /// From the log.
+    Read(Epoch, Vec<u8>),
     Cut(Tip),
     Connected(u8, PeerState),
     FedBy(u8),
@@ -125,7 +128,7 @@ impl World {
                 let live = self.nodes[node].live.as_ref();
                 let frame = live.and_then(|live| live.volume.proof_frame(*epoch, &live.mem));
                 if let Some(frame) = frame {
-                    self.prove(node, Job::Frame(*epoch, Origin::Memory, frame));
+                    self.prove(node, Job::Frame(*epoch, frame));
                 }
             }
             Action::ProofRead { offset, frames } => {
@@ -249,7 +252,7 @@ impl World {
                     at += 4096;
                 }
                 Stamp::clear(&mut frame);
-                self.prove(node, Job::Frame(epoch, Origin::Log, frame));
+                self.prove(node, Job::Read(epoch, frame));
             }
         }
         let event = ProofEvent::ReadDone { ok: true };
@@ -273,7 +276,8 @@ impl World {
         let result = match beside.jobs.pop_front() {
             None => Ok(()),
             Some(Job::Standing(primary)) => prover.standing(now, primary),
-            Some(Job::Frame(epoch, origin, bytes)) => prover.frame(now, epoch, (origin, &bytes)),
+            Some(Job::Frame(epoch, bytes)) => prover.frame(now, epoch, Frame::Memory(&bytes)),
+            Some(Job::Read(epoch, bytes)) => prover.frame(now, epoch, Frame::Log(&bytes)),
             Some(Job::Cut(Tip { epoch, chain })) => prover.cut(now, epoch, chain),
             Some(Job::Connected(peer, state)) => {
                 prover.connected(peer, state);

@@ -95,27 +95,6 @@ fn every_flipped_bit_outside_padding_and_stamp_is_found() {
 }
 
 #[test]
-fn a_sample_leaves_out_payloads_and_nothing_else() {
-    let good = frame();
-    let check = |bytes: &[u8], every| {
-        let head = FrameHead::decode_frame_sampling(&identity(), bytes, every);
-        head.map(|head| head.header.epoch)
-    };
-    assert_eq!(check(&good, 2), Ok(Epoch(9)));
-    let mut bad = good.clone();
-    bad[4096 + 3 * 512] ^= 1;
-    // Of epoch 9 the first of every three records, and the second of every two.
-    assert!(check(&bad, 3).is_err());
-    assert_eq!(check(&bad, 2), Ok(Epoch(9)));
-    for byte in [0, TABLE_OFFSET] {
-        let mut bad = good.clone();
-        bad[byte] ^= 1;
-        assert!(check(&bad, 2).is_err(), "byte {byte} unnoticed");
-    }
-    assert!(check(&good[..good.len() - 4096], 2).is_err());
-}
-
-#[test]
 fn a_stamp_is_bound_to_its_header_and_does_not_change_the_chain() {
     let mut bytes = frame();
     let chain = chain_hash(&bytes);
