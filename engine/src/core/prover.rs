@@ -223,8 +223,8 @@ impl Volume {
         }
     }
 
-    /// Where the frame lies that [`Action::Prove`] named, until the next step: the slots of its head,
-    /// and those of its payload. `None` if it was cut off in the same step.
+    /// Where the frame lies that [`Action::Prove`] named, until the next step: slots of its head,
+    /// and of its payload. `None` if it was cut off in the same step.
     #[must_use]
     pub fn proof_slots(&self, epoch: Epoch) -> Option<(&[SlotId], Vec<SlotId>)> {
         let (_, head) = self.prover.heads.iter().find(|(of, _)| *of == epoch)?;

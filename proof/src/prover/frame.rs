@@ -8,7 +8,7 @@ use crate::hash::Digest;
 use crate::leaf::{Coordinates, EpochBuilder, EpochRoot, LeafKind, RecordLeaf, payload_hashes};
 
 const SECTOR: usize = BLOCK / 8;
-/// Of a frame's records in memory the payload of every so many-th one is compared with its checksum.
+/// Of records in memory the payload of every so many-th one is compared with its checksum.
 const MEMORY_SAMPLE: u64 = 16;
 
 /// A frame, and how far it is to be believed.
