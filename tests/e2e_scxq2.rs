@@ -10,7 +10,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::ledger::ledger;
 use common::{LIMIT, folder, is_usable, pair, times};
+use hn4_proof::ledger::Body;
+use hn4_proof::ledger::file::MemoryMedium;
+use hn4_proof::ledger::scan::Records;
+use hn4_proof::scxq2::DictionaryId;
 use hn4_replicad::control::api::CompressionReport;
 use hn4_replicad::quickstart::load::Random;
 use hn4_replicad::quickstart::rig::{Node, Plan, quiesce_and_compare};
@@ -60,6 +65,23 @@ fn compression(node: &Node) -> Option<CompressionReport> {
     report.peers.remove(0).compression
 }
 
+/// The dictionary that the last anchor in a node's ledger names.
+fn last_anchor(node: &Node) -> Option<String> {
+    let medium = MemoryMedium {
+        bytes: ledger(node),
+        aside: Vec::new(),
+    };
+    let mut records = Records::new(&medium).expect("a ledger");
+    let mut dictionary = None;
+    // It ends where the daemon is appending.
+    while let Some(Ok(record)) = records.next_record().expect("bytes in memory") {
+        if let Body::Anchor(signed) = record.body {
+            dictionary = signed.anchor.dictionary;
+        }
+    }
+    dictionary.map(|id| DictionaryId(id).to_string())
+}
+
 /// A first copy, then writes that are flushed one by one. Gives the bytes on the wire, both ways.
 fn replicate(transport: &'static str, switches: [&str; 2]) -> Cost {
     let place = folder();
@@ -98,6 +120,17 @@ fn replicate(transport: &'static str, switches: [&str; 2]) -> Cost {
         }
     }
     let reports = [&alpha, &beta].map(compression);
+    let dictionary = reports[0].as_ref().and_then(|it| it.dictionary_id.clone());
+    if let Some(dictionary) = &dictionary {
+        // Batches that are signed from now on name it.
+        let started = Instant::now();
+        while last_anchor(&alpha).as_ref() != Some(dictionary) {
+            assert!(started.elapsed() < LIMIT, "no anchor names {dictionary}");
+            client.write(0, &block(2), false).expect("written");
+            client.flush().expect("durable on both");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
     quiesce_and_compare(&mut alpha, &mut beta, LIMIT).expect("equal copies");
     println!("{transport} {switches:?}: copy {copy} bytes, writes {writes} bytes");
     Cost {

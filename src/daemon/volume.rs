@@ -307,7 +307,7 @@ impl VolumeTask {
                 }
                 Some(ask) = self.asks.recv() => self.ask(ask),
                 _ = look.tick() => {
-                    if self.shard.is_finished() && self.shard.receive().is_none() {
+                    if self.shard.is_finished() {
                         anyhow::bail!("volume {}: its thread has died", self.name);
                     }
                 }
@@ -404,6 +404,9 @@ impl VolumeTask {
         };
         let FromSession { session, output } = message;
         let id = PeerId(u8::try_from(index).expect("the configuration bounds peers"));
+        if let Some(dictionary) = peer.new_dictionary() {
+            tell(&self.proof, ToProver::Dictionary(dictionary));
+        }
         let event = match output {
             Output::PeerState(ref state) if peer.session != Some(session) => {
                 peer.session = Some(session);

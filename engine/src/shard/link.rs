@@ -290,9 +290,10 @@ impl ShardHandle {
         }
     }
 
-    /// Whether the thread has ended without saying so, which only a panic does.
+    /// Whether the thread has ended, and all it said was received: if it did not say that it ended,
+    /// it panicked.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished) && self.from.is_empty()
     }
 }

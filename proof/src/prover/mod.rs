@@ -40,6 +40,7 @@ use crate::hash::Digest;
 use crate::ledger::file::{LedgerFile, LedgerMedium};
 use crate::ledger::scan::ScanError;
 use crate::ledger::verify::{LedgerError, Policy, Verifier};
+use crate::scxq2::DictionaryId;
 use crate::sign::{KeyId, SignError};
 use follow::{Follow, Insists};
 pub use frame::{Frame, frame_leaves};
@@ -221,6 +222,8 @@ pub struct Prover<M> {
     /// This node became primary while the prover ran, or in a term that its ledger does not know.
     waiting: Waiting,
     vouching: Vouching,
+    /// What segments are packed with, as far as is known here.
+    dictionary: Option<DictionaryId>,
     recall: Recall,
     follow: Follow,
     gate_open: bool,
@@ -256,6 +259,7 @@ impl<M: LedgerMedium> Prover<M> {
             batcher: None,
             waiting: Waiting::default(),
             vouching: Vouching::default(),
+            dictionary: None,
             recall,
             follow: Follow::default(),
             gate_open: !setup.gate,
@@ -438,6 +442,11 @@ impl<M: LedgerMedium> Prover<M> {
             Some(due) if due <= now.time => self.checkpoint(now),
             _ => Ok(()),
         }
+    }
+
+    /// Segments are packed with this dictionary from now on; anchors name it.
+    pub fn set_dictionary(&mut self, dictionary: DictionaryId) {
+        self.dictionary = Some(dictionary);
     }
 
     /// A session with a peer is open.

@@ -293,7 +293,7 @@ impl<M: LedgerMedium> Prover<M> {
             ledger_previous: tip.previous(),
             previous: tip.last_anchor(),
             state: self.vouching.unsaid(batch.last),
-            dictionary: None,
+            dictionary: self.dictionary.map(|id| id.0),
             bytes: (raw_bytes, raw_bytes),
             time_ms: now.wall_ms,
         };

@@ -32,6 +32,7 @@ use hn4_proof::prover::message::Message;
 use hn4_proof::prover::{
     CREDIT_BYTES, Frame, Now, Out, PeerState, Prover, ProverError, ProverStatus, Setup,
 };
+use hn4_proof::scxq2::DictionaryId;
 use tokio::sync::mpsc;
 
 use self::medium::LedgerOnDisk;
@@ -65,6 +66,8 @@ pub(super) enum ToProver {
     Keys(Box<NodeKeys>),
     /// The root of the state tree at a place.
     State(Tip, Digest),
+    /// What is sent is packed with another dictionary.
+    Dictionary(DictionaryId),
 }
 
 /// A message of a peer that is not dealt with yet.
@@ -161,6 +164,7 @@ pub(super) fn start(setup: ProofSetup) -> std::io::Result<ProofHandle> {
         peers: BTreeMap::new(),
         fed_by: None,
         state: None,
+        dictionary: None,
         questions: BTreeMap::new(),
         report: ProverReport::default(),
         unsaid: false,
@@ -183,6 +187,8 @@ struct Worker {
     fed_by: Option<u8>,
     /// The newest state root.
     state: Option<(Tip, Digest)>,
+    /// What is sent is packed with it.
+    dictionary: Option<DictionaryId>,
     /// The last question of each peer: it asks once, and a prover that is opened anew must know.
     questions: BTreeMap<u8, Bytes>,
     report: ProverReport,
@@ -264,6 +270,9 @@ impl Worker {
         for (&peer, &state) in &self.peers {
             prover.connected(peer, state);
         }
+        if let Some(dictionary) = self.dictionary {
+            prover.set_dictionary(dictionary);
+        }
         let again = prover.standing(self.now(), self.standing);
         let again = again.and_then(|()| self.fed_by.map_or(Ok(()), |peer| prover.fed_by(peer)));
         let mut questions = self.questions.iter();
@@ -327,6 +336,7 @@ impl Worker {
             }
             ToProver::Keys(keys) => self.setup.keys = (**keys).clone(),
             ToProver::State(at, root) => self.state = Some((*at, *root)),
+            ToProver::Dictionary(id) => self.dictionary = Some(*id),
             ToProver::Message(peer, bytes, _) => {
                 if matches!(Message::decode(bytes), Ok(Message::Have { .. })) {
                     self.questions.insert(*peer, bytes.clone());
@@ -350,6 +360,10 @@ impl Worker {
             }
             ToProver::State(..) => {
                 self.say_state(prover);
+                Ok(())
+            }
+            ToProver::Dictionary(id) => {
+                prover.set_dictionary(id);
                 Ok(())
             }
             ToProver::Keys(keys) => prover.set_keys(now, *keys),

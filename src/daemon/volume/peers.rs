@@ -6,6 +6,7 @@ use hn4::types::Epoch;
 use hn4_engine::core::PeerSet;
 use hn4_engine::core::event::{Control, PeerEvent, PeerId, RequestId};
 use hn4_engine::shard::{ShardStatus, ToShard};
+use hn4_proof::scxq2::DictionaryId;
 use hn4_transport::driver::{LinkStatus, PeerHandle};
 use hn4_transport::session::{
     CompressionStatus, FromSession, Input, Output, Role, SessionId, ToSession,
@@ -41,6 +42,8 @@ pub(super) struct Peer {
     pub(super) alive: Vec<oneshot::Sender<()>>,
     pub(super) link: watch::Receiver<LinkStatus>,
     pub(super) compression: watch::Receiver<CompressionStatus>,
+    /// What is sent is packed with it, and the prover knows that.
+    dictionary: Option<DictionaryId>,
     /// Why the last session was refused or ended.
     pub(super) last_words: String,
     /// Why the last session was refused, if it was.
@@ -102,9 +105,17 @@ impl Peer {
             alive: Vec::new(),
             link,
             compression,
+            dictionary: None,
             last_words: String::new(),
             refused: None,
         }
+    }
+
+    /// The dictionary with which is packed what is sent, if it is another one than before.
+    pub(super) fn new_dictionary(&mut self) -> Option<DictionaryId> {
+        let dictionary = self.compression.borrow().dictionary?;
+        let is_new = self.dictionary.replace(dictionary) != Some(dictionary);
+        is_new.then_some(dictionary)
     }
 
     /// The next sign of life is also for this one. Whoever waits already goes on waiting: to be
