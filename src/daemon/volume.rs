@@ -404,9 +404,7 @@ impl VolumeTask {
         };
         let FromSession { session, output } = message;
         let id = PeerId(u8::try_from(index).expect("the configuration bounds peers"));
-        if let Some(dictionary) = peer.new_dictionary() {
-            tell(&self.proof, ToProver::Dictionary(dictionary));
-        }
+        peer.tell_dictionary(&self.proof);
         let event = match output {
             Output::PeerState(ref state) if peer.session != Some(session) => {
                 peer.session = Some(session);

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Report, VolumeTask, tell};
 use crate::config::VolumeSection;
-use crate::daemon::proof::ToProver;
+use crate::daemon::proof::{ProofHandle, ToProver};
 use crate::daemon::seats::Seats;
 use crate::daemon::tree::compare;
 
@@ -111,11 +111,14 @@ impl Peer {
         }
     }
 
-    /// The dictionary with which is packed what is sent, if it is another one than before.
-    pub(super) fn new_dictionary(&mut self) -> Option<DictionaryId> {
-        let dictionary = self.compression.borrow().dictionary?;
-        let is_new = self.dictionary.replace(dictionary) != Some(dictionary);
-        is_new.then_some(dictionary)
+    /// Tells the prover when what is sent is packed with another dictionary than before.
+    pub(super) fn tell_dictionary(&mut self, proof: &Option<ProofHandle>) {
+        let dictionary = self.compression.borrow().dictionary;
+        if dictionary != self.dictionary {
+            self.dictionary = dictionary;
+            let message = dictionary.map(ToProver::Dictionary);
+            message.into_iter().for_each(|message| tell(proof, message));
+        }
     }
 
     /// The next sign of life is also for this one. Whoever waits already goes on waiting: to be
