@@ -132,7 +132,7 @@ struct Mapping {
 }
 
 // SAFETY: a mapping is an address and a length; it is not tied to a thread. Whoever looks at the
-// memory behind it has an arena, and a slot of it.
+// memory behind it has an arena and a slot of it, or a view.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; nothing here changes before it is dropped.
 unsafe impl Sync for Mapping {}
@@ -160,10 +160,15 @@ impl Lent {
 }
 
 /// Views that were dropped, on their way back.
+///
+/// The arena is notified only if it waits for a slot that was freed in a view. Whoever drops a view
+/// says so and then looks whether it is awaited; the arena says that it waits and then looks what
+/// is there: at least one of them sees the other.
 #[derive(Default)]
 struct Returns {
     slots: Mutex<Vec<SlotId>>,
     any: AtomicBool,
+    awaited: AtomicBool,
     notify: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -172,7 +177,20 @@ impl Returns {
         let mut returned = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         returned.append(slots);
         drop(returned);
-        self.any.store(true, Ordering::Release);
+        self.any.store(true, Ordering::SeqCst);
+        if self.awaited.load(Ordering::SeqCst) {
+            self.notify();
+        }
+    }
+
+    fn await_some(&self) {
+        self.awaited.store(true, Ordering::SeqCst);
+        if self.any.load(Ordering::SeqCst) {
+            self.notify();
+        }
+    }
+
+    fn notify(&self) {
         if let Some(notify) = self.notify.get() {
             notify();
         }
@@ -227,6 +245,8 @@ pub struct Arena {
     returns: Arc<Returns>,
     /// Slots in views, as often as they are in one.
     viewed: usize,
+    /// Slots that were freed in views.
+    awaited: usize,
     /// Threads that make pages present.
     populating: Vec<JoinHandle<()>>,
 }
@@ -342,6 +362,7 @@ impl Arena {
             list,
             returns: Arc::default(),
             viewed: 0,
+            awaited: 0,
             populating: Vec::new(),
         }
     }
@@ -408,23 +429,27 @@ impl Arena {
         self.viewed
     }
 
-    /// Is called by whoever drops a view, from now on. The first one stays.
+    /// Is called when [`Self::take_back`] has something to free. The first one stays.
     pub fn notify_returns(&mut self, notify: Box<dyn Fn() + Send + Sync>) {
         let _kept = self.returns.notify.set(notify);
     }
 
     /// Takes back the views that were dropped. True if slots are free now that were freed before.
     pub fn take_back(&mut self) -> bool {
-        let before = self.list.free.len();
+        let before = self.awaited;
         for slot in self.returns.take() {
             self.viewed -= 1;
             let views = &mut self.pins[slot.index()].views;
             *views -= 1;
             if *views == 0 && !self.list.is_allocated(slot) {
                 self.list.free.push(slot);
+                self.awaited -= 1;
             }
         }
-        self.list.free.len() > before
+        if before > 0 && self.awaited == 0 {
+            self.returns.awaited.store(false, Ordering::SeqCst);
+        }
+        self.awaited < before
     }
 
     /// Slots that can still be allocated.
@@ -529,8 +554,8 @@ impl Drop for Arena {
 impl Drop for Mapping {
     fn drop(&mut self) {
         let bytes = self.slots as usize * SLOT_BYTES;
-        // SAFETY: the range was mapped by `map`, and the last arena over it is gone. No operation
-        // in the kernel can refer to it: a ring owns its arena, and drops it after it has reaped
+        // SAFETY: the range was mapped by `map`, and the last arena and view over it are gone. No
+        // operation in the kernel can refer to it: a ring owns its arena, and drops it after it has reaped
         // every operation. Threads that clear pages are joined by the arena. A failure could only
         // leak, so the result is of no use.
         let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
@@ -547,7 +572,9 @@ impl SlotMemory for Arena {
         self.assert_idle(slot, "freed");
         if self.pins[slot.index()].views > 0 {
             // Nobody's, until it has come back.
-            return self.list.clear(slot);
+            self.list.clear(slot);
+            self.awaited += 1;
+            return self.returns.await_some();
         }
         self.list.free(slot);
     }

@@ -167,17 +167,31 @@ fn a_view_is_given_back_after_its_arena_is_gone() {
 }
 
 #[test]
-fn whoever_drops_a_view_says_so() {
+fn it_is_told_when_a_slot_comes_back_that_was_freed_in_a_view() {
     use std::sync::atomic::AtomicUsize;
     let mut arena = Arena::new(1).expect("a page can be mapped");
-    let said = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&said);
+    let told = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&told);
     arena.notify_returns(Box::new(move || {
         _ = counter.fetch_add(1, Ordering::Relaxed)
     }));
+    let told = || told.load(Ordering::Relaxed);
     let slot = arena.alloc().expect("free");
     drop(arena.view(vec![slot]));
-    assert_eq!(said.load(Ordering::Relaxed), 1);
+    assert!(!arena.take_back() && told() == 0, "nobody waits for it");
+    // Freed before it comes back, and after.
+    let view = arena.view(vec![slot]);
+    arena.free(slot);
+    assert_eq!(told(), 0);
+    drop(view);
+    assert_eq!(told(), 1);
+    assert!(arena.take_back());
+    let slot = arena.alloc().expect("free");
+    drop(arena.view(vec![slot]));
+    arena.free(slot);
+    assert_eq!(told(), 2);
+    assert!(arena.take_back());
+    assert_eq!(arena.alloc(), Some(slot));
 }
 
 #[test]

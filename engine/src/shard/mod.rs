@@ -7,7 +7,8 @@
 //! one call.
 //!
 //! **Architecture invariant:** only this thread touches the volume and its devices, and of its
-//! memory each slot is in the hands of one thread at a time.
+//! memory each slot is in the hands of one thread at a time, but for views (`arena`), in which
+//! nobody changes it.
 
 mod client;
 mod clients;

@@ -166,6 +166,14 @@ pub enum ProverError {
         /// The record that retired it.
         at: u64,
     },
+    /// A frame that is not as it was sealed, in memory.
+    #[error("epoch {epoch} has changed in memory, and is read back from the log: {source}")]
+    Memory {
+        /// The frame.
+        epoch: Epoch,
+        /// What is wrong with it.
+        source: FrameError,
+    },
     /// Frames out of order.
     #[error("epoch {found} came where {expected} was due")]
     Order {
@@ -379,6 +387,10 @@ impl<M: LedgerMedium> Prover<M> {
             })
         }) {
             Ok(hashed) => hashed,
+            // The log may be good: begun anew, this prover gets the frame from there.
+            Err(source) if frame.is_in_memory() => {
+                return Err(ProverError::Memory { epoch, source });
+            }
             Err(source) => return self.damaged(now, epoch, frame, source),
         };
         self.hashed.push_back(hashed);

@@ -563,3 +563,27 @@ fn a_whole_frame_of_another_epoch_counts_as_damage() {
     assert!(out.iter().any(noticed), "{out:?}");
     assert_eq!(pair.primary.hashed_tip(), (Epoch(3), *chain));
 }
+
+#[test]
+fn a_frame_that_changed_in_memory_is_no_damage_of_the_log() {
+    let log = log_of(&[1, 2]);
+    let mut pair = Pair::new();
+    let (epoch, _, bytes) = &log.frames[0];
+    let mut changed = bytes.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    let refused = pair.primary.frame(now(0), *epoch, Frame::Memory(&changed));
+    assert!(matches!(
+        refused,
+        Err(ProverError::Memory {
+            epoch: Epoch(1),
+            ..
+        })
+    ));
+    // The log is good, and what comes from there is anchored by the next prover.
+    let mut pair = Pair::new();
+    for (epoch, _, bytes) in &log.frames {
+        let read = pair.primary.frame(now(0), *epoch, Frame::Log(bytes));
+        read.expect("a good frame");
+    }
+    assert_eq!(pair.primary.hashed_tip(), log.tip());
+}
