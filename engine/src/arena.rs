@@ -555,9 +555,9 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         let bytes = self.slots as usize * SLOT_BYTES;
         // SAFETY: the range was mapped by `map`, and the last arena and view over it are gone. No
-        // operation in the kernel can refer to it: a ring owns its arena, and drops it after it has reaped
-        // every operation. Threads that clear pages are joined by the arena. A failure could only
-        // leak, so the result is of no use.
+        // operation in the kernel can refer to it: a ring owns its arena, and drops it after it has
+        // reaped every operation. Threads that clear pages are joined by the arena. A failure could
+        // only leak, so the result is of no use.
         let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
     }
 }
