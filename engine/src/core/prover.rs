@@ -170,7 +170,7 @@ impl Volume {
     }
 
     /// What came from the primary is not what the primary signed: it is dropped back to what is
-    /// proven, and fetched again.
+    /// proven, and fetched again. What this node has of its own did not come from there.
     fn proof_refused(&mut self, why: String, of: Option<Tip>, out: &mut Actions) {
         if self.role() != Role::Replica || self.transition.is_some() {
             return;
@@ -186,11 +186,16 @@ impl Volume {
             self.prover.parted = true;
             return;
         }
+        if self.is_superseded(source) {
+            // Its history may not be the one that counts: a promotion keeps what is here.
+            return self.close_session(source, out);
+        }
         // A slow prover may speak of a log that was cut back, or replaced by a shadow, since.
         let current = of.is_some_and(|of| self.journal.chain(of.epoch) == Some(of.chain));
         // Without the gate it may be in the backing already.
         let desired = &self.superblock.desired;
         if current
+            && !self.has_own_tail()
             && proven.epoch >= desired.checkpoint.max(desired.swept)
             && self.journal.chain(proven.epoch) == Some(proven.chain)
             && self.replica.is_settled()

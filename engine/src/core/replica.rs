@@ -190,7 +190,7 @@ impl Volume {
     /// A higher term than the peer's is on its way to the medium: nothing that the peer still sends
     /// is of the history that we are about to follow. A copy that began now would count as one of
     /// the new term.
-    fn is_superseded(&self, id: PeerId) -> bool {
+    pub(super) fn is_superseded(&self, id: PeerId) -> bool {
         let state = self
             .peers
             .get(usize::from(id.0))

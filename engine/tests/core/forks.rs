@@ -1,9 +1,9 @@
 //! A primary that was replaced: until when what it has is its own.
 
 use hn4::log::{Role, Superblock};
-use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Rank, Term};
-use hn4_engine::core::event::{Control, Fork, PeerEvent, PeerState, Tip};
-use hn4_engine::core::{AckMode, Action};
+use hn4::types::{ChainHash, Epoch, Incarnation, LogOffset, NodeId, Rank, Term};
+use hn4_engine::core::event::{Control, Fork, PeerEvent, PeerState, ProofEvent, SeedOrigin, Tip};
+use hn4_engine::core::{AckMode, Action, Event, VolumeConfig};
 
 use crate::peers::{Bench, WITHIN_MS};
 
@@ -23,7 +23,14 @@ fn term(counter: u64) -> Term {
 
 /// A primary that has written something nobody else has, was replaced, and has come back.
 fn replaced() -> Bench {
-    let mut bench = Bench::new(AckMode::Durable, 1, 2);
+    let mut bench = Bench::open_with(Role::Primary, |config| VolumeConfig {
+        ack_mode: AckMode::Durable,
+        ack_peers: 1,
+        peers: 2,
+        shadow_space_bytes: 1 << 20,
+        prove: true,
+        ..config
+    });
     bench.write_and_flush();
     bench.peer(0, PeerEvent::HigherTerm(term(8)));
     let demote = bench.control(Control::Demote);
@@ -118,4 +125,53 @@ fn a_replica_that_has_more_does_not_confirm_an_own_tail() {
     let fork = is_cut_back(&mut bench);
     assert!(bench.answer(promote).is_some_and(Result::is_err));
     assert!(fork.is_some(), "it is saved");
+}
+
+/// The prover begins, and finds that a peer has signed another history than ours.
+fn is_refused(bench: &mut Bench) {
+    let start = ProofEvent::Start {
+        after: Tip::default(),
+        credit: 1 << 20,
+    };
+    bench.step(Event::Proof(start));
+    let refused = ProofEvent::Refused {
+        why: "another history".to_owned(),
+        of: Some(bench.volume.tip()),
+    };
+    bench.step(Event::Proof(refused));
+}
+
+#[test]
+fn no_proof_cuts_off_an_own_tail() {
+    let mut bench = replaced();
+    let tip = bench.volume.tip();
+    meets(&mut bench, 0, Role::Primary, term(8));
+    bench.peer(0, PeerEvent::FeedOpened(tip.epoch.next()));
+    is_refused(&mut bench);
+    assert_eq!(bench.volume.tip(), tip);
+}
+
+/// A copy of another history is under way when this one is chosen.
+#[test]
+fn no_proof_of_a_superseded_primary_cuts_off_what_is_promoted() {
+    let mut bench = replaced();
+    let tip = bench.volume.tip();
+    meets(&mut bench, 0, Role::Primary, term(8));
+    bench.peer(0, PeerEvent::Diverged(Epoch(0)));
+    let origin = SeedOrigin {
+        from: AHEAD,
+        log_offset: LogOffset(1 << 20),
+        cursor_bytes: 0,
+    };
+    bench.peer(0, PeerEvent::SeedStart(origin));
+    assert!(record(&bench).copy.is_shadowed());
+    bench.control(Control::Promote {
+        term: term(9),
+        answers: 1,
+        within_ms: WITHIN_MS,
+    });
+    assert_eq!(record(&bench).term, term(9));
+    is_refused(&mut bench);
+    assert_eq!(bench.volume.tip(), tip);
+    assert_eq!(bench.volume.obstacle(), None, "what it signed is not ours");
 }

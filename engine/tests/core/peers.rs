@@ -61,7 +61,10 @@ impl Bench {
         })
     }
 
-    fn open_with(role: Role, configure: impl FnOnce(VolumeConfig) -> VolumeConfig) -> Self {
+    pub(crate) fn open_with(
+        role: Role,
+        configure: impl FnOnce(VolumeConfig) -> VolumeConfig,
+    ) -> Self {
         let identity = identity(1 << 20);
         let mut log = Memory::new_log(identity, role, RING_BYTES);
         let mut mem = VecArena::new(SLOTS);
