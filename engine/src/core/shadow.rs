@@ -332,23 +332,27 @@ impl Volume {
         }
     }
 
-    /// The superblock counts no entry that would be written over.
+    /// The superblock counts no entry that would be written over, also when the one that is on its
+    /// way arrives: after a new session that may be further than where the copy goes on.
     fn shadow_may_be_written(&self) -> bool {
         let Some(shadow) = &self.replica.shadow else {
             return false;
         };
-        let CopyState::Shadowing {
-            cursor_bytes,
-            shadow_bytes,
-            from,
-            from_chain,
-        } = self.superblock.persisted().copy
-        else {
-            return false;
-        };
-        (from, from_chain) == (shadow.origin.from.epoch, shadow.origin.from.chain)
-            && cursor_bytes <= shadow.flushed.volume
-            && shadow_bytes <= shadow.flushed.shadow
+        let (origin, flushed) = (shadow.origin.from, shadow.flushed);
+        self.superblock.possible().all(|says| {
+            let CopyState::Shadowing {
+                cursor_bytes,
+                shadow_bytes,
+                from,
+                from_chain,
+            } = says.copy
+            else {
+                return false;
+            };
+            (from, from_chain) == (origin.epoch, origin.chain)
+                && cursor_bytes <= flushed.volume
+                && shadow_bytes <= flushed.shadow
+        })
     }
 
     /// All pieces are here: takes epochs until the copy is exact at one that the primary has said

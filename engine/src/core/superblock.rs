@@ -49,6 +49,11 @@ impl SuperblockWriter {
         &self.persisted
     }
 
+    /// What the medium may say after a power loss: what it says, and what is on its way to it.
+    pub fn possible(&self) -> impl Iterator<Item = &Superblock> {
+        std::iter::once(&self.persisted).chain(&self.in_flight)
+    }
+
     /// Whether a write is on its way or waiting.
     #[must_use]
     pub fn is_busy(&self) -> bool {

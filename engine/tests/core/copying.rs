@@ -1,13 +1,16 @@
 //! Several pieces of a full copy are read, sent and written at the same time; what counts is what
 //! has no gap before it.
 
-use hn4::log::{CopyState, Role};
+use hn4::log::{CopyState, Role, SUPERBLOCK_0, SUPERBLOCK_1, Superblock};
+use hn4::types::{ChainHash, Epoch};
 use hn4_engine::arena::SlotMemory as _;
 use hn4_engine::core::event::{
     Contents, IoToken, PeerEvent, PeerMessage, SeedPiece, SeedSent, TreeEvent,
 };
+use hn4_engine::core::recovery::{self, AlignedBlock, Medium as _};
 use hn4_engine::core::{Action, VolumeConfig};
 
+use crate::memory::{Memory, identity};
 use crate::resync::{asked_with, peer};
 use crate::tree::{Bench, Seen, begin_copy};
 
@@ -194,4 +197,53 @@ fn what_is_passed_over_does_not_count_before_what_is_written_in_front_of_it() {
     assert_eq!(bench.volume.seeding_cursor(), Some(2 * BLOCK));
     bench.complete(IoToken::SeedWrite(2));
     assert_eq!(bench.volume.seeding_cursor(), Some(3 * BLOCK));
+}
+
+/// A usable replica that takes a full copy into its shadow, and flushes that after each block.
+fn shadowed() -> Bench {
+    let identity = identity(SIZE);
+    let mut log = Memory::new_log(identity, Role::Replica, 8 << 20);
+    let (_, superblock, slot) = recovery::inspect(&mut log).expect("a log");
+    let shadowing = Superblock {
+        copy: CopyState::Shadowing {
+            cursor_bytes: 0,
+            shadow_bytes: 0,
+            from: Epoch(0),
+            from_chain: ChainHash([0; 32]),
+        },
+        generation: superblock.generation + 1,
+        ..superblock
+    };
+    let mut block = AlignedBlock([0; 4096]);
+    shadowing.encode(&identity, &mut block.0);
+    let other = [SUPERBLOCK_0, SUPERBLOCK_1][1 - slot];
+    log.write(other, &[block]).expect("written");
+    Bench::opened(log, |config| {
+        config.seed_flush_bytes = BLOCK;
+        config.shadow_space_bytes = 1 << 20;
+    })
+}
+
+#[test]
+fn an_entry_of_the_shadow_is_not_written_over_while_a_superblock_that_counts_it_is_on_its_way() {
+    let mut bench = shadowed();
+    let piece = begin_copy(&mut bench);
+    bench.held = Some(Vec::new());
+    bench.slow_superblocks = true;
+    piece(&mut bench, 0);
+    // It is compared, written and flushed.
+    for _ in 0..3 {
+        assert_eq!(held(&bench), [IoToken::Shadow]);
+        bench.complete(IoToken::Shadow);
+    }
+    assert_eq!(held(&bench), [IoToken::Superblock]);
+    // The next session goes on from the last one that is durable.
+    peer(&mut bench, PeerEvent::Disconnected);
+    let piece = begin_copy(&mut bench);
+    piece(&mut bench, 0);
+    assert_eq!(held(&bench), [IoToken::Superblock]);
+    bench.complete(IoToken::Superblock);
+    assert_eq!(held(&bench), [IoToken::Superblock], "it is taken back");
+    bench.complete(IoToken::Superblock);
+    assert_eq!(held(&bench), [IoToken::Shadow]);
 }

@@ -37,6 +37,8 @@ pub(crate) struct Bench {
     pub(crate) unreadable: bool,
     /// Writes and flushes of a full copy that are on their way, if they do not complete at once.
     pub(crate) held: Option<Vec<IoToken>>,
+    /// Superblocks are held, too.
+    pub(crate) slow_superblocks: bool,
     /// How often a session was to be closed.
     pub(crate) closed: usize,
     /// What was to be done for a full copy that is sent.
@@ -98,6 +100,7 @@ impl Bench {
             read_into: Vec::new(),
             unreadable: false,
             held: None,
+            slow_superblocks: false,
             closed: 0,
             copy: Vec::new(),
             said: Vec::new(),
@@ -120,9 +123,12 @@ impl Bench {
                 match action {
                     Action::Io { token, io } => {
                         self.note(token, &io, &actions);
-                        if let IoToken::SeedWrite(_) | IoToken::SeedFsync = token
-                            && let Some(held) = &mut self.held
-                        {
+                        let holds = match token {
+                            IoToken::SeedWrite(_) | IoToken::SeedFsync | IoToken::Shadow => true,
+                            IoToken::Superblock => self.slow_superblocks,
+                            _ => false,
+                        };
+                        if holds && let Some(held) = &mut self.held {
                             held.push(token);
                             continue;
                         }
