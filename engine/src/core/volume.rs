@@ -335,7 +335,10 @@ impl Volume {
                 let open = !self.overlay.open_is_empty();
                 // Perhaps the new primary lacks it.
                 let fenced = self.role() == Role::Fenced;
-                let newer = self.superseded || self.wrote > self.anchored.epoch;
+                // A demoted node was not superseded, but somebody may have been promoted since.
+                let followed = self.superblock.desired.term.counter;
+                let overtaken = followed > self.journal.tip_rank().term;
+                let newer = self.superseded || overtaken || self.wrote > self.anchored.epoch;
                 let own = self.has_own_tail() && self.wrote > Epoch(0) && newer;
                 let lost = self.discarded || open || fenced || own;
                 let result = if lost { Err(Failure::Io) } else { Ok(()) };

@@ -84,6 +84,33 @@ fn a_flush_after_a_node_was_superseded_fails_also_if_all_was_destaged_and_after_
     }
 }
 
+/// Whether a client that is still connected is told that its flush is done.
+fn flush_succeeds(bench: &mut Bench, id: u64) -> bool {
+    let id = RequestId(id);
+    let request = Request::Flush;
+    bench.step(Event::Request { id, request });
+    bench.answer(id).expect("an answer").is_ok()
+}
+
+/// Nobody has said yet that the primary of the higher term has what this node wrote.
+#[test]
+fn a_flush_after_a_demotion_fails_when_somebody_else_has_been_promoted() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 1);
+    bench.follow(0);
+    let flush = bench.write_and_flush();
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+    let demote = bench.control(Control::Demote);
+    assert_eq!(bench.answer(demote), Some(&Ok(())));
+    assert!(flush_succeeds(&mut bench, 1000));
+    let term = Term {
+        counter: 9,
+        node: NodeId([2; 16]),
+    };
+    bench.peer(0, PeerEvent::HigherTerm(term));
+    assert!(!flush_succeeds(&mut bench, 1001));
+}
+
 #[test]
 fn a_promise_that_is_being_written_is_not_taken_back_by_a_promotion() {
     let mut bench = Bench::open(Role::Replica, (AckMode::Durable, 1), 2);
