@@ -192,10 +192,7 @@ impl<M: LedgerMedium> Prover<M> {
         }
         let usable = self.tip.as_ref().map(|tip| {
             let key = self.keys.authority(tip.keyring(), self.node).is_some();
-            let place = tip
-                .last()
-                .is_none_or(|last| self.continues(last.last, last.chain));
-            (key, place)
+            (key, self.leads_up())
         });
         match usable {
             Some((true, true)) => {}
@@ -217,7 +214,15 @@ impl<M: LedgerMedium> Prover<M> {
             self.hashed.push_back(hashed);
             self.batch_last(now)?;
         }
-        Ok(())
+        // What was asked before has an answer only now.
+        self.serve_all()
+    }
+
+    /// Whether the own ledger leads up to the log. A copy that was to take over another history may
+    /// have followed the ledger of that, and kept its own log.
+    fn leads_up(&self) -> bool {
+        let last = self.tip.as_ref().and_then(Verifier::last);
+        last.is_none_or(|last| self.continues(last.last, last.chain))
     }
 
     /// Whether the log goes on where a ledger ends.
@@ -366,6 +371,10 @@ impl<M: LedgerMedium> Prover<M> {
 
     /// Answers a peer's question, if there is anything to say.
     pub(super) fn serve(&mut self, peer: u8) -> Result<(), ProverError> {
+        if !self.leads_up() {
+            // Its anchors may speak against the log. Unless its end comes back, it is set aside.
+            return Ok(());
+        }
         let Some(asker) = self.waiting.0.get_mut(&peer) else {
             return Ok(());
         };

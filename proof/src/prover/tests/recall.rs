@@ -431,3 +431,33 @@ fn a_key_that_is_offered_meanwhile_is_enrolled_when_the_ledger_is_whole() {
     );
     assert!(equal(&pair) && aside(&pair) == [0, 0]);
 }
+
+/// A copy of it was to be made anew, so it had followed the ledger of another history.
+#[test]
+fn a_ledger_that_does_not_lead_up_to_the_log_is_set_aside_before_anybody_is_answered() {
+    let (mut pair, _) = signed();
+    let log = log_of(&[10, 11, 12, 13, 14, 15]);
+    let medium = without(&pair.primary, 1, true);
+    pair.primary = node_1(medium);
+    pair.primary
+        .standing(now(200_000), Some(term(2, 1)))
+        .unwrap();
+    let (epoch, chain, _) = &log.frames[4];
+    pair.primary.cut(now(200_000), *epoch, *chain).unwrap();
+    log.feed(&mut pair.primary, 200_000);
+    pair.replica = open(2, MemoryMedium::default());
+    let begin = (Epoch(0), ChainHash::default());
+    pair.replica.cut(now(200_000), begin.0, begin.1).unwrap();
+    log.feed(&mut pair.replica, 200_000);
+    pair.connect(term(2, 1));
+    pair.settle();
+    assert_eq!(pair.heard[1].refused, None);
+    assert_eq!(pair.replica.ledger().records(), 0, "nothing was sent");
+    pair.primary.tick(now(200_000 + PATIENCE_MS)).unwrap();
+    pair.settle();
+    assert!(equal(&pair) && pair.replica.ledger().records() > 0);
+    pair.primary.tick(now(200_100 + PATIENCE_MS)).unwrap();
+    pair.settle();
+    assert_eq!(pair.heard[1].refused, None);
+    assert_eq!(pair.replica.anchored(), Some(log.tip().0));
+}
