@@ -279,6 +279,9 @@ impl Volume {
     /// Our anchored history is not the primary's. A primary that was replaced saves its own and
     /// takes the other one; of other copies someone has to say which history counts.
     fn diverged(&mut self, epoch: Epoch) {
+        // Who wrote here while this node was primary must not be told that it is safe, also if
+        // another primary had it and was left behind since.
+        self.discarded |= self.wrote > Epoch(0);
         let usable = self.superblock.persisted().copy == CopyState::Usable;
         if usable && self.has_own_tail() && self.config.shadow_space_bytes > 0 {
             self.wants_shadow(epoch);

@@ -75,7 +75,7 @@ pub struct Volume {
     /// The open epoch is to be sealed, but log or slots are short: whatever frees them is an event,
     /// so that no timer is needed.
     pub(super) seal_blocked: bool,
-    /// Writes that had completed were dropped when this node was superseded.
+    /// Writes that had completed were dropped, or a primary said that its history lacks them.
     pub(super) discarded: bool,
     /// The newest epoch that took a client's write since this node was started or promoted.
     pub(super) wrote: Epoch,

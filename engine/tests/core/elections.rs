@@ -111,6 +111,23 @@ fn a_flush_after_a_demotion_fails_when_somebody_else_has_been_promoted() {
     assert!(!flush_succeeds(&mut bench, 1001));
 }
 
+/// A primary has said that its history is another one, whatever its term is.
+#[test]
+fn a_flush_after_a_demotion_fails_when_the_histories_have_parted() {
+    let mut bench = Bench::new(AckMode::Durable, 1, 1);
+    bench.follow(0);
+    let flush = bench.write_and_flush();
+    bench.acknowledge(0);
+    assert_eq!(bench.answer(flush), Some(&Ok(())));
+    let demote = bench.control(Control::Demote);
+    assert_eq!(bench.answer(demote), Some(&Ok(())));
+    assert!(flush_succeeds(&mut bench, 1000));
+    bench.peer(0, PeerEvent::Disconnected);
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::Diverged(Epoch(3)));
+    assert!(!flush_succeeds(&mut bench, 1001));
+}
+
 #[test]
 fn a_promise_that_is_being_written_is_not_taken_back_by_a_promotion() {
     let mut bench = Bench::open(Role::Replica, (AckMode::Durable, 1), 2);
