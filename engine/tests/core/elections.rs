@@ -92,9 +92,8 @@ fn flush_succeeds(bench: &mut Bench, id: u64) -> bool {
     bench.answer(id).expect("an answer").is_ok()
 }
 
-/// Nobody has said yet that the primary of the higher term has what this node wrote.
-#[test]
-fn a_flush_after_a_demotion_fails_when_somebody_else_has_been_promoted() {
+/// What it wrote is safe, and it is a replica now.
+fn demoted() -> Bench {
     let mut bench = Bench::new(AckMode::Durable, 1, 1);
     bench.follow(0);
     let flush = bench.write_and_flush();
@@ -103,6 +102,13 @@ fn a_flush_after_a_demotion_fails_when_somebody_else_has_been_promoted() {
     let demote = bench.control(Control::Demote);
     assert_eq!(bench.answer(demote), Some(&Ok(())));
     assert!(flush_succeeds(&mut bench, 1000));
+    bench
+}
+
+/// Nobody has said yet that the primary of the higher term has what this node wrote.
+#[test]
+fn a_flush_after_a_demotion_fails_when_somebody_else_has_been_promoted() {
+    let mut bench = demoted();
     let term = Term {
         counter: 9,
         node: NodeId([2; 16]),
@@ -114,14 +120,7 @@ fn a_flush_after_a_demotion_fails_when_somebody_else_has_been_promoted() {
 /// A primary has said that its history is another one, whatever its term is.
 #[test]
 fn a_flush_after_a_demotion_fails_when_the_histories_have_parted() {
-    let mut bench = Bench::new(AckMode::Durable, 1, 1);
-    bench.follow(0);
-    let flush = bench.write_and_flush();
-    bench.acknowledge(0);
-    assert_eq!(bench.answer(flush), Some(&Ok(())));
-    let demote = bench.control(Control::Demote);
-    assert_eq!(bench.answer(demote), Some(&Ok(())));
-    assert!(flush_succeeds(&mut bench, 1000));
+    let mut bench = demoted();
     bench.peer(0, PeerEvent::Disconnected);
     bench.peer(0, PeerEvent::Connected);
     bench.peer(0, PeerEvent::Diverged(Epoch(3)));
