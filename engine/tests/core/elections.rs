@@ -152,13 +152,7 @@ fn a_promise_that_is_being_written_is_not_taken_back_by_a_promotion() {
 
 #[test]
 fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
-    let mut bench = Bench::new(AckMode::Durable, 1, 1);
-    bench.follow(0);
-    let flush = bench.write_and_flush();
-    bench.acknowledge(0);
-    assert_eq!(bench.answer(flush), Some(&Ok(())));
-    let demote = bench.control(Control::Demote);
-    assert_eq!(bench.answer(demote), Some(&Ok(())));
+    let mut bench = demoted();
     bench.peer(0, PeerEvent::Disconnected);
     let term = |counter, node| Term {
         counter,
