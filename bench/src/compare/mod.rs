@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use self::rows::{Peer, ROWS, Row};
-use self::servers::{Place, Server, missing};
+use self::servers::{Place, SIZES, Server, missing};
 use self::summary::Table;
 pub(crate) use self::summary::{Spread, spread as middle};
 use crate::drain;
@@ -124,12 +124,13 @@ pub fn run(options: &Options) -> Result<()> {
         .tempdir_in(dir)?;
     let sockets = tempfile::tempdir()?;
     let daemon = replication::daemon(options.daemon.as_deref())?;
+    let [size_mib, overlay_mib, log_mib] = SIZES[usize::from(options.quick)];
     let place = Place {
         data: folder.path().to_owned(),
         sockets: sockets.path().to_owned(),
-        size_mib: if options.quick { 256 } else { 1024 },
-        overlay_mib: if options.quick { 256 } else { 512 },
-        log_mib: if options.quick { 512 } else { 2048 },
+        size_mib,
+        overlay_mib,
+        log_mib,
         daemon,
     };
     let (runtime, ramp) = if options.quick {

@@ -177,7 +177,7 @@ pub const ROWS: &[Row] = &[
     ),
     Row {
         // It ends when half of the overlay is used at most.
-        engine_job: Some("rw=randwrite\nbs=4k\niodepth=32\nsize=50%\n"),
+        engine_job: Some("rw=randwrite\nbs=4k\niodepth=32\nsize=25%\n"),
         ..engine(
             "4k randwrite QD32, engine in process, while the overlay has room",
             "rw=randwrite\nbs=4k\niodepth=32\ntime_based\n",
@@ -226,7 +226,8 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::JobFile;
+    use crate::compare::servers::SIZES;
+    use crate::job::{JobFile, Size};
 
     #[test]
     fn every_row_is_a_job_and_is_judged_by_somebody_who_is_measured() {
@@ -240,6 +241,20 @@ mod tests {
             assert!(row.peers.contains(&row.ours), "{}", row.name);
             assert!(row.peers.contains(&row.goal.peer), "{}", row.name);
             assert_ne!(row.ours, row.goal.peer, "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn an_overlay_that_is_to_have_room_has_it_to_the_end() {
+        let row = ROWS.iter().find(|row| row.name.contains("has room"));
+        let job = row.and_then(|row| row.engine_job).expect("its own job");
+        let file = JobFile::parse(&format!("[row]\n{job}")).expect("a job");
+        assert!(!file.jobs[0].time_based);
+        let Size::Percent(percent) = file.jobs[0].size else {
+            panic!("a part of the volume");
+        };
+        for [size, overlay, _] in SIZES {
+            assert!(size * u64::from(percent) / 100 <= overlay / 2);
         }
     }
 }

@@ -26,6 +26,10 @@ const LOOK: Duration = Duration::from_millis(5);
 /// The name of our volume.
 const VOLUME: &str = "bench";
 
+/// MiB of each file and export, of our overlay and of our log: in a whole comparison, and in a
+/// quick one.
+pub const SIZES: [[u64; 3]; 2] = [[1024, 512, 2048], [256, 256, 512]];
+
 /// Where everything is, and how large.
 #[derive(Debug)]
 pub struct Place {

@@ -13,6 +13,9 @@ use super::sweep::{Sweep, SweepStep};
 use super::volume::Volume;
 use crate::arena::SlotMemory;
 
+/// A sweep that nobody waits for uses this part of the depth.
+const EASY: usize = 4;
+
 impl Volume {
     /// The newest epoch that may go to the backing.
     fn destageable(&self) -> Epoch {
@@ -45,20 +48,41 @@ impl Volume {
 
     /// Whether room is needed in log or overlay.
     pub(super) fn is_pressed(&self, mem: &dyn SlotMemory) -> bool {
+        self.is_used(mem, 4)
+    }
+
+    /// Whether one of so many parts of log or overlay is in use, or another limit is near.
+    fn is_used(&self, mem: &dyn SlotMemory, parts: u32) -> bool {
         let (used, ring) = self.log_usage();
-        self.overlay.held() * 4 >= mem.capacity()
-            || used * 4 >= ring
+        self.overlay.held() * parts as usize >= mem.capacity()
+            || used * u64::from(parts) >= ring
             || mem.free_slots() < 2 * self.config.reserve_slots
             || self.overlay.zero_extents() * 2 >= self.config.max_zero_extents
+    }
+
+    /// Operations of a sweep that may be on their way at the same time. Where log and backing share
+    /// a disk, a flush waits behind all of them: so while there is room, they are few.
+    fn sweep_depth(&self, mem: &dyn SlotMemory) -> usize {
+        let all = self.config.sweep_depth;
+        if self.is_awaited() || self.is_used(mem, 2) {
+            all
+        } else {
+            all.div_ceil(EASY)
+        }
+    }
+
+    /// Whether somebody waits for the end of a sweep.
+    fn is_awaited(&self) -> bool {
+        let seeding = self.superblock.persisted().copy != CopyState::Usable;
+        let wanted = self.stopping || !self.drains.is_empty() || self.is_stepping_down();
+        seeding || wanted || self.awaits_sweep()
     }
 
     fn wants_sweep(&self, now: Now, mem: &dyn SlotMemory) -> bool {
         let rested = self
             .destage_deadline()
             .is_some_and(|deadline| now.time >= deadline);
-        let seeding = self.superblock.persisted().copy != CopyState::Usable;
-        let wanted = self.stopping || !self.drains.is_empty() || self.is_stepping_down();
-        self.is_pressed(mem) || rested || seeding || wanted || self.awaits_sweep()
+        self.is_pressed(mem) || rested || self.is_awaited()
     }
 
     pub(super) fn destage_deadline(&self) -> Option<Time> {
@@ -79,10 +103,11 @@ impl Volume {
     ) {
         self.tree_progress(out);
         self.start_sweep(now, mem);
+        let depth = self.sweep.is_some().then(|| self.sweep_depth(mem));
         let merge = (&mut self.merge, self.superblock.persisted().merge_era);
-        if let Some(sweep) = &mut self.sweep
+        if let (Some(sweep), Some(depth)) = (&mut self.sweep, depth)
             && self.tree.admits(sweep, out)
-            && sweep.advance(merge, mem, out) == SweepStep::WriteSuperblock
+            && sweep.advance(merge, depth, mem, out) == SweepStep::WriteSuperblock
         {
             let cut = sweep.cut;
             let info = *self
@@ -161,7 +186,7 @@ impl Volume {
                 marked = sealed.header.checkpoint_mark;
                 room
             });
-        let how = (self.config.sweep_depth, self.merge.is_some());
+        let how = (self.sweep_depth(mem), self.merge.is_some());
         let pace = |frees| Pace::new(frees, self.writable_slots(mem), self.tree.follows());
         Sweep::plan(&self.overlay, epochs, how, pace)
     }

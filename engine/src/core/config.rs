@@ -70,12 +70,14 @@ pub struct VolumeConfig {
     /// Durable data rests this long in the overlay, hoping to be overwritten, unless room is
     /// needed.
     pub destage_delay_ms: u64,
-    /// A sweep takes epochs until it has so many blocks.
+    /// A sweep takes epochs until it has so many blocks. Nothing else is done while a sweep is
+    /// planned, or while its blocks are let go, so more of them lengthen the slowest requests.
     pub sweep_blocks: usize,
     /// The backing's physical sectors are larger than the volume's: a block of which only a part
     /// is written is merged first, since a write that is cut off may damage the rest of it.
     pub merge: bool,
-    /// Operations of a sweep on their way at the same time.
+    /// Operations of a sweep on their way at the same time; a quarter of them while neither log nor
+    /// overlay is half full and nobody waits for its end.
     pub sweep_depth: usize,
     /// Slots that writes may not take: for reads, heads of frames and the superblock.
     pub reserve_slots: usize,
@@ -146,7 +148,7 @@ impl VolumeConfig {
             max_zero_extents: max_zero_extents.clamp(16, 4096),
             log_age_ms: 100,
             destage_delay_ms: 1000,
-            sweep_blocks: (slots / 4).clamp(16, 16 * 1024),
+            sweep_blocks: (slots / 4).clamp(16, 8 * 1024),
             merge: false,
             sweep_depth: 32,
             reserve_slots,

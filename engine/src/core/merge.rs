@@ -96,7 +96,7 @@ pub(super) struct Placing {
     merge_use: MergeUse,
     /// Of the writes in place.
     token: IoToken,
-    depth: usize,
+    pub(super) depth: usize,
     /// Byte offset on the backing and where the contents are.
     parts: Vec<(u64, Seg)>,
     /// Where in `parts` the blocks begin that must be merged.

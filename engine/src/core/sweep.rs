@@ -142,14 +142,17 @@ impl Sweep {
         }
     }
 
-    /// Starts as many operations as the depth allows, and moves on to the next phase when all are
+    /// Starts as many operations as `depth` allows now, and moves on to the next phase when all are
     /// done.
     pub(super) fn advance(
         &mut self,
         (merge, era): (&mut Option<Merge>, Option<u64>),
+        depth: usize,
         mem: &mut dyn SlotMemory,
         out: &mut Actions,
     ) -> SweepStep {
+        self.depth = depth;
+        self.placing.depth = depth;
         loop {
             if self.phase == Phase::Zeros {
                 self.issue_zeros(out);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use hn4::log::Role;
 use hn4::types::{BLOCK_BYTES, Lba};
 use hn4_engine::arena::{SlotMemory, VecArena};
-use hn4_engine::core::event::{Disk, Io, IoToken, Now, Request, RequestId, Time};
+use hn4_engine::core::event::{Control, Disk, Io, IoToken, Now, Request, RequestId, Time};
 use hn4_engine::core::recovery;
 use hn4_engine::core::{Action, Actions, Event, Volume, VolumeConfig};
 
@@ -145,4 +145,34 @@ fn writers_wait_for_a_few_writes_to_the_backing_and_never_for_a_whole_sweep() {
         took < least * 3 / 2,
         "{took} us, where the backing needs {least}"
     );
+}
+
+/// Writes that a sweep has on their way at once, at most, after so many blocks were written.
+fn widest_sweep(blocks: u64, control: Option<Control>) -> usize {
+    let mut machine = Machine::new();
+    (0..blocks).for_each(|id| machine.write(id));
+    let is_sweep = |token: &&IoToken| matches!(token, IoToken::SweepWrite);
+    let mut widest = 0;
+    // The open epoch is old enough to be sealed; what is durable has rested.
+    for (seconds, control) in [(1, None), (3, control)] {
+        machine.now_us = seconds * 1_000_000;
+        machine.step(Event::Timer);
+        if let Some(control) = control {
+            let id = RequestId(blocks);
+            machine.step(Event::Control { id, control });
+        }
+        while !machine.under_way.is_empty() {
+            widest = widest.max(machine.under_way.values().filter(is_sweep).count());
+            machine.pass();
+        }
+    }
+    widest
+}
+
+#[test]
+fn a_sweep_leaves_the_disk_to_flushes_until_room_is_scarce_or_somebody_waits_for_it() {
+    let few = u64::from(SLOTS) / 8;
+    assert_eq!(widest_sweep(few, None), 8);
+    assert_eq!(widest_sweep(few, Some(Control::Drain)), 32);
+    assert_eq!(widest_sweep(u64::from(SLOTS) / 2, None), 32);
 }
