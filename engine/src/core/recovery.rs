@@ -262,7 +262,13 @@ pub fn open(
     next.session += 1;
     next.durable = tip.epoch;
     if next.role == Role::Primary {
-        next.incarnation = Incarnation(next.incarnation.0.saturating_add(1));
+        // Where the newest superblock was lost, frames may be of a later start than what is left.
+        let last = journal.tip_rank();
+        let used = match last.term == next.term.counter {
+            true => last.incarnation.max(next.incarnation),
+            false => next.incarnation,
+        };
+        next.incarnation = Incarnation(used.0.saturating_add(1));
     }
     if config.merge && superblock.merge_era.is_none() {
         merge::clear(medium)?;

@@ -1,10 +1,10 @@
 //! How a log is read when it is opened: far ahead, though what lies ahead may be unreadable.
 
-use hn4::log::{CopyState, RING_START};
-use hn4::types::Epoch;
+use hn4::log::{CopyState, RING_START, SUPERBLOCK_0, SUPERBLOCK_1};
+use hn4::types::{Epoch, Incarnation};
 use hn4_engine::arena::SlotMemory;
 use hn4_engine::core::event::{Request, Tip};
-use hn4_engine::core::recovery::RecoveryError;
+use hn4_engine::core::recovery::{self, RecoveryError};
 
 use crate::memory::{Memory, small};
 use crate::merge::{Bench, become_replica, open, open_with};
@@ -82,4 +82,22 @@ fn a_copy_that_is_not_complete_drops_what_it_has_no_room_for_and_any_other_one_i
         refused,
         Err(RecoveryError::OverlayTooSmall { .. })
     ));
+}
+
+/// Two histories of one incarnation could not be told apart by whoever has to choose one.
+#[test]
+fn a_primary_whose_newest_superblock_was_lost_does_not_take_an_incarnation_twice() {
+    let (mut log, mut backing) = logged();
+    let newest = |log: &mut Memory| {
+        let (_, superblock, slot) = recovery::inspect(log).expect("a log");
+        (superblock.incarnation, slot)
+    };
+    let (used, slot) = newest(&mut log);
+    let at = small([SUPERBLOCK_0, SUPERBLOCK_1][slot]);
+    log.bytes[at..at + 4096].fill(0);
+    assert!(newest(&mut log).0 < used, "an older one is left");
+    let (volume, _, report) = open(&mut log, &mut backing, true).expect("a volume");
+    assert_eq!(report.replayed, EPOCHS as u64);
+    assert_eq!(volume.copy_status().tip_rank.incarnation, used);
+    assert_eq!(newest(&mut log).0, Incarnation(used.0 + 1));
 }
