@@ -120,11 +120,6 @@ impl Election {
             Purpose::Promote { id, .. } => Some(id),
         }
     }
-
-    /// One's own answer is enough, whatever others have.
-    pub(super) fn waive(&mut self) {
-        self.waived = true;
-    }
 }
 
 fn place(state: &PeerState) -> Place {
@@ -256,6 +251,16 @@ impl Volume {
         }
     }
 
+    /// Our own answer is enough, whatever others have: nothing is cut back to make room for it.
+    pub(super) fn open_alone(&mut self) {
+        if let Some(election) = &mut self.election {
+            election.waived = true;
+            if election.source.take().is_some() {
+                self.replica.truncate_to = None;
+            }
+        }
+    }
+
     fn pull_from(&mut self, peer: PeerId, out: &mut Actions) {
         let (tip, anchored) = (self.tip(), self.anchored);
         let busy = self.replica.truncate_to.is_some();
@@ -321,7 +326,10 @@ impl Volume {
 
     /// Ours is the history.
     fn elected(&mut self, alone: bool, out: &mut Actions) {
-        let settled = self.journal.durable() == self.tip().epoch && self.replica.is_settled();
+        let settled = self.journal.durable() == self.tip().epoch
+            && self.replica.is_settled()
+            // A frame of a session that no superblock names would be taken for damage.
+            && self.superblock.persisted().session == self.journal.session;
         let Some(election) = self.election.take_if(|_| settled) else {
             return;
         };

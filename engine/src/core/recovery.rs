@@ -15,7 +15,7 @@ use hn4::log::{
     FrameError, HEADER_A, HEADER_B, HeaderError, LogHeader, RING_START, Role, SUPERBLOCK_0,
     SUPERBLOCK_1, Superblock, SuperblockError,
 };
-use hn4::types::{Epoch, Incarnation, VolumeId};
+use hn4::types::{BLOCK_BYTES, Epoch, Incarnation, VolumeId};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -245,7 +245,19 @@ pub fn open(
     let (header, superblock, slot) = inspect(medium)?;
     let config = configure(&header);
     let restored_blocks = merge::restore(medium, backing, &header.identity, &superblock)?;
-    let (scanned, torn_tail) = scan(medium, mem, &header, &superblock)?;
+    // Before frames are read: they may take all that is left.
+    let mut buffers = || {
+        let buffer = mem.alloc()?;
+        let merge = match config.merge {
+            true => Some(Merge::new(header.identity, mem)?),
+            false => None,
+        };
+        Some((buffer, merge))
+    };
+    let (buffer, merge) = buffers().ok_or(RecoveryError::OverlayTooSmall {
+        needed: 2 * config.reserve_slots as u64 * BLOCK_BYTES,
+    })?;
+    let (scanned, torn_tail) = scan(medium, mem, &config, &header, &superblock)?;
     let Scan {
         journal,
         overlay,
@@ -279,18 +291,6 @@ pub fn open(
     next.encode(&header.identity, &mut block.0);
     write_blocks(medium, [SUPERBLOCK_0, SUPERBLOCK_1][1 - slot], &[block])?;
     flush(medium)?;
-    let too_small = RecoveryError::OverlayTooSmall {
-        needed: replayed_bytes * 2,
-    };
-    let mut buffers = || {
-        let buffer = mem.alloc()?;
-        let merge = match config.merge {
-            true => Some(Merge::new(header.identity, mem)?),
-            false => None,
-        };
-        Some((buffer, merge))
-    };
-    let (buffer, merge) = buffers().ok_or(too_small)?;
     let writer = SuperblockWriter::new(header.identity, next, 1 - slot, buffer);
     // A primary, also one that was fenced, may have acknowledged all of it. What a sweep may have
     // begun to write cannot be dropped, whoever knows of it.

@@ -49,9 +49,7 @@ impl Volume {
         let counts = self.journal.tip_rank().term >= least_term;
         let others = answers.saturating_sub(usize::from(counts));
         if self.is_opening() && accepts_loss {
-            if let Some(election) = &mut self.election {
-                election.waive();
-            }
+            self.open_alone();
             return out.push(Action::ControlDone { id, result: Ok(()) });
         }
         match self.promotion_refused(term, others) {

@@ -8,6 +8,7 @@ use hn4::log::{
 use hn4::types::{BLOCK_BYTES, LogOffset};
 use zerocopy::IntoBytes;
 
+use super::config::VolumeConfig;
 use super::event::Tip;
 use super::journal::{FrameInfo, Journal, Sealed};
 use super::mutants::{Mutant, planted};
@@ -308,6 +309,7 @@ impl<'a> Scan<'a> {
 pub(super) fn scan<'a>(
     medium: &'a mut dyn Medium,
     mem: &'a mut dyn SlotMemory,
+    config: &VolumeConfig,
     header: &LogHeader,
     superblock: &Superblock,
 ) -> Result<(Scan<'a>, bool), RecoveryError> {
@@ -316,15 +318,18 @@ pub(super) fn scan<'a>(
         superblock.copy,
         CopyState::Fresh | CopyState::Seeding { .. }
     );
-    match scan.run() {
-        Ok(torn_tail) => Ok((scan, torn_tail)),
-        // A copy that is not complete has promised nothing. What does not fit is what it had before
-        // the copy began, which is of the same history and lies where it would come again.
-        Err(RecoveryError::OverlayTooSmall { .. }) if !is_complete => {
-            Ok((scan.without_frames(header), true))
-        }
-        Err(error) => Err(error),
+    let run = scan.run();
+    let fits = match &run {
+        // As much as whoever takes frames from a peer leaves free.
+        Ok(_) => scan.mem.free_slots() >= config.reserve_slots / 2,
+        Err(error) => !matches!(error, RecoveryError::OverlayTooSmall { .. }),
+    };
+    if !is_complete && !fits {
+        // It has promised nothing. What does not fit is what it had before the copy began, which is
+        // of the same history and lies where it would come again.
+        return Ok((scan.without_frames(header), true));
     }
+    Ok((scan, run?))
 }
 
 fn info(head: &FrameHead) -> FrameInfo {

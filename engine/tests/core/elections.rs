@@ -5,9 +5,10 @@ use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Rank, Term};
 use hn4_engine::core::event::{
     Control, PeerEvent, PeerMessage, PeerState, Request, RequestId, Tip,
 };
-use hn4_engine::core::{AckMode, Action, Event};
+use hn4_engine::core::{AckMode, Action, Event, VolumeConfig};
 
 use crate::peers::{Bench, KEPT, WITHIN_MS};
+use crate::recovery::{EPOCHS, logged};
 
 #[test]
 fn peers_do_not_change_in_the_middle_of_an_election() {
@@ -210,4 +211,96 @@ fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
         matches!(message, PeerMessage::Pull { .. })
     };
     assert!(bench.said.iter().any(pulled), "{:?}", bench.said);
+}
+
+/// A primary that opens: it has pulled an epoch from one peer, which is on its way to the log, and
+/// another one, of a later opening, says that this is not how the history went on.
+fn cutting_back() -> Bench {
+    let (mut log, _) = logged();
+    let config = |peers: usize, open_answers: usize| {
+        move |config| VolumeConfig {
+            peers,
+            open_answers,
+            destage_delay_ms: 3_600_000,
+            ..config
+        }
+    };
+    let mut pulled = Bench::on(&mut log.clone(), config(1, 0));
+    let parting = pulled.volume.tip();
+    pulled.under_way = Some(Vec::new());
+    pulled.pass(0);
+    let tip = pulled.volume.tip();
+    assert_eq!(tip.epoch, parting.epoch.next(), "it marks its opening");
+    let frame = pulled.volume.frame_bytes(tip.epoch, &pulled.mem);
+    let mut bench = Bench::on(&mut log, config(3, 1));
+    assert!(bench.volume.is_opening());
+    let status = bench.volume.copy_status();
+    let state = |tip, incarnation| PeerState {
+        role: Role::Replica,
+        term: status.term,
+        incarnation: Incarnation(0),
+        tip,
+        tip_rank: Rank {
+            term: status.term.counter,
+            incarnation: Incarnation(incarnation),
+        },
+        usable: true,
+        resyncs: false,
+        is_filled: false,
+    };
+    bench.under_way = Some(Vec::new());
+    bench.peer(0, PeerEvent::Connected);
+    bench.peer(0, PeerEvent::State(state(tip, 2)));
+    bench.peer(0, PeerEvent::FeedOpened(tip.epoch));
+    bench.peer(0, PeerEvent::Epoch(frame.expect("it is in memory")));
+    assert_eq!(bench.volume.tip(), tip);
+    let later = Tip {
+        epoch: tip.epoch.next(),
+        chain: ChainHash([9; 32]),
+    };
+    bench.peer(1, PeerEvent::Connected);
+    bench.peer(1, PeerEvent::State(state(later, 3)));
+    bench.peer(1, PeerEvent::Truncate(parting));
+    bench.peer(2, PeerEvent::Connected);
+    bench.peer(2, PeerEvent::State(state(parting, 1)));
+    assert_eq!(bench.volume.tip(), tip, "it is still being written");
+    bench
+}
+
+fn finish_one(bench: &mut Bench) {
+    let under_way = bench.under_way.as_mut().expect("operations take a while");
+    let done = under_way.remove(0);
+    bench.step(done);
+}
+
+/// After a crash a frame of the new session would be taken for damage of what it has replaced.
+#[test]
+fn an_opening_primary_seals_nothing_before_it_is_recorded_that_its_log_was_cut_back() {
+    let mut bench = cutting_back();
+    bench.peer(0, PeerEvent::Disconnected);
+    bench.peer(1, PeerEvent::Disconnected);
+    finish_one(&mut bench);
+    assert_eq!(bench.volume.tip().epoch, Epoch(EPOCHS as u64));
+    assert!(bench.volume.is_opening());
+    finish_one(&mut bench);
+    assert!(!bench.volume.is_opening());
+    assert_eq!(bench.volume.tip().epoch, Epoch(EPOCHS as u64 + 1));
+}
+
+/// Somebody accepts that what others have is lost, not what this node has.
+#[test]
+fn an_opening_that_is_to_go_on_alone_cuts_nothing_back() {
+    let mut bench = cutting_back();
+    let pulled = bench.volume.tip();
+    let open = bench.control(Control::Promote {
+        term: Term::default(),
+        answers: 0,
+        within_ms: 0,
+    });
+    assert_eq!(bench.answer(open), Some(&Ok(())));
+    finish_one(&mut bench);
+    assert!(!bench.volume.is_opening());
+    assert!(bench.volume.opened_alone());
+    assert_eq!(bench.volume.tip().epoch, pulled.epoch.next());
+    assert_eq!(bench.volume.copy_status().anchored, pulled);
 }

@@ -24,7 +24,7 @@ pub(crate) const WITHIN_MS: u64 = 5000;
 /// A node with so many peers, none of them connected.
 pub(crate) struct Bench {
     pub(crate) volume: Volume,
-    mem: VecArena,
+    pub(crate) mem: VecArena,
     now_ms: u64,
     next_id: u64,
     /// Requests and controls that were answered.
@@ -65,13 +65,21 @@ impl Bench {
         role: Role,
         configure: impl FnOnce(VolumeConfig) -> VolumeConfig,
     ) -> Self {
-        let identity = identity(1 << 20);
-        let mut log = Memory::new_log(identity, role, RING_BYTES);
+        let mut log = Memory::new_log(identity(1 << 20), role, RING_BYTES);
+        Self::on(&mut log, configure)
+    }
+
+    /// Opens a log, to which nothing is written afterwards.
+    pub(crate) fn on(
+        log: &mut Memory,
+        configure: impl FnOnce(VolumeConfig) -> VolumeConfig,
+    ) -> Self {
         let mut mem = VecArena::new(SLOTS);
-        let opened = recovery::open(&mut log, &mut Memory::new(Vec::new()), &mut mem, |header| {
+        let opened = recovery::open(log, &mut Memory::new(Vec::new()), &mut mem, |header| {
+            let (identity, ring_bytes) = (header.identity, header.ring_bytes);
             configure(VolumeConfig {
                 destage_delay_ms: 0,
-                ..VolumeConfig::new(identity, NODE, header.ring_bytes, SLOTS as usize)
+                ..VolumeConfig::new(identity, NODE, ring_bytes, SLOTS as usize)
             })
         });
         Self {

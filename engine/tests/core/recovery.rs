@@ -11,10 +11,10 @@ use crate::merge::{Bench, become_replica, open, open_with};
 
 /// Head and payload of an epoch with one block.
 const FRAME_BYTES: usize = 8192;
-const EPOCHS: usize = 200;
+pub(crate) const EPOCHS: usize = 200;
 
 /// A log that holds so many epochs which are not in the backing, and that backing.
-fn logged() -> (Memory, Memory) {
+pub(crate) fn logged() -> (Memory, Memory) {
     let mut bench = Bench::new();
     for round in 0..EPOCHS {
         let block = u64::try_from(round).expect("a block");
@@ -82,6 +82,27 @@ fn a_copy_that_is_not_complete_drops_what_it_has_no_room_for_and_any_other_one_i
         refused,
         Err(RecoveryError::OverlayTooSmall { .. })
     ));
+}
+
+/// What the volume itself needs, and what a copy needs to go on, counts as well.
+#[test]
+fn a_copy_that_is_not_complete_opens_whatever_room_its_frames_leave() {
+    let (log, backing) = logged();
+    let (mut kept, mut dropped) = (0, 0);
+    for slots in EPOCHS..EPOCHS + 64 {
+        let (mut log, mut backing) = (log.clone(), backing.clone());
+        become_replica(&mut log, CopyState::Fresh);
+        let count = u32::try_from(slots).expect("few");
+        let opened = open_with(&mut log, &mut backing, true, count);
+        let (volume, mem, report) = opened.unwrap_or_else(|error| panic!("{slots}: {error}"));
+        assert!(mem.free_slots() >= slots / 16, "{slots} slots");
+        match report.replayed {
+            0 => dropped += 1,
+            _ => kept += 1,
+        }
+        assert_eq!(volume.tip().epoch, Epoch(report.replayed), "{slots} slots");
+    }
+    assert!(kept > 0 && dropped > 0, "{kept} and {dropped}");
 }
 
 /// Two histories of one incarnation could not be told apart by whoever has to choose one.
