@@ -290,6 +290,16 @@ impl Volume {
         !self.prover.stale_read
     }
 
+    /// What may be signed. What a primary that opens pulls from a peer may still give way to what
+    /// another one has.
+    fn provable(&self) -> Epoch {
+        let durable = self.journal.durable();
+        match self.is_opening() {
+            true => durable.min(self.anchored.epoch),
+            false => durable,
+        }
+    }
+
     /// Hands over what can be handed over: from memory, and what could not be kept there from the
     /// log.
     pub(super) fn prover_progress(&mut self, mem: &mut dyn SlotMemory, out: &mut Actions) {
@@ -298,8 +308,8 @@ impl Volume {
             let kept = self.prover.heads.drain(self.prover.handed..);
             kept.for_each(|(_, head)| free_all(mem, &head));
         }
-        let durable = self.journal.durable();
-        if !self.prover.on || self.prover.reading || self.prover.next > durable {
+        let provable = self.provable();
+        if !self.prover.on || self.prover.reading || self.prover.next > provable {
             return;
         }
         if self.prover.next <= self.journal.base.epoch {
@@ -307,6 +317,7 @@ impl Volume {
             self.restart_prover(self.journal.base, out);
         }
         while self.prover.credit > 0
+            && self.prover.next <= provable
             && let Some((epoch, _)) = self.prover.heads.get(self.prover.handed)
             && *epoch <= self.prover.next
         {
@@ -324,7 +335,8 @@ impl Volume {
             out.push(Action::Prove { epoch });
         }
         let kept = self.prover.heads.get(self.prover.handed);
-        let end = kept.map_or(durable, |(epoch, _)| Epoch(epoch.0.saturating_sub(1)));
+        let end = kept.map_or(provable, |(epoch, _)| Epoch(epoch.0.saturating_sub(1)));
+        let end = end.min(provable);
         if self.prover.credit > 0 && self.prover.next <= end {
             self.read_for_prover(end, out);
         }

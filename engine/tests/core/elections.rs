@@ -3,7 +3,7 @@
 use hn4::log::Role;
 use hn4::types::{ChainHash, Epoch, Incarnation, NodeId, Rank, Term};
 use hn4_engine::core::event::{
-    Control, PeerEvent, PeerMessage, PeerState, Request, RequestId, Tip,
+    Control, PeerEvent, PeerMessage, PeerState, ProofEvent, Request, RequestId, Tip,
 };
 use hn4_engine::core::{AckMode, Action, Event, VolumeConfig};
 
@@ -213,56 +213,71 @@ fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
     assert!(bench.said.iter().any(pulled), "{:?}", bench.said);
 }
 
-/// A primary that opens: it has pulled an epoch from one peer, which is on its way to the log, and
-/// another one, of a later opening, says that this is not how the history went on.
-fn cutting_back() -> Bench {
+/// A primary that opens: it has pulled an epoch from its first peer, which is on its way to the log.
+/// With where its own log ended.
+fn pulling(peers: usize, open_answers: usize) -> (Bench, Tip) {
     let (mut log, _) = logged();
     let config = |peers: usize, open_answers: usize| {
         move |config| VolumeConfig {
             peers,
             open_answers,
+            prove: true,
             destage_delay_ms: 3_600_000,
             ..config
         }
     };
-    let mut pulled = Bench::on(&mut log.clone(), config(1, 0));
-    let parting = pulled.volume.tip();
-    pulled.under_way = Some(Vec::new());
-    pulled.pass(0);
-    let tip = pulled.volume.tip();
-    assert_eq!(tip.epoch, parting.epoch.next(), "it marks its opening");
-    let frame = pulled.volume.frame_bytes(tip.epoch, &pulled.mem);
-    let mut bench = Bench::on(&mut log, config(3, 1));
+    let mut earlier = Bench::on(&mut log.clone(), config(1, 0));
+    let end = earlier.volume.tip();
+    earlier.under_way = Some(Vec::new());
+    earlier.pass(0);
+    let tip = earlier.volume.tip();
+    assert_eq!(tip.epoch, end.epoch.next(), "it marks its opening");
+    let frame = earlier.volume.frame_bytes(tip.epoch, &earlier.mem);
+    let mut bench = Bench::on(&mut log, config(peers, open_answers));
     assert!(bench.volume.is_opening());
-    let status = bench.volume.copy_status();
-    let state = |tip, incarnation| PeerState {
+    bench.step(Event::Proof(ProofEvent::Start {
+        after: end,
+        credit: 1 << 20,
+    }));
+    bench.under_way = Some(Vec::new());
+    connect(&mut bench, 0, (tip, 2));
+    bench.peer(0, PeerEvent::FeedOpened(tip.epoch));
+    bench.peer(0, PeerEvent::Epoch(frame.expect("it is in memory")));
+    assert_eq!(bench.volume.tip(), tip);
+    (bench, end)
+}
+
+/// A replica whose log ends there, as a primary of that incarnation left it.
+fn connect(bench: &mut Bench, peer: u8, (tip, incarnation): (Tip, u32)) {
+    let term = bench.volume.copy_status().term;
+    bench.peer(peer, PeerEvent::Connected);
+    let state = PeerState {
         role: Role::Replica,
-        term: status.term,
+        term,
         incarnation: Incarnation(0),
         tip,
         tip_rank: Rank {
-            term: status.term.counter,
+            term: term.counter,
             incarnation: Incarnation(incarnation),
         },
         usable: true,
         resyncs: false,
         is_filled: false,
     };
-    bench.under_way = Some(Vec::new());
-    bench.peer(0, PeerEvent::Connected);
-    bench.peer(0, PeerEvent::State(state(tip, 2)));
-    bench.peer(0, PeerEvent::FeedOpened(tip.epoch));
-    bench.peer(0, PeerEvent::Epoch(frame.expect("it is in memory")));
-    assert_eq!(bench.volume.tip(), tip);
+    bench.peer(peer, PeerEvent::State(state));
+}
+
+/// Another peer, of a later opening, says that what was pulled is not how the history went on.
+fn cutting_back() -> Bench {
+    let (mut bench, end) = pulling(3, 1);
+    let tip = bench.volume.tip();
     let later = Tip {
         epoch: tip.epoch.next(),
         chain: ChainHash([9; 32]),
     };
-    bench.peer(1, PeerEvent::Connected);
-    bench.peer(1, PeerEvent::State(state(later, 3)));
-    bench.peer(1, PeerEvent::Truncate(parting));
-    bench.peer(2, PeerEvent::Connected);
-    bench.peer(2, PeerEvent::State(state(parting, 1)));
+    connect(&mut bench, 1, (later, 3));
+    bench.peer(1, PeerEvent::Truncate(end));
+    connect(&mut bench, 2, (end, 1));
     assert_eq!(bench.volume.tip(), tip, "it is still being written");
     bench
 }
@@ -303,4 +318,22 @@ fn an_opening_that_is_to_go_on_alone_cuts_nothing_back() {
     assert!(bench.volume.opened_alone());
     assert_eq!(bench.volume.tip().epoch, pulled.epoch.next());
     assert_eq!(bench.volume.copy_status().anchored, pulled);
+}
+
+/// What was pulled may give way to what a peer has that was not heard of yet.
+#[test]
+fn an_opening_primary_has_nothing_signed_that_it_has_pulled_until_it_is_chosen() {
+    let (mut bench, end) = pulling(2, 2);
+    let pulled = bench.volume.tip();
+    finish_one(&mut bench);
+    assert!(bench.volume.is_opening());
+    let is_proving =
+        |action: &Action| matches!(action, Action::Prove { .. } | Action::ProofRead { .. });
+    assert!(!bench.said.iter().any(is_proving), "{:?}", bench.said);
+    assert_eq!(bench.volume.copy_status().anchored, end);
+    connect(&mut bench, 1, (end, 1));
+    assert!(!bench.volume.is_opening());
+    let proves =
+        |action: &Action| matches!(action, Action::Prove { epoch } if *epoch == pulled.epoch);
+    assert!(bench.said.iter().any(proves), "{:?}", bench.said);
 }
