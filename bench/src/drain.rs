@@ -63,6 +63,7 @@ pub fn run(options: &Options) -> Result<()> {
         size_mib: options.size_mib,
         overlay_mib: options.overlay_mib,
         log_mib: 4 * options.overlay_mib,
+        write_delay_ms: 0,
     }))?;
     let mut backing = raw_rates(&raw)?;
     let stats = random_writes(&engine, options.seconds * 1000)?;
@@ -194,6 +195,7 @@ mod tests {
             size_mib: 32,
             overlay_mib: 8,
             log_mib: 32,
+            write_delay_ms: 0,
         }))
         .expect("a volume");
         let stats = random_writes(&engine, 600).expect("it runs");

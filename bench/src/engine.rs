@@ -25,14 +25,18 @@ use tempfile::TempDir;
 use crate::contents::Contents;
 use crate::files::make_file;
 use crate::job::Job;
+use crate::slow::SlowFile;
 use crate::target::{Io, Lane};
 
 /// A request that takes longer than this has hung.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Files of the volume in its folder.
+const LOG: &str = "log";
+const BACKING: &str = "backing";
 /// The node that the volume is on; nobody else is there to tell it from.
 const NODE: NodeId = NodeId(*b"hn4-bench node 1");
 
-/// What `engine:FOLDER?size_mib=..&overlay_mib=..&log_mib=..` names.
+/// What `engine:FOLDER?size_mib=..&overlay_mib=..&log_mib=..&write_delay_ms=..` names.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EngineSpec {
     /// Where the volume's files are made.
@@ -43,6 +47,9 @@ pub struct EngineSpec {
     pub overlay_mib: u64,
     /// Size of the log.
     pub log_mib: u64,
+    /// So much longer takes each write of log and backing, which are in memory then; 0: they are
+    /// files in the folder.
+    pub write_delay_ms: u64,
 }
 
 impl FromStr for EngineSpec {
@@ -56,6 +63,7 @@ impl FromStr for EngineSpec {
             size_mib: 1024,
             overlay_mib: 512,
             log_mib: 2048,
+            write_delay_ms: 0,
         };
         for option in options.split('&').filter(|option| !option.is_empty()) {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
@@ -63,12 +71,15 @@ impl FromStr for EngineSpec {
                 "size_mib" => &mut spec.size_mib,
                 "overlay_mib" => &mut spec.overlay_mib,
                 "log_mib" => &mut spec.log_mib,
-                _ => bail!("engine: knows size_mib, overlay_mib and log_mib, not {key:?}"),
+                "write_delay_ms" => &mut spec.write_delay_ms,
+                _ => bail!(
+                    "engine: knows size_mib, overlay_mib, log_mib and write_delay_ms, not {key:?}"
+                ),
             };
             *place = value
                 .parse()
                 .ok()
-                .filter(|mib| (1..=1 << 20).contains(mib))
+                .filter(|value| (1..=1 << 20).contains(value))
                 .with_context(|| format!("{key}={value:?} must be 1 to 1048576"))?;
         }
         Ok(spec)
@@ -84,15 +95,22 @@ impl fmt::Display for EngineSpec {
             self.size_mib,
             self.overlay_mib,
             self.log_mib
-        )
+        )?;
+        match self.write_delay_ms {
+            0 => Ok(()),
+            delay => write!(f, "&write_delay_ms={delay}"),
+        }
     }
 }
 
 /// The files of a volume that was made for a run.
 #[derive(Debug)]
 pub struct EngineVolume {
+    /// Log and backing, if their writes take longer: unmounted before the folder is removed.
+    _slow: Vec<SlowFile>,
     folder: TempDir,
     overlay_bytes: u64,
+    options: DeviceOptions,
 }
 
 impl EngineVolume {
@@ -105,14 +123,28 @@ impl EngineVolume {
             .prefix("hn4-bench-engine-")
             .tempdir_in(&spec.folder)
             .with_context(|| format!("{}", spec.folder.display()))?;
+        let [log, backing] = [LOG, BACKING].map(|name| folder.path().join(name));
+        let mut slow = Vec::new();
+        if spec.write_delay_ms == 0 {
+            make_file(&backing, spec.size_mib << 20)?;
+            create_preallocated(&log, spec.log_mib << 20, false)?;
+        } else {
+            for (file, mib) in [(backing, spec.size_mib), (log, spec.log_mib)] {
+                slow.push(SlowFile::in_memory(file, mib, spec.write_delay_ms)?);
+            }
+        }
         let volume = Self {
+            _slow: slow,
             folder,
             overlay_bytes: spec.overlay_mib << 20,
+            options: DeviceOptions {
+                // Memory that is made to be slow loses nothing as long as it is there.
+                assume_strict_flush: spec.write_delay_ms > 0,
+                ..DeviceOptions::default()
+            },
         };
-        make_file(&volume.backing(), spec.size_mib << 20)?;
-        create_preallocated(&volume.log(), spec.log_mib << 20, false)?;
-        let log = Device::open(&volume.log(), DeviceOptions::default())?;
-        let backing = Device::open(&volume.backing(), DeviceOptions::default())?;
+        let log = Device::open(&volume.log(), volume.options)?;
+        let backing = Device::open(&volume.backing(), volume.options)?;
         let new = NewLog {
             identity: LogIdentity {
                 volume: VolumeId(*b"hn4-bench volume"),
@@ -134,11 +166,11 @@ impl EngineVolume {
     }
 
     fn backing(&self) -> PathBuf {
-        self.folder.path().join("backing")
+        self.folder.path().join(BACKING)
     }
 
     fn log(&self) -> PathBuf {
-        self.folder.path().join("log")
+        self.folder.path().join(LOG)
     }
 
     /// Where the volume's files are.
@@ -160,8 +192,8 @@ impl EngineVolume {
             expect: None,
             log: self.log(),
             backing: self.backing(),
-            log_options: DeviceOptions::default(),
-            backing_options: DeviceOptions::default(),
+            log_options: self.options,
+            backing_options: self.options,
             overlay_bytes: self.overlay_bytes,
             configure: Box::new(|header, slots| {
                 VolumeConfig::new(header.identity, NODE, header.ring_bytes, slots)
@@ -304,6 +336,7 @@ mod tests {
             size_mib: 64,
             overlay_mib: 8,
             log_mib: 32,
+            write_delay_ms: 0,
         };
         std::fs::create_dir_all(&spec.folder).expect("a folder");
         let target = Target::open(&TargetSpec::Engine(spec)).expect("a volume");

@@ -64,6 +64,7 @@ pub fn run(options: &Options) -> Result<()> {
         size_mib: SIZE_MIB,
         overlay_mib: SIZE_MIB,
         log_mib: 2 * SIZE_MIB,
+        write_delay_ms: 0,
     };
     let targets: Result<Vec<Target>> = (0..most)
         .map(|_| Target::open(&TargetSpec::Engine(spec.clone())))
@@ -177,6 +178,7 @@ mod tests {
             size_mib: 8,
             overlay_mib: 8,
             log_mib: 16,
+            write_delay_ms: 0,
         };
         let open = |_| Target::open(&TargetSpec::Engine(spec.clone())).expect("a volume");
         let targets: Vec<Target> = (0..2).map(open).collect();

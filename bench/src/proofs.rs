@@ -174,13 +174,8 @@ fn delayed(folder: &Path, daemon: &Path, options: &Options) -> Result<String> {
         std::fs::create_dir_all(&files)?;
         let backing = File::create(files.join("backing"))?;
         backing.set_len(plan.size_mib << 20)?;
-        let memory = ["memory".to_owned(), format!("{}M", plan.log_mib)];
-        let delay = format!("wdelay={}ms", options.delay_ms);
-        logs.push(SlowFile::new(
-            files.join("log"),
-            plan.log_mib << 20,
-            &[&memory[0], &memory[1], &delay],
-        )?);
+        let log = SlowFile::in_memory(files.join("log"), plan.log_mib, options.delay_ms)?;
+        logs.push(log);
         node(&place, daemon, &plan, proof)
     };
     let mut nodes = [make(true)?, make(false)?];

@@ -49,10 +49,15 @@ impl FromStr for ReplicatedSpec {
             }
         }
         let volume = format!("{folder}?{}", sizes.join("&"));
+        let volume: EngineSpec = volume.parse().context(
+            "replicated: besides ack, transport and daemon it takes sizes as engine: does",
+        )?;
+        ensure!(
+            volume.write_delay_ms == 0,
+            "replicated: has no write_delay_ms"
+        );
         Ok(Self {
-            volume: volume.parse().context(
-                "replicated: besides ack, transport and daemon it takes what engine: does",
-            )?,
+            volume,
             ack,
             transport,
             daemon,
@@ -74,6 +79,7 @@ impl fmt::Display for ReplicatedSpec {
             size_mib,
             overlay_mib,
             log_mib,
+            write_delay_ms: _,
         } = &self.volume;
         write!(
             f,

@@ -27,12 +27,22 @@ pub(crate) fn missing_tool() -> Option<&'static str> {
 }
 
 /// See the module. It is gone when it is dropped.
+#[derive(Debug)]
 pub(crate) struct SlowFile {
     fuse: Child,
     mount: PathBuf,
 }
 
 impl SlowFile {
+    /// Memory whose writes take so much longer.
+    ///
+    /// # Errors
+    /// If it is not there in time.
+    pub(crate) fn in_memory(mount: PathBuf, mib: u64, write_delay_ms: u64) -> Result<Self> {
+        let [size, delay] = [format!("{mib}M"), format!("wdelay={write_delay_ms}ms")];
+        Self::new(mount, mib << 20, &["memory", &size, &delay])
+    }
+
     /// Mounts what an nbdkit plugin with these arguments serves, so many bytes, over a file at this
     /// place.
     ///

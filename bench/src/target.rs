@@ -270,7 +270,15 @@ mod tests {
         };
         assert_eq!((spec.size_mib, spec.overlay_mib), (64, 16));
         assert_eq!(spec.folder, PathBuf::from("/mnt"));
-        let wrong = ["engine:", "engine:/mnt?size=3", "engine:/mnt?size_mib=0"];
+        assert_eq!(spec.write_delay_ms, 0);
+        let slow = "engine:/mnt?size_mib=64&overlay_mib=16&log_mib=64&write_delay_ms=2";
+        assert_eq!(parse(slow).expect("slow disks").to_string(), slow);
+        let wrong = [
+            "engine:",
+            "engine:/mnt?size=3",
+            "engine:/mnt?size_mib=0",
+            "replicated:/mnt?write_delay_ms=2",
+        ];
         for text in ["/dev/sdz", "nbd+unix:///vol", "nbd:foo", ""]
             .iter()
             .chain(&wrong)

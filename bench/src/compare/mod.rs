@@ -4,9 +4,6 @@
 //! with the same data. Rounds are interleaved: in each round every peer does every row once, the
 //! order of the peers changes from round to round, and the medians are compared. A server runs
 //! only while it is measured, so that none works in the background of another.
-//!
-//! **Not here:** a device with injected latency, on which margins below 25 % would have to be
-//! judged.
 
 pub(crate) mod fio;
 pub mod rows;
@@ -20,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use self::rows::{Peer, ROWS, Row};
+use self::rows::{Peer, ROWS, Row, WRITE_DELAY_MS};
 use self::servers::{Place, SIZES, Server, missing};
 use self::summary::Table;
 pub(crate) use self::summary::{Spread, spread as middle};
@@ -31,6 +28,7 @@ use crate::files::{forget_cache, make_file};
 use crate::job::{Job, JobFile};
 use crate::nbd::{connect, fill};
 use crate::replication;
+use crate::slow::SlowFile;
 use crate::stats::Stats;
 use crate::target::{Target, TargetSpec};
 
@@ -145,6 +143,8 @@ pub fn run(options: &Options) -> Result<()> {
         ramp: Duration::from_millis(ramp),
         place: &place,
         engine: None,
+        slow_engine: None,
+        slow_file: None,
     };
     let replicates = options.wants_replication();
     ensure!(
@@ -199,6 +199,9 @@ struct Comparison<'a> {
     place: &'a Place,
     /// The volume of the engine in process.
     engine: Option<Target>,
+    /// The same on slow disks, and a slow disk.
+    slow_engine: Option<Target>,
+    slow_file: Option<SlowFile>,
 }
 
 impl Comparison<'_> {
@@ -214,6 +217,8 @@ impl Comparison<'_> {
             Peer::Engine,
             Peer::Ring,
             Peer::Fio,
+            Peer::SlowEngine,
+            Peer::SlowFio,
         ] {
             if !self.rows.iter().any(|row| row.peers.contains(&peer)) {
                 continue;
@@ -231,14 +236,11 @@ impl Comparison<'_> {
                     place.drain_ours()?;
                     server.stop()?;
                 }
-                Peer::Engine => {
-                    let spec = TargetSpec::Engine(EngineSpec {
-                        folder: place.data.clone(),
-                        size_mib: place.size_mib,
-                        overlay_mib: place.overlay_mib,
-                        log_mib: place.log_mib,
-                    });
-                    self.engine = Some(Target::open(&spec)?);
+                Peer::Engine => self.engine = Some(engine(place, 0)?),
+                Peer::SlowEngine => self.slow_engine = Some(engine(place, WRITE_DELAY_MS)?),
+                Peer::SlowFio => {
+                    let slow = SlowFile::in_memory(file, place.size_mib, WRITE_DELAY_MS)?;
+                    self.slow_file = Some(slow);
                 }
                 _ if file.exists() => {}
                 _ => make_file(&file, place.size_mib << 20)?,
@@ -290,9 +292,13 @@ impl Comparison<'_> {
         let text = row.job_file(peer, self.runtime, self.ramp, seed + 1);
         let file = self.place.file(peer);
         match peer {
-            Peer::Fio => fio::measure(&text, &file, &self.place.data),
-            Peer::Engine => {
-                let target = self.engine.as_ref().context("the engine's volume")?;
+            Peer::Fio | Peer::SlowFio => fio::measure(&text, &file, &self.place.data),
+            Peer::Engine | Peer::SlowEngine => {
+                let volume = match peer {
+                    Peer::Engine => &self.engine,
+                    _ => &self.slow_engine,
+                };
+                let target = volume.as_ref().context("the engine's volume")?;
                 Sample::of(&drive_one(&text, target, None)?)
             }
             Peer::Ring => {
@@ -326,6 +332,16 @@ impl Comparison<'_> {
             }
         }
     }
+}
+
+fn engine(place: &Place, write_delay_ms: u64) -> Result<Target> {
+    Target::open(&TargetSpec::Engine(EngineSpec {
+        folder: place.data.clone(),
+        size_mib: place.size_mib,
+        overlay_mib: place.overlay_mib,
+        log_mib: place.log_mib,
+        write_delay_ms,
+    }))
 }
 
 fn drive_one(text: &str, target: &Target, server: Option<u32>) -> Result<Stats> {

@@ -22,7 +22,14 @@ pub enum Peer {
     Ring,
     /// fio with io_uring on a raw file.
     Fio,
+    /// The engine in process on disks whose writes take [`WRITE_DELAY_MS`] longer.
+    SlowEngine,
+    /// fio with io_uring on such a disk.
+    SlowFio,
 }
+
+/// So much longer takes each write of a slow disk.
+pub const WRITE_DELAY_MS: u64 = 2;
 
 impl Peer {
     /// How the table calls it.
@@ -37,6 +44,8 @@ impl Peer {
             Self::Engine => "our engine in process",
             Self::Ring => "our ring, raw file",
             Self::Fio => "fio io_uring, raw file",
+            Self::SlowEngine => "our engine in process, slow disks",
+            Self::SlowFio => "fio io_uring, raw, slow disk",
         }
     }
 
@@ -97,6 +106,7 @@ const SERVERS: &[Peer] = &[
     Peer::NbdServer,
 ];
 const RAW: &[Peer] = &[Peer::Engine, Peer::Ring, Peer::Fio];
+const SLOW: &[Peer] = &[Peer::SlowEngine, Peer::SlowFio];
 
 const fn goal(peer: Peer, ratio: Option<f64>, server_us: Option<f64>) -> Goal {
     Goal {
@@ -131,6 +141,36 @@ const fn engine(name: &'static str, job: &'static str, ratio: Option<f64>) -> Ro
         prewritten_mib: None,
     }
 }
+
+const WRITE_FSYNC: &str = "rw=randwrite\nbs=4k\niodepth=1\nfsync=1\ntime_based\n";
+const WRITE_FSYNC_32: &str =
+    "rw=randwrite\nbs=4k\niodepth=1\nfsync=1\nnumjobs=32\ngroup_reporting\ntime_based\n";
+
+/// The same engine on slow disks, against fio on one: what the order of the steps costs, in which
+/// the noise of a fast disk is nothing.
+const fn on_slow_disks(name: &'static str, row: Row) -> Row {
+    Row {
+        name,
+        ours: Peer::SlowEngine,
+        peers: SLOW,
+        goal: goal(Peer::SlowFio, row.goal.ratio, None),
+        ..row
+    }
+}
+
+const ONE_FLUSHES: Row = engine(
+    "4k write+fsync QD1, engine in process",
+    WRITE_FSYNC,
+    Some(1.0),
+);
+const MANY_FLUSH: Row = Row {
+    engine_job: Some(WRITE_FSYNC_32),
+    ..engine(
+        "4k write+fsync, engine in process with 32 jobs, raw file with one",
+        WRITE_FSYNC,
+        Some(8.0),
+    )
+};
 
 /// All rows. A raw file has neither overlay nor log: it is the engine without both. Nothing is
 /// asked of a write with flush over NBD, nor of the engine through drain against a raw file, which
@@ -189,21 +229,16 @@ pub const ROWS: &[Row] = &[
         "rw=randwrite\nbs=4k\niodepth=32\ntime_based\n",
         None,
     ),
-    engine(
-        "4k write+fsync QD1, engine in process",
-        "rw=randwrite\nbs=4k\niodepth=1\nfsync=1\ntime_based\n",
-        Some(1.0),
+    ONE_FLUSHES,
+    MANY_FLUSH,
+    on_slow_disks(
+        "4k write+fsync QD1, disks with 2 ms more for each write",
+        ONE_FLUSHES,
     ),
-    Row {
-        engine_job: Some(
-            "rw=randwrite\nbs=4k\niodepth=1\nfsync=1\nnumjobs=32\ngroup_reporting\ntime_based\n",
-        ),
-        ..engine(
-            "4k write+fsync, engine in process with 32 jobs, raw file with one",
-            "rw=randwrite\nbs=4k\niodepth=1\nfsync=1\ntime_based\n",
-            Some(8.0),
-        )
-    },
+    on_slow_disks(
+        "4k write+fsync, 32 jobs against one, disks with 2 ms more for each write",
+        MANY_FLUSH,
+    ),
 ];
 
 impl Row {
@@ -211,7 +246,8 @@ impl Row {
     /// is measured from its first request on.
     #[must_use]
     pub fn job_file(&self, peer: Peer, runtime: Duration, ramp: Duration, seed: u64) -> String {
-        let job = self.engine_job.filter(|_| peer == Peer::Engine);
+        let is_engine = matches!(peer, Peer::Engine | Peer::SlowEngine);
+        let job = self.engine_job.filter(|_| is_engine);
         let job = job.unwrap_or(self.job);
         let mut text = format!("[row]\n{job}direct=1\nnorandommap\nrandseed={seed}\n");
         if job.contains("time_based") {

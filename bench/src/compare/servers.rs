@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use super::rows::Peer;
 use crate::nbd::connect_within;
+use crate::slow;
 use crate::target::NbdUri;
 
 /// A server that does not serve by then never will.
@@ -72,12 +73,14 @@ pub fn missing(peer: Peer, place: &Place) -> Option<String> {
         Peer::Qemu => "qemu-storage-daemon",
         Peer::NbdkitFile | Peer::NbdkitMemory => "nbdkit",
         Peer::NbdServer => "nbd-server",
-        Peer::Fio => "fio",
+        Peer::Fio | Peer::SlowFio => "fio",
+        Peer::SlowEngine => "nbdfuse",
         Peer::Engine | Peer::Ring => return None,
     };
-    find_program(program)
-        .is_none()
-        .then(|| format!("{program} is not installed"))
+    let slow = matches!(peer, Peer::SlowEngine | Peer::SlowFio);
+    let delayer = slow.then(slow::missing_tool).flatten();
+    let gone = delayer.or_else(|| find_program(program).is_none().then_some(program))?;
+    Some(format!("{gone} is not installed"))
 }
 
 impl Place {
@@ -95,6 +98,8 @@ impl Place {
             Peer::NbdServer => "nbd-server.img",
             Peer::Engine => "engine",
             Peer::Ring | Peer::Fio => "raw.img",
+            Peer::SlowEngine => "slow-engine",
+            Peer::SlowFio => "slow.img",
         })
     }
 
@@ -355,7 +360,9 @@ fn command(peer: Peer, place: &Place, socket: &Path) -> Result<Command> {
             command.args(["-d", "-C"]).arg(config);
             command
         }
-        Peer::Engine | Peer::Ring | Peer::Fio => bail!("{} is no server", peer.label()),
+        Peer::Engine | Peer::Ring | Peer::Fio | Peer::SlowEngine | Peer::SlowFio => {
+            bail!("{} is no server", peer.label())
+        }
     })
 }
 

@@ -73,6 +73,8 @@ use crate::ring::{Completion, FileId, RingError, Waker};
 
 /// Connections at the same time.
 const CLIENTS: usize = 200;
+/// Reads that are handed to the kernel together, of requests that come over sockets.
+const READ_BATCH: u32 = 4;
 
 /// Decides limits and policies from a log's header and the number of slots.
 pub type Configure = Box<dyn FnOnce(&LogHeader, usize) -> VolumeConfig + Send>;
@@ -214,7 +216,7 @@ impl Shard {
         }
         let (name, listen) = (setup.name.clone(), setup.listen.clone());
         let fronts = setup.threads.saturating_sub(1);
-        let Opened { mut engine, facts } = open_volume(setup, end.outbox)?;
+        let Opened { mut engine, facts } = open_volume(setup, end.outbox, READ_BATCH)?;
         let read_only_exports = exports(&name, &facts, &engine.volume, true);
         let exports = exports(&name, &facts, &engine.volume, false);
         let mut listeners = Vec::new();

@@ -37,7 +37,14 @@ pub(super) struct Opened {
 }
 
 /// Opens the devices, recovers the volume and makes its ring, on the calling thread.
-pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, ShardError> {
+///
+/// Reads of the backing go to the kernel when there are `read_batch` of them, or at the end of a
+/// turn.
+pub(super) fn open_volume(
+    setup: ShardSetup,
+    outbox: Outbox,
+    read_batch: u32,
+) -> Result<Opened, ShardError> {
     let os = |what| move |source| ShardError::Os { what, source };
     let log = Device::open(&setup.log, setup.log_options)?;
     let backing = Device::open(&setup.backing, setup.backing_options)?;
@@ -70,7 +77,7 @@ pub(super) fn open_volume(setup: ShardSetup, outbox: Outbox) -> Result<Opened, S
         // A turn hands over all it has at its end; this is for the long ones.
         submit_batch: 16,
         // Reads go earlier: the device idles while the shard prepares more of them.
-        read_batch: 4,
+        read_batch,
         ..RingConfig::default()
     };
     let mut ring = Ring::new(config, arena)?;

@@ -213,8 +213,8 @@ fn nobody_is_promoted_past_a_copy_that_was_seen_to_have_more() {
     assert!(bench.said.iter().any(pulled), "{:?}", bench.said);
 }
 
-/// A primary that opens: it has pulled an epoch from its first peer, which is on its way to the log.
-/// With where its own log ended.
+/// A primary that opens: it has pulled an epoch from its first peer, which is on its way to the
+/// log. With where its own log ended.
 fn pulling(peers: usize, open_answers: usize) -> (Bench, Tip) {
     let (mut log, _) = logged();
     let config = |peers: usize, open_answers: usize| {

@@ -7,18 +7,72 @@ use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, VerifyReads};
 use crate::plan::{Disaster, Knobs, MOST_NODES, Plan};
 use crate::rng::Rng;
 
+/// A corner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Corner {
+    /// Histories that part.
+    Forks,
+    /// A log that is full most of the time.
+    FullLog,
+    /// Full copies that are cut off.
+    FullCopies,
+    /// Nodes that are primary again and again without a restart.
+    HandOvers,
+    /// Superblocks that power fails in.
+    TornSuperblocks,
+    /// Replicas that are ahead of a primary which opens alone.
+    LostTails,
+    /// Replicas that catch up through a shadow.
+    Shadows,
+    /// Primaries that open again and again, and hear of their replicas one by one. No seed leans to
+    /// it by itself.
+    Openings,
+}
+
+impl Corner {
+    /// All of them, by the names that the command line has for them.
+    pub const NAMED: [(&str, Self); 8] = [
+        ("forks", Self::Forks),
+        ("full-log", Self::FullLog),
+        ("full-copies", Self::FullCopies),
+        ("hand-overs", Self::HandOvers),
+        ("torn-superblocks", Self::TornSuperblocks),
+        ("lost-tails", Self::LostTails),
+        ("shadows", Self::Shadows),
+        ("openings", Self::Openings),
+    ];
+
+    /// The one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let found = Self::NAMED.iter().find(|(of, _)| *of == name);
+        found.map(|(_, corner)| *corner)
+    }
+}
+
 impl Plan {
     /// Lets a run lean towards a corner, or not.
     pub(crate) fn lean(&mut self, rng: &mut Rng, knobs: &Knobs) {
-        match rng.below(16) {
-            0 | 1 => self.lean_to_forks(rng),
-            2 | 3 => self.lean_to_a_full_log(rng),
-            4 | 5 => self.lean_to_full_copies(rng),
-            6 => self.lean_to_hand_overs(rng, knobs),
-            7 => self.lean_to_torn_superblocks(rng),
-            8 => self.lean_to_lost_tails(rng, knobs),
-            9 | 10 => self.lean_to_shadows(rng),
-            _ => {}
+        let drawn = match rng.below(16) {
+            0 | 1 => Some(Corner::Forks),
+            2 | 3 => Some(Corner::FullLog),
+            4 | 5 => Some(Corner::FullCopies),
+            6 => Some(Corner::HandOvers),
+            7 => Some(Corner::TornSuperblocks),
+            8 => Some(Corner::LostTails),
+            9 | 10 => Some(Corner::Shadows),
+            _ => None,
+        };
+        match knobs.lean.or(drawn) {
+            Some(Corner::Forks) => self.lean_to_forks(rng),
+            Some(Corner::FullLog) => self.lean_to_a_full_log(rng),
+            Some(Corner::FullCopies) => self.lean_to_full_copies(rng),
+            Some(Corner::HandOvers) => self.lean_to_hand_overs(rng, knobs),
+            Some(Corner::TornSuperblocks) => self.lean_to_torn_superblocks(rng),
+            Some(Corner::LostTails) => self.lean_to_lost_tails(rng, knobs),
+            Some(Corner::Shadows) => self.lean_to_shadows(rng),
+            Some(Corner::Openings) => self.lean_to_openings(rng, knobs),
+            None => {}
         }
     }
 
@@ -185,6 +239,45 @@ impl Plan {
         self.fault_ms = rng.log_between(20, 300);
         self.most_faults = rng.between(20, 60);
         self.disasters = vec![(Disaster::CutOff, 4), (Disaster::Reset, rng.below(2))];
+    }
+
+    /// Primaries that are lost and open again and again, alone or with what those have who come
+    /// first: one by one, with what different openings before have left them, and sometimes
+    /// somebody else is promoted meanwhile.
+    fn lean_to_openings(&mut self, rng: &mut Rng, knobs: &Knobs) {
+        if knobs.nodes.is_none() {
+            self.nodes = rng.pick(&[2, 3, 3, 3, 4, 5]);
+        }
+        if self.nodes == 1 {
+            return;
+        }
+        self.ack_peers = 1 + rng.index(self.nodes - 1);
+        self.start_alone_after_ms = rng.pick(&[None, Some(1), Some(10), Some(50)]);
+        self.accepts_loss = rng.pick(&[1, 2, 6]);
+        self.touchy = rng.pick(&[0, 0, 2]);
+        self.superblock_touchy = rng.pick(&[0, 0, 2, 10]);
+        self.superblock_crash = rng.pick(&[0, 0, 2, 15]);
+        self.truncation_crash = rng.pick(&[0, 1, 2]);
+        self.dies_in_recovery = rng.pick(&[0, 0, 3]);
+        self.net_us = rng.log_between(10, 2000);
+        self.disk_us = rng.log_between(100, 3000);
+        self.disk_factors[0][0] = rng.pick(&[1, 20, 50]);
+        self.log_age_ms = rng.log_between(1, 5);
+        self.destage_delay_ms = rng.log_between(1, 100);
+        self.think_us = rng.pick(&[0, 100]);
+        self.requests = self.requests.max(1000);
+        self.down_ms = rng.log_between(1, 50);
+        self.fault_ms = rng.log_between(5, 200);
+        self.most_faults = rng.between(20, 60);
+        self.disasters = vec![
+            (Disaster::CutOff, 4),
+            (Disaster::Crash, rng.below(3)),
+            (Disaster::Reset, rng.below(4)),
+            (Disaster::Partition, rng.below(3)),
+            (Disaster::Isolate, rng.below(2)),
+            (Disaster::FailOver, rng.below(3)),
+            (Disaster::Demote, rng.below(2)),
+        ];
     }
 
     /// Replicas are away until the log has wrapped, and are disturbed while they catch up.

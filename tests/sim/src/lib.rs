@@ -66,6 +66,7 @@ pub use hn4_engine::core::mutants;
 
 pub use campaign::run_many;
 pub use faults::{Fault, Happened};
+pub use lean::Corner;
 pub use plan::{Knobs, MOST_NODES};
 pub use shrink::{Shrunk, shrink};
 pub use stats::Stats;

@@ -8,11 +8,11 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use hn4_sim::{Happened, Options, Report, Stats, run_many, shrink};
+use hn4_sim::{Corner, Happened, Options, Report, Stats, run_many, shrink};
 
 const USAGE: &str = "Usage: hn4-sim [--seeds N] [--seed FIRST] [--jobs N] [--trace] [--keep-going]
   [--nodes N] [--requests N] [--real-sessions] [--modelled-sessions] [--other-peers]
-  [--same-peers] [--trees] [--backing-damage] [--lying-flush]
+  [--same-peers] [--trees] [--lean CORNER] [--backing-damage] [--lying-flush]
   [--mutants [--mutant NAME] | --kept-mutants]";
 
 /// Events in words that are shown of each node when a seed fails.
@@ -49,6 +49,11 @@ fn arguments() -> Result<Arguments, String> {
             given.mutant = arguments.next();
             continue;
         }
+        if argument == "--lean" {
+            let name = arguments.next().unwrap_or_default();
+            given.options.knobs.lean = Some(corner(&name)?);
+            continue;
+        }
         let mut number = || {
             let text = arguments
                 .next()
@@ -81,6 +86,13 @@ fn arguments() -> Result<Arguments, String> {
         given.seeds = 1;
     }
     Ok(given)
+}
+
+fn corner(name: &str) -> Result<Corner, String> {
+    Corner::named(name).ok_or_else(|| {
+        let known = Corner::NAMED.map(|(name, _)| name).join(", ");
+        format!("--lean {name:?} must be one of {known}")
+    })
 }
 
 fn show_fault(happened: &Happened) {

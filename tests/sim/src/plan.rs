@@ -7,6 +7,7 @@ use hn4::log::MIN_RING_BYTES;
 use hn4::types::BLOCK_BYTES;
 use hn4_engine::core::{AckMode, LagPolicy, OnDegraded, OnExceed, VerifyReads};
 
+use crate::lean::Corner;
 use crate::rng::Rng;
 
 /// What is not left to the seed.
@@ -26,6 +27,8 @@ pub struct Knobs {
     pub other_peers: Option<bool>,
     /// Whether state trees are kept.
     pub trees: Option<bool>,
+    /// The corner that every run leans to.
+    pub lean: Option<Corner>,
 }
 
 /// Most nodes of a run.

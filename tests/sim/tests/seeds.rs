@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::process::Command;
 
-use hn4_sim::{Options, run_many, run_seed};
+use hn4_sim::{Corner, Options, run_many, run_seed};
 
 /// Runs seeds, as many at a time as there are cores.
 fn assert_all_hold(seeds: Range<u64>, options: &Options, what: &str) {
@@ -30,6 +30,11 @@ fn seeds_that_found_a_bug_find_none_any_more() {
         let mut options = Options::default();
         if let Some(rest) = what.strip_prefix("--trees ") {
             options.knobs.trees = Some(true);
+            what = rest;
+        }
+        if let Some(rest) = what.strip_prefix("--lean ") {
+            let (name, rest) = rest.split_once(' ').expect("a corner, and what");
+            options.knobs.lean = Some(Corner::named(name).expect("a corner"));
             what = rest;
         }
         if let Some(rest) = what.strip_prefix("--nodes ") {

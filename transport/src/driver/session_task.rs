@@ -119,7 +119,12 @@ impl SessionTask {
             if !self.step(&mut running).await {
                 break;
             }
-            self.compression.send_replace(running.session.compression());
+            let compression = running.session.compression();
+            self.compression.send_if_modified(|told| {
+                let differs = *told != compression;
+                *told = compression;
+                differs
+            });
             if let Some(samples) = running.session.take_samples() {
                 self.shelf.train(samples);
             }
