@@ -79,6 +79,9 @@ impl RawLane {
             operations: job.depth,
             segments: u16::try_from(slots_each).context("bs is too long")?,
             files: 1,
+            // As fio hands them over, unless `iodepth_batch` says something else.
+            submit_batch: 1,
+            read_batch: 1,
             ..RingConfig::default()
         };
         let mut ring = Ring::new(config, arena)?;

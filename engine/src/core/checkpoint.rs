@@ -64,7 +64,8 @@ impl Volume {
     /// a disk, a flush waits behind all of them: so while there is room, they are few.
     fn sweep_depth(&self, mem: &dyn SlotMemory) -> usize {
         let all = self.config.sweep_depth;
-        if self.is_awaited() || self.is_used(mem, 2) {
+        let others = !self.pins.is_unused() || self.replica.wants_shadow || self.is_returning();
+        if self.is_awaited() || others || self.is_used(mem, 2) {
             all
         } else {
             all.div_ceil(EASY)

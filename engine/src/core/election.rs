@@ -255,9 +255,8 @@ impl Volume {
     pub(super) fn open_alone(&mut self) {
         if let Some(election) = &mut self.election {
             election.waived = true;
-            if election.source.take().is_some() {
-                self.replica.truncate_to = None;
-            }
+            election.source = None;
+            self.replica.truncate_to = None;
         }
     }
 
@@ -288,11 +287,13 @@ impl Volume {
     /// ours parts from it, if we can: ours may end in what an earlier opening left with another
     /// peer, and was pulled from there.
     pub(super) fn pull_refused(&mut self, peer: PeerId, refusal: &PeerEvent) -> bool {
-        let pulled = |election: &&Election| {
-            matches!(election.purpose, Purpose::Open) && election.source == Some(peer)
-        };
-        if self.election.as_ref().filter(pulled).is_none() {
+        let opens = |election: &&Election| matches!(election.purpose, Purpose::Open);
+        let Some(election) = self.election.as_ref().filter(opens) else {
             return false;
+        };
+        if election.source != Some(peer) {
+            // Of a pull that was given up.
+            return true;
         }
         let state = self.peers.get(usize::from(peer.0)).and_then(Peer::state);
         let later = state.is_some_and(|state| state.tip_rank > self.journal.tip_rank());

@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use hn4::log::{CopyState, Role};
+use hn4::log::{CopyState, FrameHead, Role};
 use hn4::types::Epoch;
 
 use super::event::{Action, Actions, ProofEvent, Tip};
@@ -288,6 +288,18 @@ impl Volume {
     #[must_use]
     pub fn wants_proof_read(&self) -> bool {
         !self.prover.stale_read
+    }
+
+    /// Looks at what was read from the log for the prover. Where a write was lost, a whole frame of
+    /// another history may lie: its header is struck out, so that it counts as the damage that it
+    /// is.
+    pub fn strike_out_foreign(&self, epoch: Epoch, frame: &mut [u8]) {
+        let head = FrameHead::decode(&self.config.identity, frame);
+        let known = self.journal.chain(epoch);
+        let foreign = head.is_ok_and(|head| known.is_some_and(|known| head.chain != known));
+        if foreign {
+            frame[..SLOT_BYTES].fill(0);
+        }
     }
 
     /// What may be signed. What a primary that opens pulls from a peer may still give way to what

@@ -5,7 +5,7 @@ use hn4::log::{
     CopyState, FrameError, FrameHead, FrameHeader, LogHeader, LogIdentity, RING_START, Stamp,
     Superblock,
 };
-use hn4::types::{BLOCK_BYTES, LogOffset};
+use hn4::types::{BLOCK_BYTES, Epoch, LogOffset};
 use zerocopy::IntoBytes;
 
 use super::config::VolumeConfig;
@@ -57,6 +57,8 @@ pub(super) struct Scan<'a> {
     identity: LogIdentity,
     superblock: Superblock,
     ring_bytes: u64,
+    /// What comes after it is not taken.
+    last: Option<Epoch>,
     pub(super) journal: Journal,
     pub(super) overlay: Overlay,
     pub(super) anchored: Tip,
@@ -85,6 +87,7 @@ impl<'a> Scan<'a> {
             identity: header.identity,
             superblock: *superblock,
             ring_bytes: header.ring_bytes,
+            last: None,
             journal: Journal::new(header.ring_bytes, superblock.session, base),
             anchored: Tip {
                 epoch: superblock.checkpoint,
@@ -95,8 +98,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The same before it took any frame.
-    fn without_frames(self, header: &LogHeader) -> Self {
+    /// The same before it took any frame, to end at this epoch.
+    fn again(self, header: &LogHeader, last: Epoch) -> Self {
         let Self {
             medium,
             mem,
@@ -106,7 +109,10 @@ impl<'a> Scan<'a> {
         } = self;
         let slots = journal.sealed.iter().flat_map(|frame| &frame.blocks);
         slots.for_each(|dirty| mem.free(dirty.slot));
-        Self::new(medium, mem, header, &superblock)
+        Self {
+            last: Some(last),
+            ..Self::new(medium, mem, header, &superblock)
+        }
     }
 
     /// Returns whether a torn frame was dropped at the end.
@@ -114,8 +120,11 @@ impl<'a> Scan<'a> {
         let mut buffer = Vec::new();
         loop {
             let used = self.journal.tail().0 - self.superblock.retained_offset.0;
-            if self.ring_bytes - used < BLOCK_BYTES {
-                return Ok(false);
+            let is_last = self
+                .last
+                .is_some_and(|last| self.journal.tip().epoch >= last);
+            if self.ring_bytes - used < BLOCK_BYTES || is_last {
+                return Ok(is_last);
             }
             match self.frame(&mut buffer)? {
                 Ok(()) => {}
@@ -326,8 +335,11 @@ pub(super) fn scan<'a>(
     };
     if !is_complete && !fits {
         // It has promised nothing. What does not fit is what it had before the copy began, which is
-        // of the same history and lies where it would come again.
-        return Ok((scan.without_frames(header), true));
+        // of the same history and lies where it would come again. What the backing may hold a part
+        // of is kept: it tells whether the copy can go on in another history.
+        scan = scan.again(header, superblock.checkpoint.max(superblock.swept));
+        let dropped = scan.run()?;
+        return Ok((scan, dropped));
     }
     Ok((scan, run?))
 }

@@ -458,10 +458,13 @@ impl Engine {
                     epoch,
                     bytes,
                 },
-                Reader::Prover => FromShard::Proof(ProofFeed::Frame {
-                    epoch,
-                    frame: ProofFrame::Read(bytes),
-                }),
+                Reader::Prover => {
+                    self.volume.strike_out_foreign(epoch, &mut bytes);
+                    FromShard::Proof(ProofFeed::Frame {
+                        epoch,
+                        frame: ProofFrame::Read(bytes),
+                    })
+                }
             });
         }
     }

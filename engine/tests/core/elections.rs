@@ -302,22 +302,40 @@ fn an_opening_primary_seals_nothing_before_it_is_recorded_that_its_log_was_cut_b
     assert_eq!(bench.volume.tip().epoch, Epoch(EPOCHS as u64 + 1));
 }
 
-/// Somebody accepts that what others have is lost, not what this node has.
-#[test]
-fn an_opening_that_is_to_go_on_alone_cuts_nothing_back() {
-    let mut bench = cutting_back();
-    let pulled = bench.volume.tip();
+fn accept_loss(bench: &mut Bench) {
     let open = bench.control(Control::Promote {
         term: Term::default(),
         answers: 0,
         within_ms: 0,
     });
     assert_eq!(bench.answer(open), Some(&Ok(())));
-    finish_one(&mut bench);
-    assert!(!bench.volume.is_opening());
-    assert!(bench.volume.opened_alone());
-    assert_eq!(bench.volume.tip().epoch, pulled.epoch.next());
-    assert_eq!(bench.volume.copy_status().anchored, pulled);
+}
+
+/// Somebody accepts that what others have is lost, not what this node has.
+#[test]
+fn an_opening_that_is_to_go_on_alone_cuts_nothing_back() {
+    // The cut was asked for before, also by a peer that is gone, or comes too late.
+    for order in ["before", "gone", "after"] {
+        let mut bench = match order {
+            "after" => pulling(2, 2).0,
+            _ => cutting_back(),
+        };
+        let pulled = bench.volume.tip();
+        if order == "gone" {
+            bench.peer(1, PeerEvent::Disconnected);
+        }
+        accept_loss(&mut bench);
+        if order == "after" {
+            let (_, end) = pulling(2, 2);
+            bench.peer(0, PeerEvent::Truncate(end));
+        }
+        finish_one(&mut bench);
+        assert!(!bench.volume.is_opening(), "{order}");
+        let knows = order == "gone";
+        assert_eq!(bench.volume.opened_alone(), !knows, "{order}");
+        assert_eq!(bench.volume.tip().epoch, pulled.epoch.next(), "{order}");
+        assert_eq!(bench.volume.copy_status().anchored, pulled, "{order}");
+    }
 }
 
 /// What was pulled may give way to what a peer has that was not heard of yet.

@@ -401,15 +401,19 @@ fn demote(log: &mut Memory) {
 }
 
 pub(crate) fn become_replica(log: &mut Memory, copy: CopyState) {
-    let (_, superblock, slot) = recovery::inspect(log).expect("a log");
+    record(log, |superblock| {
+        superblock.role = Role::Replica;
+        superblock.copy = copy;
+    });
+}
+
+/// Writes the next superblock.
+pub(crate) fn record(log: &mut Memory, change: impl FnOnce(&mut Superblock)) {
+    let (_, mut superblock, slot) = recovery::inspect(log).expect("a log");
+    superblock.generation += 1;
+    change(&mut superblock);
     let mut block = AlignedBlock([0; 4096]);
-    let replica = Superblock {
-        role: Role::Replica,
-        copy,
-        generation: superblock.generation + 1,
-        ..superblock
-    };
-    replica.encode(&identity(SIZE_BYTES), &mut block.0);
+    superblock.encode(&identity(SIZE_BYTES), &mut block.0);
     let other = [SUPERBLOCK_0, SUPERBLOCK_1][1 - slot];
     log.write(other, &[block]).expect("written");
 }

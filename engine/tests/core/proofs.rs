@@ -5,6 +5,8 @@ use hn4_engine::arena::SlotMemory;
 use hn4_engine::core::event::{ProofEvent, Request, Tip};
 use hn4_engine::core::{Event, VolumeConfig};
 
+use crate::peers;
+use crate::recovery::logged;
 use crate::tree::Bench;
 
 const PROVES: fn(&mut VolumeConfig) = |config| {
@@ -82,4 +84,38 @@ fn one_that_keeps_up_never_holds_anybody_back() {
     }
     let (used, ring) = bench.volume.log_usage();
     assert!(used < ring, "the log went round {}", 200 * 64 * 4096 / ring);
+}
+
+/// A write was lost, and what lies in its place is whole, of the same epoch, and of another
+/// history: the prover would take it for what this node has.
+#[test]
+fn a_whole_frame_of_another_history_counts_as_damage_of_the_log() {
+    let (log, _) = logged();
+    let frame_of = |after_ms: u64| {
+        let mut bench = peers::Bench::on(&mut log.clone(), |config| VolumeConfig {
+            peers: 1,
+            destage_delay_ms: 3_600_000,
+            ..config
+        });
+        bench.under_way = Some(Vec::new());
+        bench.pass(after_ms);
+        let epoch = bench.volume.tip().epoch;
+        let frame = bench.volume.frame_bytes(epoch, &bench.mem);
+        (bench, epoch, frame.expect("it is in memory"))
+    };
+    let (bench, epoch, own) = frame_of(0);
+    let (_, other_epoch, other) = frame_of(1);
+    assert_eq!(epoch, other_epoch);
+    let read = |frame: &[u8]| {
+        let mut frame = frame.to_vec();
+        bench.volume.strike_out_foreign(epoch, &mut frame);
+        frame
+    };
+    assert_eq!(read(&own), own);
+    let struck = read(&other);
+    assert!(struck[..4096].iter().all(|&byte| byte == 0));
+    assert_eq!(struck[4096..], other[4096..]);
+    let mut rotten = other;
+    rotten[100] ^= 1;
+    assert_eq!(read(&rotten), rotten, "the prover sees that by itself");
 }

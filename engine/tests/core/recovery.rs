@@ -1,13 +1,13 @@
 //! How a log is read when it is opened: far ahead, though what lies ahead may be unreadable.
 
-use hn4::log::{CopyState, RING_START, SUPERBLOCK_0, SUPERBLOCK_1};
-use hn4::types::{Epoch, Incarnation};
+use hn4::log::{CopyState, RING_START, Role, SUPERBLOCK_0, SUPERBLOCK_1};
+use hn4::types::{Epoch, Incarnation, LogOffset};
 use hn4_engine::arena::SlotMemory;
 use hn4_engine::core::event::{Request, Tip};
 use hn4_engine::core::recovery::{self, RecoveryError};
 
 use crate::memory::{Memory, small};
-use crate::merge::{Bench, become_replica, open, open_with};
+use crate::merge::{Bench, become_replica, open, open_with, record};
 
 /// Head and payload of an epoch with one block.
 const FRAME_BYTES: usize = 8192;
@@ -103,6 +103,46 @@ fn a_copy_that_is_not_complete_opens_whatever_room_its_frames_leave() {
         assert_eq!(volume.tip().epoch, Epoch(report.replayed), "{slots} slots");
     }
     assert!(kept > 0 && dropped > 0, "{kept} and {dropped}");
+}
+
+/// Otherwise nobody could tell whether the copy can go on in another history, and the superblock
+/// would say what cannot be.
+#[test]
+fn what_a_copy_had_begun_to_write_back_is_kept_when_the_rest_is_dropped() {
+    let (mut log, mut backing) = logged();
+    let ends_after = |epochs: usize| {
+        let mut log = log.clone();
+        log.bytes[end_of(epochs)..].fill(0);
+        let opened = open(&mut log, &mut backing.clone(), true);
+        opened.expect("a volume").0.tip()
+    };
+    let (checkpoint, swept) = (ends_after(50), ends_after(80));
+    record(&mut log, |superblock| {
+        superblock.role = Role::Replica;
+        superblock.copy = CopyState::Seeding {
+            cursor_bytes: 0,
+            from: Epoch(0),
+            until: Some(Epoch(EPOCHS as u64)),
+        };
+        superblock.checkpoint = checkpoint.epoch;
+        superblock.checkpoint_chain = checkpoint.chain;
+        superblock.checkpoint_offset = LogOffset((end_of(50) - end_of(0)) as u64);
+        (superblock.swept, superblock.durable) = (swept.epoch, swept.epoch);
+    });
+    let before = recovery::inspect(&mut log).expect("a log").1;
+    let opened = open_with(&mut log, &mut backing, true, 100);
+    let (volume, _, report) = opened.expect("it is copied anyhow");
+    assert_eq!((report.replayed, report.torn_tail), (30, true));
+    assert_eq!(volume.tip(), swept);
+    assert_eq!(volume.copy_status().anchored, swept);
+    let after = recovery::inspect(&mut log).expect("a log").1;
+    assert_eq!(
+        after.generation,
+        before.generation + 1,
+        "the newest one is valid"
+    );
+    let said = (after.checkpoint, after.swept, after.durable);
+    assert_eq!(said, (checkpoint.epoch, swept.epoch, swept.epoch));
 }
 
 /// Two histories of one incarnation could not be told apart by whoever has to choose one.

@@ -252,6 +252,9 @@ impl World {
                     at += 4096;
                 }
                 Stamp::clear(&mut frame);
+                if let Some(live) = &self.nodes[node].live {
+                    live.volume.strike_out_foreign(epoch, &mut frame);
+                }
                 self.prove(node, Job::Read(epoch, frame));
             }
         }
