@@ -47,7 +47,7 @@ pub struct EngineSpec {
     pub overlay_mib: u64,
     /// Size of the log.
     pub log_mib: u64,
-    /// So much longer takes each write of log and backing, which are in memory then; 0: they are
+    /// How much longer each write of log and backing takes, which are in memory then; 0: they are
     /// files in the folder.
     pub write_delay_ms: u64,
 }

@@ -28,7 +28,7 @@ pub enum Peer {
     SlowFio,
 }
 
-/// So much longer takes each write of a slow disk.
+/// How much longer each write of a slow disk takes.
 pub const WRITE_DELAY_MS: u64 = 2;
 
 impl Peer {
