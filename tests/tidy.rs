@@ -214,7 +214,10 @@ fn nothing_names_the_machine_it_was_written_on() {
 #[test]
 fn every_ignored_test_says_why() {
     let words = [spelled(&["#[ign", "ore]"])];
-    report("a reason with each ignored test", &find_words(&rust(), &words));
+    report(
+        "a reason with each ignored test",
+        &find_words(&rust(), &words),
+    );
 }
 
 #[test]
